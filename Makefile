@@ -1,0 +1,29 @@
+# Everything a new machine needs: python3 (3.11 or 3.12) with venv, make, and a C++ compiler for the fused scan.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: demo test lint venv clean
+
+demo: venv
+	$(BIN)/vmp demo
+
+test: venv lint
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+venv: .venv/.installed
+
+# torch goes first and alone: its exact version selects the wheel (CPU or CUDA) of this machine.
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs demo

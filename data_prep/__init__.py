@@ -1,0 +1,1 @@
+"""Videos and annotations in, sealed WebDataset shards out. Imports without torch."""

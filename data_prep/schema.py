@@ -1,0 +1,78 @@
+"""The contract between data preparation and training: what lies in a shard directory.
+
+`<split>-000000.tar`   WebDataset samples `<key>.mp4` + `<key>.json`
+`index.parquet`        one row per sample, columns `INDEX_SCHEMA`, rows in global storage order
+`manifest.json`        a `Manifest`, written last: readers trust only what it names
+`quarantine.jsonl`     one line per input that was left out
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+INDEX_NAME = "index.parquet"
+QUARANTINE_NAME = "quarantine.jsonl"
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # hex digest, unique over the data set
+        ("split", pa.string()),
+        ("shard", pa.string()),  # file name of the tar
+        ("offset", pa.int64()),  # first byte of the video inside the tar
+        ("size", pa.int64()),  # bytes of the video
+        ("sha256", pa.string()),  # of the video's bytes
+        ("label", pa.int32()),  # position in Manifest.classes; -1 = unlabelled
+        ("frames", pa.int32()),  # counted by decoding, never taken from the container
+        ("fps", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("duration_s", pa.float64()),
+        ("keyframes", pa.list_(pa.int32())),  # frame numbers a decoder can seek to, first is 0
+        ("source", pa.string()),  # path of the input relative to the video directory
+    ]
+)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ShardRecord(_Frozen):
+    """One tar as the manifest vouches for it."""
+
+    name: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+class Manifest(_Frozen):
+    """The seal of a shard directory."""
+
+    schema_version: int = SCHEMA_VERSION
+    dataset: str
+    classes: tuple[str, ...]
+    splits: dict[str, int]
+    """Samples per split."""
+    settings: dict[str, Any]
+    """Encoding and sharding settings that shaped the bytes."""
+    shards: tuple[ShardRecord, ...]
+    index_sha256: str
+    digest: str = ""
+    """sha256 over everything above; identifies the data set in checkpoints and runs."""
+
+    def compute_digest(self) -> str:
+        content = self.model_dump(mode="json", exclude={"digest"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def sealed(self) -> Manifest:
+        """A copy whose digest matches its content."""
+        return self.model_copy(update={"digest": self.compute_digest()})

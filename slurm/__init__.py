@@ -1,0 +1,1 @@
+"""Submit, watch and requeue jobs through Submitit. Imports without torch."""
