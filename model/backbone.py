@@ -1,0 +1,121 @@
+"""The video classifier: patches and positions in, blocks of mixers, logits of the CLS token out.
+
+Legend: B batch, T steps in time, P patches per frame, L = T * P + 1 tokens, d embed_dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.block import Block, RMSNorm
+from model.config import ModelConfig, resolve_config
+from model.errors import ModelError
+from model.init import init_weights
+from model.mixer import Mixer
+from model.patch_embed import PatchEmbed
+
+# Kept out of weight decay by name; biases and norms are told by their shape.
+_UNDECAYED = ("A_log", "A_b_log", "D", "D_b", "cls_token", "pos_embed", "temporal_pos_embedding")
+
+
+class VideoMamba(nn.Module):
+    """VideoMamba or VideoMambaPro, as `config` says; state_dict keys are the published ones."""
+
+    zero3_leaf_modules: tuple[type[nn.Module], ...] = (Mixer, PatchEmbed)
+    """Modules that read their children's weights: gather them as a whole under ZeRO-3."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.embed_dim
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.patches_per_frame + 1, dim))
+        self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, config.num_steps, dim))
+        self.patch_embed = PatchEmbed(config)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm_f = RMSNorm(dim)
+        self.head = nn.Linear(dim, config.num_classes)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        init_weights(self, config)
+
+    @property
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """Rate of dropping each block's output, one per block; column order of drop_path_keep."""
+        return self.config.drop_path_rates
+
+    def forward(self, clip: Tensor, drop_path_keep: Tensor | None = None) -> Tensor:
+        """Class logits of a batch of clips.
+
+        clip: (B, 3, num_frames, img_size, img_size), normalised, floating point.
+        drop_path_keep: (B, depth) bool, True keeps the output of that block for that sample,
+            scaled by 1 / (1 - rate); without it the choice is drawn from torch's generator in
+            training and everything is kept in evaluation.
+        Returns (B, num_classes). Raises ModelError for another shape.
+        """
+        branch = self._embed(clip)
+        scales = self._branch_scales(clip, drop_path_keep)
+        residual: Tensor | None = None
+        for index, block in enumerate(self.layers):
+            scale = None if scales is None else scales[:, index, None, None]
+            if self.training and self.config.recomputes(index):
+                # No block draws random numbers, so there is no generator state to replay.
+                branch, residual = checkpoint(
+                    block, branch, residual, scale, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                branch, residual = block(branch, residual, scale)
+        assert residual is not None  # depth >= 1
+        # Only the CLS token is read: add and normalise nothing else.
+        normed, _ = self.norm_f(branch[:, :1], residual[:, :1])
+        logits: Tensor = self.head(normed[:, 0])
+        return logits
+
+    def no_weight_decay(self) -> frozenset[str]:
+        """Names of the parameters that weight decay must leave alone: biases, norms, the state
+        matrices and skips of the scan, and the embeddings."""
+        return frozenset(
+            name
+            for name, parameter in self.named_parameters()
+            if parameter.ndim <= 1 or name.rpartition(".")[2] in _UNDECAYED
+        )
+
+    def _embed(self, clip: Tensor) -> Tensor:
+        config = self.config
+        expected = (3, config.num_frames, config.img_size, config.img_size)
+        if clip.ndim != 5 or clip.shape[1:] != expected:
+            raise ModelError(
+                f"clip has shape {tuple(clip.shape)}, the model takes (batch, "
+                f"{', '.join(map(str, expected))}): resize the clip or set "
+                "num_frames / img_size of the model"
+            )
+        positions = self.pos_embed[:, None, 1:] + self.temporal_pos_embedding[:, :, None]
+        tokens = (self.patch_embed(clip) + positions).flatten(1, 2)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(clip), -1, -1)
+        return torch.cat([cls, tokens], dim=1)
+
+    def _branch_scales(self, clip: Tensor, keep: Tensor | None) -> Tensor | None:
+        """(B, depth) factors of the branches; None when every factor is 1."""
+        if keep is None and not (self.training and self.config.drop_path_rate > 0):
+            return None
+        kept = 1 - torch.tensor(self.drop_path_rates, device=clip.device)
+        if keep is None:
+            keep = torch.rand(len(clip), self.config.depth, device=clip.device) < kept
+        elif keep.shape != (len(clip), self.config.depth):
+            raise ModelError(
+                f"drop_path_keep has shape {tuple(keep.shape)}, "
+                f"expected (batch, depth) = {(len(clip), self.config.depth)}"
+            )
+        return keep / kept
+
+
+def create_model(preset: str | ModelConfig, **overrides: Any) -> VideoMamba:
+    """A freshly initialised model: a preset's name or a config, with fields overridden.
+
+    Example: create_model("videomambapro-m", num_frames=16, num_classes=400).
+    Raises ModelConfigError for an unknown preset, field or value.
+    """
+    return VideoMamba(resolve_config(preset, **overrides))

@@ -1,0 +1,171 @@
+"""Shape and options of a VideoMamba-family model, and the named presets. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from model.errors import ModelConfigError
+
+ScanBackend = Literal["auto", "reference", "chunked", "cpu", "triton", "mamba_ssm"]
+
+
+class ModelConfig(BaseModel):
+    """Everything that decides a model's parameters and its function.
+
+    The defaults are VideoMambaPro-M on 8 frames with the Kinetics-400 head.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    embed_dim: PositiveInt = 576
+    """Width d of the residual stream."""
+    depth: PositiveInt = 32
+    """Number of blocks."""
+    img_size: PositiveInt = 224
+    """Height and width of a frame in pixels; a multiple of patch_size."""
+    patch_size: PositiveInt = 16
+    """Height and width of a patch in pixels."""
+    tubelet_size: PositiveInt = 1
+    """Frames per patch."""
+    num_frames: PositiveInt = 8
+    """Frames per clip; a multiple of tubelet_size."""
+    num_classes: PositiveInt = 400
+    """Rows of the classification head."""
+    d_state: PositiveInt = 16
+    """State size N of the selective scan."""
+    d_conv: PositiveInt = 4
+    """Taps of the causal depthwise convolution."""
+    expand: PositiveInt = 2
+    """Inner width D = expand * embed_dim."""
+    layout: Literal["shared", "separate"] = "shared"
+    """shared: both directions use one conv1d, x_proj, dt_proj and D (VideoMambaPro);
+    separate: the backward direction has its own (VideoMamba and its released weights)."""
+    mask_backward: bool = True
+    """Take the current token out of the backward direction's read-out."""
+    initial_state: Literal["first_token", "zero"] = "first_token"
+    """State before the first scanned token: that token's value (elemental residual) or zero."""
+    value: Literal["conv", "raw"] = "conv"
+    """What is scanned: the convolved tokens, or the raw ones as in the authors' published code.
+    Only their own weights need raw."""
+    drop_path_rate: NonNegativeFloat = 0.0
+    """Stochastic depth rate of the last block; earlier blocks rise linearly from 0."""
+    scan_backend: ScanBackend = "auto"
+    """Implementation of the selective scan; auto takes the fastest that runs here."""
+    activation_checkpointing: Literal["none", "full"] | PositiveInt = "none"
+    """Blocks recomputed in backward: none, full (each), or n (every n-th)."""
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> Self:
+        if self.img_size % self.patch_size:
+            raise ValueError(
+                f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        if self.num_frames % self.tubelet_size:
+            raise ValueError(
+                f"num_frames {self.num_frames} is not a multiple of "
+                f"tubelet_size {self.tubelet_size}"
+            )
+        if self.drop_path_rate >= 1:
+            raise ValueError(f"drop_path_rate {self.drop_path_rate} must be below 1")
+        return self
+
+    @property
+    def inner_dim(self) -> int:
+        """D: channels inside the mixer."""
+        return self.expand * self.embed_dim
+
+    @property
+    def dt_rank(self) -> int:
+        """R: rank of the step-size projection."""
+        return math.ceil(self.embed_dim / 16)
+
+    @property
+    def patches_per_frame(self) -> int:
+        return (self.img_size // self.patch_size) ** 2
+
+    @property
+    def num_steps(self) -> int:
+        """Positions in time after the tubelet embedding."""
+        return self.num_frames // self.tubelet_size
+
+    @property
+    def num_tokens(self) -> int:
+        """L: length of the scanned sequence, CLS token included."""
+        return self.num_steps * self.patches_per_frame + 1
+
+    @property
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """Rate at which the output of block i is dropped, one per block, 0 up to drop_path_rate."""
+        last = max(self.depth - 1, 1)
+        return tuple(self.drop_path_rate * i / last for i in range(self.depth))
+
+    def recomputes(self, block: int) -> bool:
+        """Whether block `block` is recomputed in backward instead of keeping its activations."""
+        if self.activation_checkpointing == "none":
+            return False
+        every = 1 if self.activation_checkpointing == "full" else self.activation_checkpointing
+        return block % every == every - 1
+
+
+_TI = {"embed_dim": 192, "depth": 24}
+_S = {"embed_dim": 384, "depth": 24}
+_M = {"embed_dim": 576, "depth": 32}
+_VIDEOMAMBA = {"layout": "separate", "mask_backward": False, "initial_state": "zero"}
+_NANO = {"embed_dim": 64, "depth": 4, "img_size": 32, "patch_size": 8, "d_state": 8}
+_TINY = {"embed_dim": 32, "depth": 2, "img_size": 16, "patch_size": 8, "d_state": 4}
+
+PRESETS: dict[str, ModelConfig] = {
+    name: ModelConfig.model_validate(fields)
+    for name, fields in {
+        "videomambapro-ti": _TI,
+        "videomambapro-s": _S,
+        "videomambapro-m": _M,
+        "videomamba-ti": _TI | _VIDEOMAMBA,
+        "videomamba-s": _S | _VIDEOMAMBA,
+        "videomamba-m": _M | _VIDEOMAMBA,
+        # The demo's model: learns eight kinds of motion in minutes on two CPU cores.
+        "videomambapro-nano": _NANO | {"num_frames": 8, "num_classes": 8},
+        "videomambapro-tiny-test": _TINY | {"num_frames": 4, "num_classes": 5},
+    }.items()
+}
+
+
+def resolve_config(preset: str | ModelConfig, **overrides: Any) -> ModelConfig:
+    """The preset of that name (or the given config) with `overrides` applied and validated.
+
+    Raises ModelConfigError naming the preset, field or value at fault and the closest match.
+    """
+    if isinstance(preset, ModelConfig):
+        base = preset
+    elif preset in PRESETS:
+        base = PRESETS[preset]
+    else:
+        raise ModelConfigError(_unknown("model preset", preset, PRESETS))
+    for field in overrides:
+        if field not in ModelConfig.model_fields:
+            raise ModelConfigError(_unknown("model field", field, ModelConfig.model_fields))
+    try:
+        return ModelConfig.model_validate(base.model_dump() | overrides)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = f"model.{problem['loc'][0]}" if problem["loc"] else "model"
+        reason = problem["msg"].removeprefix("Value error, ")
+        given = f" (got {problem['input']!r})" if problem["loc"] else ""
+        raise ModelConfigError(f"{where}: {reason}{given}") from error
+
+
+def _unknown(kind: str, name: str, known: dict[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+    return f"unknown {kind} '{name}': {hint}"
