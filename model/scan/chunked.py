@@ -1,0 +1,171 @@
+"""The scan in plain PyTorch, a chunk of tokens at a time, with its own backward pass.
+
+Everything but the recurrence is vectorised over a chunk. Backward recomputes a chunk's states from
+the state at its start, so nothing of size B*D*L*N is ever kept. Runs on any device, any dtype.
+
+Inside this file the tokens come first: (T, B, D) and (T, B, N), in scan order within a chunk.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.scan.problem import Direction, Scan, token_major
+
+CHUNK = 64
+
+
+def forward(scan: Scan, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns out (B, D, L) and, for backward, the pre-gate sum and the chunk states (or empties).
+
+    States are (directions, chunks, B, D, N): the state each chunk starts from.
+    """
+    batch, channels, length, _ = scan.shape
+    dtype = scan.state_dtype
+    total = scan.u.new_zeros((length, batch, channels), dtype=dtype)
+    states = []
+    for direction in scan.directions():
+        pass_ = _Pass(scan, direction)
+        states.append(pass_.forward(total))
+    out = token_major(batch, channels, length, scan.u, scan.u.dtype)
+    gate = None if scan.z is None else F.silu(_tokens_first(scan.z, dtype))
+    out.copy_((total if gate is None else total * gate).permute(1, 2, 0))
+    empty = scan.u.new_empty(0, dtype=dtype)
+    if not keep:
+        return out, empty, empty
+    pre_gate = token_major(batch, channels, length, scan.u, dtype)
+    pre_gate.copy_(total.permute(1, 2, 0))
+    return out, (empty if gate is None else pre_gate), torch.stack(states)
+
+
+def backward(scan: Scan, dout: Tensor, pre_gate: Tensor, states: Tensor) -> dict[str, Tensor]:
+    """Gradients of ``forward`` by argument name, in the state's dtype."""
+    dtype = scan.state_dtype
+    grads: dict[str, Tensor] = {}
+    dy = _tokens_first(dout, dtype)
+    if scan.z is not None:
+        z = _tokens_first(scan.z, dtype)
+        gate = torch.sigmoid(z)
+        slope = gate * (1 + z * (1 - gate))
+        grads["z"] = (dy * _tokens_first(pre_gate, dtype) * slope).permute(1, 2, 0)
+        dy = dy * z * gate
+    for direction, kept in zip(scan.directions(), states, strict=True):
+        for name, grad in _Pass(scan, direction).backward(dy, kept).items():
+            owner = scan.own(name, direction.suffix)
+            grads[owner] = grads[owner] + grad if owner in grads else grad
+    return grads
+
+
+def _tokens_first(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.permute(2, 0, 1).to(dtype)
+
+
+class _Pass:
+    """One direction with its tensors laid out tokens first."""
+
+    def __init__(self, scan: Scan, direction: Direction) -> None:
+        dtype = scan.state_dtype
+        self.direction = direction
+        self.delta_softplus, self.first_token = scan.delta_softplus, scan.first_token
+        self.u = _tokens_first(direction.u, dtype)
+        self.delta_raw = _tokens_first(direction.delta, dtype)
+        if direction.delta_bias is not None:
+            self.delta_raw = self.delta_raw + direction.delta_bias.to(dtype)
+        self.delta = F.softplus(self.delta_raw) if scan.delta_softplus else self.delta_raw
+        self.A = direction.A.to(dtype)
+        self.B, self.C = _tokens_first(direction.B, dtype), _tokens_first(direction.C, dtype)
+        self.D = None if direction.D is None else direction.D.to(dtype)
+
+    def _chunks(self) -> Iterator[slice]:
+        """Slices of tokens in scan order; see ``_take`` for the order within one."""
+        length = len(self.u)
+        starts = range(0, length, CHUNK)
+        if self.direction.reverse:
+            return (slice(max(0, length - s - CHUNK), length - s) for s in starts)
+        return (slice(s, min(s + CHUNK, length)) for s in starts)
+
+    def _take(self, tensor: Tensor, chunk: slice) -> Tensor:
+        part = tensor[chunk]
+        return part.flip(0) if self.direction.reverse else part
+
+    def _initial_state(self) -> Tensor:
+        first = self.u[-1 if self.direction.reverse else 0]
+        state = first[:, :, None].expand(-1, -1, self.A.shape[1])
+        return state if self.first_token else torch.zeros_like(state)
+
+    def _states(self, chunk: slice, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Decay a_t, carried state a_t h_{t-1} and state h_t of a chunk, each (T, B, D, N)."""
+        delta, u = self._take(self.delta, chunk), self._take(self.u, chunk)
+        decay = torch.exp(delta[..., None] * self.A)
+        state = (delta * u)[..., None] * self._take(self.B, chunk)[:, :, None, :]
+        previous = start
+        for decay_t, state_t in zip(decay.unbind(0), state.unbind(0), strict=True):
+            state_t.addcmul_(decay_t, previous)
+            previous = state_t
+        carried = decay * torch.cat((start[None], state[:-1]))
+        return decay, carried, state
+
+    def forward(self, total: Tensor) -> Tensor:
+        """Add the read-out to ``total`` (L, B, D); returns the states (chunks, B, D, N)."""
+        state = self._initial_state()
+        starts = []
+        for index, chunk in enumerate(self._chunks()):
+            starts.append(state)
+            _, carried, states = self._states(chunk, state)
+            visible = carried if self.direction.mask_current else states
+            y = torch.matmul(visible, self._take(self.C, chunk)[..., None]).squeeze(-1)
+            if self.direction.mask_current and index == 0:
+                y[0] = 0
+            total[chunk] += self._take(y, slice(None))
+            state = states[-1].clone()
+        if self.D is not None:
+            total += self.D * self.u
+        return torch.stack(starts)
+
+    def backward(self, dy_full: Tensor, starts: Tensor) -> dict[str, Tensor]:
+        """Gradients of this direction's arguments for ``dy_full`` (L, B, D), before the gate."""
+        masked = self.direction.mask_current
+        du, ddelta = torch.zeros_like(self.u), torch.zeros_like(self.u)
+        dA, dB, dC = (torch.zeros_like(t) for t in (self.A, self.B, self.C))
+        carry = torch.zeros_like(starts[0])  # what the chunk scanned after sends back to h_t
+        for index, chunk in reversed(list(enumerate(self._chunks()))):
+            decay, carried, states = self._states(chunk, starts[index])
+            u, delta = self._take(self.u, chunk), self._take(self.delta, chunk)
+            B, C = self._take(self.B, chunk), self._take(self.C, chunk)
+            dy = self._take(dy_full, chunk)
+            if masked and index == 0:
+                dy = torch.cat((torch.zeros_like(dy[:1]), dy[1:]))
+            adjoint = dy[..., None] * C[:, :, None, :]  # becomes the gradient of a_t h_{t-1}
+            after = carry
+            for decay_t, adjoint_t in zip(
+                reversed(decay.unbind(0)), reversed(adjoint.unbind(0)), strict=True
+            ):
+                adjoint_t += after
+                after = decay_t * adjoint_t
+            written = adjoint  # the gradient of the token's own contribution
+            if masked:
+                written = torch.cat((decay[1:] * adjoint[1:], carry[None]))
+            carry = after
+            decayed = adjoint * carried
+            du_delta = torch.matmul(written, B[..., None]).squeeze(-1)
+            dC_chunk = torch.matmul(dy[:, :, None, :], carried if masked else states).squeeze(2)
+            dB_chunk = torch.matmul((delta * u)[:, :, None, :], written).squeeze(2)
+            dA += (decayed * delta[..., None]).sum((0, 1))
+            dC[chunk] = self._take(dC_chunk, slice(None))
+            dB[chunk] = self._take(dB_chunk, slice(None))
+            du[chunk] = self._take(delta * du_delta, slice(None))
+            ddelta[chunk] = self._take(u * du_delta + (decayed * self.A).sum(-1), slice(None))
+        if self.first_token:
+            du[-1 if self.direction.reverse else 0] += carry.sum(-1)
+        if self.delta_softplus:
+            ddelta = ddelta * torch.where(self.delta_raw > 20, 1.0, torch.sigmoid(self.delta_raw))
+        grads = {"A": dA}
+        if self.D is not None:
+            grads["D"] = (dy_full * self.u).sum((0, 1))
+            du = du + self.D * dy_full
+        if self.direction.delta_bias is not None:
+            grads["delta_bias"] = ddelta.sum((0, 1))
+        named = {"u": du, "delta": ddelta, "B": dB, "C": dC}
+        return grads | {name: grad.permute(1, 2, 0) for name, grad in named.items()}

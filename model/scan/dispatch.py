@@ -1,0 +1,141 @@
+"""The public scan: checks its arguments and hands them to the best backend that can run them."""
+
+import functools
+import logging
+
+import torch
+from torch import Tensor
+
+from model.scan import op
+from model.scan.problem import InitialState, Scan, ScanError
+from model.scan.reference import scan_reference
+
+BACKENDS = ("reference", "chunked")
+_log = logging.getLogger(__name__)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    initial_state: InitialState = "zero",
+    mask_current: bool = False,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Selective scan in one direction; names and shapes as in mamba-ssm.
+
+    Args:
+        u, delta, z: (B, D, L), any strides; memory laid out (B, L, D) needs no copy.
+        A: (D, N). B, C: (B, N, L). D, delta_bias: (D,). These stay float32 under autocast.
+        initial_state: "first_token" starts every state of a channel at its first scanned u.
+        mask_current: leave each token out of its own read-out (and the first read-out zero).
+        reverse: scan from the last token to the first; the result stays in token order.
+
+    Returns:
+        (B, D, L) in the dtype of u, its memory laid out (B, L, D).
+
+    Raises:
+        ScanError: shapes, dtypes or devices do not fit, or the backend cannot run here.
+    """
+    scan = Scan(
+        u=u,
+        delta=delta,
+        A=A,
+        B=B,
+        C=C,
+        D=D,
+        z=z,
+        delta_bias=delta_bias,
+        delta_softplus=delta_softplus,
+        first_token=_starts_at_first_token(initial_state),
+        mask_current=mask_current,
+        reverse=reverse,
+    )
+    return _run(scan, backend)
+
+
+def bidirectional_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    A_b: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    *,
+    u_b: Tensor | None = None,
+    delta_b: Tensor | None = None,
+    B_b: Tensor | None = None,
+    C_b: Tensor | None = None,
+    D_b: Tensor | None = None,
+    delta_bias_b: Tensor | None = None,
+    delta_softplus: bool = True,
+    initial_state: InitialState = "first_token",
+    mask_backward: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """Both directions of a VideoMambaPro mixer in one go.
+
+    gate(z) * (forward read-out + D u + backward read-out + D_b u_b). Shapes as in
+    ``selective_scan``; every tensor in token order, never flipped. A ``*_b`` tensor that is not
+    given is shared with the forward direction, so D then counts twice.
+    """
+    scan = Scan(
+        u=u,
+        delta=delta,
+        A=A,
+        B=B,
+        C=C,
+        D=D,
+        z=z,
+        delta_bias=delta_bias,
+        A_b=A_b,
+        u_b=u_b,
+        delta_b=delta_b,
+        B_b=B_b,
+        C_b=C_b,
+        D_b=D_b,
+        delta_bias_b=delta_bias_b,
+        delta_softplus=delta_softplus,
+        first_token=_starts_at_first_token(initial_state),
+        mask_current=mask_backward,
+    )
+    return _run(scan, backend)
+
+
+def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
+    """Names of the backends that can run on ``device`` here, best first."""
+    return ("chunked", "reference")
+
+
+def _run(scan: Scan, backend: str) -> Tensor:
+    scan.validate()
+    chosen = _choose(scan.u.device.type) if backend == "auto" else backend
+    if chosen not in BACKENDS:
+        known = ", ".join(("auto", *BACKENDS))
+        raise ScanError(f"scan: there is no backend {backend!r}; choose one of {known}")
+    return scan_reference(scan) if chosen == "reference" else op.run(scan, chosen)
+
+
+@functools.cache
+def _choose(device: str) -> str:
+    best = available_backends(device)[0]
+    _log.info("scan on %s uses the %s backend", device, best)
+    return best
+
+
+def _starts_at_first_token(initial_state: str) -> bool:
+    if initial_state not in ("zero", "first_token"):
+        raise ScanError(
+            f"scan: initial_state is {initial_state!r}; it must be 'zero' or 'first_token'"
+        )
+    return initial_state == "first_token"
