@@ -1,0 +1,84 @@
+"""What is read, which frames of it, and how they are cut and jittered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class CropConfig(_Frozen):
+    """The spatial cut of a training clip; evaluation resizes the short side and cuts squares."""
+
+    kind: Literal["random_resized", "random", "none"] = "random_resized"
+    """random_resized: a box of random area and aspect ratio; random: short side scaled by a random
+    factor, then a random square; none: short side to the image size, centre square."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Area of the box relative to the frame (random_resized)."""
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Width / height of the box (random_resized)."""
+    short_side: tuple[float, float] = (1.0, 1.25)
+    """Short side before the cut, in units of the image size (random)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CropConfig:
+        for name in ("scale", "ratio", "short_side"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be (low, high) with 0 < low <= high, not {low, high}")
+        if self.scale[1] > 1:
+            raise ValueError(f"scale cannot exceed the whole frame, 1.0, not {self.scale[1]}")
+        if self.short_side[0] < 1:
+            raise ValueError("short_side below 1.0 leaves no room for the square")
+        return self
+
+
+class DataConfig(_Frozen):
+    """Everything about the data but the clip's size, which belongs to the model."""
+
+    train: Path | str
+    """Shard directory (or fsspec URL) to train on."""
+    train_split: str = "train"
+    val: Path | str | None = None
+    """Shard directory to evaluate on; None: the same as `train`."""
+    val_split: str = "val"
+
+    sampling: Literal["tsn", "dense", "segment"] = "tsn"
+    """tsn: one random frame per equal part of the video; dense: consecutive frames `stride` apart;
+    segment: as tsn, with evaluation clips interleaved (Something-Something)."""
+    stride: int = Field(4, ge=1)
+    """Frames from one sampled frame to the next (dense)."""
+
+    crop: CropConfig = CropConfig()
+    hflip: Probability = 0.5
+    """Probability of a mirrored clip; 0 for classes that tell left from right."""
+    views: int = Field(1, ge=1)
+    """Augmentations of the same decoded frames per sample and step (repeated augmentation)."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    shuffle_window_shards: int = Field(0, ge=0)
+    """Samples are shuffled over this many (shuffled) shards at a time; 0: over all. Small windows
+    read slow storage nearly in sequence."""
+    verify_reads: bool = True
+    """Compare every sample's sha256 with the index (about 0.5 ms per MB)."""
+    max_bad_samples: int = Field(100, ge=0)
+    """Unreadable samples one rank accepts, as zero-weight samples, before the run stops."""
+
+    workers: int = Field(2, ge=0)
+    """Loader processes per rank; 0 decodes in the training process."""
+    prefetch: int = Field(2, ge=1)
+    """Micro-batches every worker prepares ahead."""
+    worker_start: Literal["forkserver", "spawn", "fork"] = "forkserver"
+    """How loader processes begin; fork is quickest but copies the state of gloo, NCCL and CUDA."""
+
+    @property
+    def val_location(self) -> Path | str:
+        return self.train if self.val is None else self.val

@@ -1,0 +1,96 @@
+"""Wanted frames of one prepared video, without decoding more than they need."""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from pipeline.data.errors import SampleError
+
+# A seek costs about as much as demuxing this many packets.
+_SEEK_WORTH_PACKETS = 32
+
+
+def decode_frames(
+    video: bytes, wanted: NDArray[np.int64], keyframes: Sequence[int]
+) -> NDArray[np.uint8]:
+    """Frames `wanted` (any order, repeats allowed) of an mp4: (len(wanted), H, W, 3) uint8 RGB.
+
+    `keyframes` are the frame numbers decoding can start at, 0 first. Stretches between two of them
+    without a wanted frame are never decoded, and decoding stops at the last wanted frame.
+
+    Raises SampleError when the video cannot be decoded or ends before a wanted frame.
+    """
+    numbers, places = np.unique(wanted, return_inverse=True)
+    try:
+        with av.open(io.BytesIO(video), format="mp4") as container:
+            frames = _pictures(container, numbers.tolist(), keyframes)
+    except av.FFmpegError as error:
+        raise SampleError(f"cannot be decoded: {error}") from error
+    return frames if np.array_equal(numbers, wanted) else frames[places]
+
+
+def _pictures(
+    container: InputContainer, numbers: list[int], keyframes: Sequence[int]
+) -> NDArray[np.uint8]:
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream):
+        raise SampleError("has no video stream")
+    # One thread each: loader processes already fill the cores.
+    stream.codec_context.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+    rgb = VideoReformatter()
+    pictures: NDArray[np.uint8] | None = None
+    done = 0
+    for number, frame in _decoded(container, stream, numbers, keyframes):
+        if number != numbers[done]:
+            continue
+        picture = rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        if pictures is None:
+            pictures = np.empty((len(numbers), *picture.shape), np.uint8)
+        if picture.shape != pictures.shape[1:]:
+            raise SampleError(f"changes its picture size at frame {number}")
+        pictures[done] = picture
+        done += 1
+        if done == len(numbers):
+            return pictures
+    raise SampleError(f"ends before frame {numbers[done]}")
+
+
+def _decoded(
+    container: InputContainer, stream: VideoStream, numbers: list[int], keyframes: Sequence[int]
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Frames with their numbers, from each needed keyframe to the last wanted frame behind it."""
+    last_wanted: dict[int, int] = {}
+    for number in numbers:
+        last_wanted[keyframes[bisect_right(keyframes, number) - 1]] = number
+    entries = stream.index_entries
+    if keyframes[0] != 0 or len(entries) <= numbers[-1]:
+        raise SampleError(f"has {len(entries)} frames and no frame {numbers[-1]}")
+    packets = container.demux(stream)
+    position = 0
+    for start, last in last_wanted.items():
+        # A decoder that reorders frames has by now read packets behind the frames it gave.
+        if not 0 <= start - position <= _SEEK_WORTH_PACKETS:
+            container.seek(entries[start].timestamp, stream=stream)
+            packets = container.demux(stream)
+        if position:
+            stream.codec_context.flush_buffers()
+        number = start
+        for packet in _from_keyframe(packets, start, entries[start].timestamp):
+            position = start + 1 if number == start else position + 1
+            # The empty packet at the end of the file drains the decoder.
+            for frame in packet.decode():
+                yield number, frame  # type: ignore[misc]
+                number += 1
+            if number > last:
+                break

@@ -1,0 +1,121 @@
+"""Which sample is in which batch: exact, elastic, and described by one integer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.errors import DataError
+
+Order = Callable[[int], NDArray[np.int64]]
+"""Epoch -> permutation of all sample numbers, shape (N,)."""
+
+
+class Slot(NamedTuple):
+    """One place in the endless sequence of training samples."""
+
+    epoch: int
+    position: int
+    """Samples consumed by the whole run before this one."""
+    index: int
+    """Row of the sample in its `Shards`."""
+
+
+@dataclass(frozen=True)
+class ElasticBatches:
+    """One rank's micro-batches, for ever, from any position, for any number of ranks.
+
+    Epoch e shows `batches_per_epoch = N // global_batch` global batches; what remains of
+    `order(e)` is left out (another remainder every epoch). A position counts samples consumed since
+    the run began and is a multiple of the global batch at every optimizer step, so
+    `epoch = position // (batches_per_epoch * global_batch)`.
+
+    A global batch is cut into consecutive micro-batches; micro-batch m goes to rank `m % world`, as
+    its accumulation step `m // world`. Neither world nor micro_batch changes which samples are in a
+    global batch.
+
+    Raises DataError when the numbers do not divide or no global batch fits into the data.
+    """
+
+    order: Order
+    num_samples: int
+    global_batch: int
+    micro_batch: int
+    rank: int = 0
+    world: int = 1
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        share = self.micro_batch * self.world
+        if share < 1 or self.global_batch < 1 or self.global_batch % share:
+            raise DataError(
+                f"global batch {self.global_batch} is not a multiple of micro_batch "
+                f"{self.micro_batch} x {self.world} ranks; change micro_batch or the number of ranks"
+            )
+        if self.num_samples < self.global_batch:
+            raise DataError(
+                f"{self.num_samples} samples do not fill one global batch of {self.global_batch}; "
+                "use a smaller global batch or more data"
+            )
+        if self.start < 0 or self.start % self.global_batch:
+            raise DataError(
+                f"position {self.start} is not at the end of a global batch of {self.global_batch}; "
+                "keep the global batch of the run that is resumed"
+            )
+        if not 0 <= self.rank < self.world:
+            raise DataError(f"rank {self.rank} outside a world of {self.world}")
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Optimizer steps per epoch."""
+        return self.num_samples // self.global_batch
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one rank per optimizer step."""
+        return self.global_batch // (self.micro_batch * self.world)
+
+    def __iter__(self) -> Iterator[list[Slot]]:
+        epoch, batch = divmod(self.start // self.global_batch, self.batches_per_epoch)
+        while True:
+            order = self.order(epoch)
+            for number in range(batch, self.batches_per_epoch):
+                yield from self._micro_batches(epoch, number, order)
+            epoch, batch = epoch + 1, 0
+
+    def _micro_batches(
+        self, epoch: int, number: int, order: NDArray[np.int64]
+    ) -> Iterator[list[Slot]]:
+        epoch_start = epoch * self.batches_per_epoch * self.global_batch
+        for step in range(self.accumulation):
+            begin = number * self.global_batch + (step * self.world + self.rank) * self.micro_batch
+            yield [
+                Slot(epoch, epoch_start + begin + i, int(index))
+                for i, index in enumerate(order[begin : begin + self.micro_batch])
+            ]
+
+
+@dataclass(frozen=True)
+class ExactBatches:
+    """One rank's evaluation batches: every sample once over all ranks, in storage order.
+
+    Yields `num_batches` lists of at most `batch_size` sample numbers; every rank yields the same
+    number of lists, the last of which may be short or empty.
+    """
+
+    num_samples: int
+    batch_size: int
+    rank: int = 0
+    world: int = 1
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(len(self)):
+            begin = (step * self.world + self.rank) * self.batch_size
+            yield list(range(begin, min(begin + self.batch_size, self.num_samples)))

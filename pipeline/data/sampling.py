@@ -1,0 +1,66 @@
+"""Which frames of a video make a clip.
+
+Every function returns frame numbers, int64, non-decreasing, inside [0, total). A video shorter than
+the clip repeats frames in a fixed way instead of reading outside itself.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Sampling = Literal["tsn", "dense", "segment"]
+Frames = NDArray[np.int64]
+
+
+def train_frames(
+    kind: Sampling, total: int, num_frames: int, stride: int, rng: np.random.Generator
+) -> Frames:
+    """One random clip of `num_frames` out of `total` frames: shape (num_frames,)."""
+    _check(total, num_frames)
+    if kind == "dense":
+        return _window(int(rng.integers(_last_start(total, num_frames, stride) + 1)), total,
+                       num_frames, stride)
+    if kind == "tsn":
+        # Bounds are inclusive and shared by neighbours, as in the published TSN sparse sampling.
+        bounds = np.round(np.arange(num_frames + 1) * ((total - 1) / num_frames)).astype(np.int64)
+        return rng.integers(bounds[:-1], bounds[1:], endpoint=True)
+    ticks = (np.arange(num_frames) + rng.random(num_frames)) * (total / num_frames)
+    return np.minimum(ticks.astype(np.int64), total - 1)
+
+
+def eval_frames(kind: Sampling, total: int, num_frames: int, stride: int, clips: int) -> Frames:
+    """`clips` fixed clips that together cover the video: shape (clips, num_frames).
+
+    tsn: clip k takes the frame (k + 1) / (clips + 1) into every segment (one clip: the middle);
+    dense: evenly spaced windows (one clip: the central one);
+    segment: clip k takes ticks k, k + clips, ... of `clips * num_frames` equal parts.
+    """
+    _check(total, num_frames)
+    if kind == "dense":
+        last = _last_start(total, num_frames, stride)
+        starts = [last // 2] if clips == 1 else [last * k // (clips - 1) for k in range(clips)]
+        return np.stack([_window(start, total, num_frames, stride) for start in starts])
+    if kind == "tsn":
+        segment = (total - 1) / num_frames
+        starts = np.round(np.arange(num_frames) * segment).astype(np.int64)
+        inside = (np.arange(1, clips + 1) * (segment / (clips + 1))).astype(np.int64)
+        return np.minimum(starts[None] + inside[:, None], total - 1)
+    ticks = (np.arange(clips * num_frames) + 0.5) * (total / (clips * num_frames))
+    return ticks.astype(np.int64).reshape(num_frames, clips).T.copy()
+
+
+def _last_start(total: int, num_frames: int, stride: int) -> int:
+    return max(0, total - ((num_frames - 1) * stride + 1))
+
+
+def _window(start: int, total: int, num_frames: int, stride: int) -> Frames:
+    """A window that leaves a short video holds the last frame: speed of motion is kept."""
+    return np.minimum(start + np.arange(num_frames, dtype=np.int64) * stride, total - 1)
+
+
+def _check(total: int, num_frames: int) -> None:
+    if total < 1 or num_frames < 1:
+        raise ValueError(f"a clip of {num_frames} frames from a video of {total} frames")

@@ -1,0 +1,122 @@
+"""Ranks, devices and agreement between them. All ranks decide together before they act."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from pipeline.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks of the run."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def join(*, timeout_s: float) -> World:
+    """Enter the process group described by RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
+
+    Collective: call on every rank. The environment comes from torchrun, from `slurm.job` or from
+    `pipeline.spawn`; without it this process is a world of one.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = _select_device(local_rank)
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # DeepSpeed takes the number of NUMA nodes for the number of devices unless told.
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+    for name, value in {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local_rank}.items():
+        os.environ.setdefault(name, str(value))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in os.environ:
+        if size > 1:
+            raise ConfigError("WORLD_SIZE is set but MASTER_PORT is not: start ranks with torchrun")
+        os.environ["MASTER_PORT"] = str(free_port())
+    dist.init_process_group(
+        backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=timeout_s),
+        device_id=device if device.type == "cuda" else None,
+    )
+    return World(rank, size, local_rank, device)
+
+
+def _select_device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Launchers that show each rank only its own device leave exactly one visible: index 0.
+    index = 0 if torch.cuda.device_count() == 1 else local_rank
+    if index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"local rank {local_rank} has no device: {torch.cuda.device_count()} visible on "
+            f"{socket.gethostname()}; lower launch.ranks_per_node or ask for more GPUs"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def leave() -> None:
+    """Collective: call on every rank."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def any_rank(flag: bool) -> bool:
+    """True on every rank when it is true on one. Collective; runs on the CPU, never syncs a GPU."""
+    return max_over_ranks(int(flag)) > 0
+
+
+def max_over_ranks(value: int) -> int:
+    """The largest of the ranks' values. Collective."""
+    if dist.get_world_size() == 1:
+        return value
+    tensor = torch.tensor([value])
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor.item())
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Element-wise sum, in place. Collective."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def from_main(value: T) -> T:
+    """Rank 0's value on every rank. Collective."""
+    if dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Collective: call on every rank."""
+    if dist.get_world_size() > 1:
+        max_over_ranks(0)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])

@@ -1,0 +1,319 @@
+"""DeepSpeed behind a small surface; the only module that imports it.
+
+What the trainer needs: forward, backward, finite check, step, and the ZeRO-sharded state as named
+fragments that any other world size or ZeRO stage can take back (`fragments`, `load_fragments`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from pipeline.distributed import World, barrier
+
+# The phantom-step and precision traps that shaped this list are measured in docs/training.md.
+Precision = Literal["fp32", "bf16"]
+STATE_KEYS = ("param", "exp_avg", "exp_avg_sq")
+
+
+class EngineConfig(BaseModel):
+    """How DeepSpeed holds the model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 = autocast around fp32 parameters (never DeepSpeed's bf16 mode, which would round A_log,
+    D and the dt bias). auto = bf16 on CUDA, fp32 on CPU."""
+    init_timeout_s: float = Field(default=1800, gt=0)
+    """Collective time-out while ranks start, compile and read their checkpoint."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A flat slice of one parameter's fp32 state, as one rank owns it."""
+
+    name: str
+    start: int
+    tensors: Mapping[str, torch.Tensor]
+    """`STATE_KEYS` -> fp32 (numel,)."""
+
+
+def resolve_precision(precision: str, device: torch.device) -> Precision:
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return "bf16" if precision == "bf16" else "fp32"
+
+
+class Engine:
+    """A model, its AdamW and its gradients, partitioned over the ranks by ZeRO.
+
+    Construction is collective: call on every rank.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: EngineConfig,
+        *,
+        world: World,
+        micro_batch: int,
+        accumulation: int,
+        clip_grad: float | None,
+    ) -> None:
+        deepspeed = _import_deepspeed(world.device)
+        self.world = world
+        self.stage = config.zero_stage
+        self.clip_grad = clip_grad
+        self.precision = resolve_precision(config.precision, world.device)
+        if self.stage == 3 and hasattr(model, "zero3_leaf_modules"):
+            deepspeed.utils.set_z3_leaf_modules(model, list(model.zero3_leaf_modules))
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            dist_init_required=False,
+            config=self._deepspeed_config(micro_batch, accumulation),
+        )
+        self.module: nn.Module = self._engine.module
+
+    def _deepspeed_config(self, micro_batch: int, accumulation: int) -> dict[str, Any]:
+        return {
+            "train_batch_size": micro_batch * accumulation * self.world.size,
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_accumulation_steps": accumulation,
+            # Stage 0 is clipped in `step`, where the norm can be reported as well.
+            "gradient_clipping": 0.0 if self.stage == 0 else (self.clip_grad or 0.0),
+            "zero_optimization": {
+                "stage": self.stage,
+                "overlap_comm": self.world.device.type == "cuda",
+                # Small models: partition every parameter, so that stage 3 is the same at any size.
+                "stage3_param_persistence_threshold": 0,
+            },
+            "torch_autocast": {
+                "enabled": self.precision == "bf16",
+                "dtype": "bfloat16",
+                # No module communicates in bf16: gradients are summed in fp32 at every world size.
+                "lower_precision_safe_modules": [],
+            },
+            "steps_per_print": 2**31,
+        }
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Forward pass; under ZeRO-3 collective."""
+        output: torch.Tensor = self._engine(*args, **kwargs)
+        return output
+
+    def train(self, mode: bool = True) -> None:
+        self._engine.train(mode)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate the gradients of one micro-batch.
+
+        `loss` is the micro-batch mean; DeepSpeed divides by the accumulation steps itself.
+        Collective on the last micro-batch of a step.
+        """
+        self._engine.backward(loss)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # only advances DeepSpeed's micro-step counter
+
+    def gradients_are_finite(self) -> torch.Tensor:
+        """0-dim bool on the device: are the reduced gradients that this rank holds finite?"""
+        finite = torch.ones((), dtype=torch.bool, device=self.world.device)
+        for gradient in self._local_gradients():
+            finite &= torch.isfinite(gradient).all()
+        return finite
+
+    def _local_gradients(self) -> Iterator[torch.Tensor]:
+        if self.stage == 0:
+            for parameter in self.module.parameters():
+                if parameter.grad is not None:
+                    yield parameter.grad
+            return
+        for gradients in self._optimizer.averaged_gradients.values():
+            yield from (g for g in gradients or () if g is not None)
+
+    def step(self, lr: float) -> torch.Tensor | float:
+        """Apply the accumulated gradients with learning rate `lr`; returns the gradient norm.
+
+        Collective.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        norm: torch.Tensor | float | None = None
+        if self.stage == 0:
+            norm = nn.utils.clip_grad_norm_(
+                self.module.parameters(), self.clip_grad or float("inf"), error_if_nonfinite=False
+            )
+        self._engine.step()
+        if norm is None:
+            norm = self._engine.get_global_grad_norm()
+        return float("nan") if norm is None else norm
+
+    def discard_gradients(self) -> None:
+        """Forget the accumulated gradients: parameters, moments and Adam's step stay as they are."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self._engine.zero_grad()
+        if self.stage > 0:
+            for group in self._optimizer.averaged_gradients:
+                self._optimizer.averaged_gradients[group] = None
+        if self.stage in (1, 2):
+            for group in self._optimizer.all_grad_tensors:
+                self._optimizer.all_grad_tensors[group] = None
+        self._engine.micro_steps += 1
+
+    # --- state -----------------------------------------------------------------------------------
+
+    @property
+    def adam_steps(self) -> int:
+        """Optimizer steps applied so far, as AdamW's bias correction counts them."""
+        for state in self._adam().state.values():
+            if "step" in state:
+                return int(state["step"])
+        return 0
+
+    def fragments(self) -> Iterator[Fragment]:
+        """This rank's share of parameters and moments; over all ranks each element exactly once.
+
+        Not collective; the tensors are views: copy before the next step. Stage 0 holds everything
+        on every rank, so rank 0 gives all of it.
+        """
+        if self.stage in (1, 2):
+            self._link_moments()
+        for name, parameter in self._trainable():
+            if self.stage == 3:
+                numel = parameter.ds_tensor.numel()
+                start = self.world.rank * numel
+                used = min(numel, max(0, parameter.ds_numel - start))
+                local = [_z3_local(parameter, key)[:used] for key in STATE_KEYS]
+            elif self.stage > 0:
+                mapping = parameter._hp_mapping
+                if mapping is None:
+                    continue
+                start = mapping.lp_fragment_address.start
+                used = mapping.lp_fragment_address.numel
+                keys = (None, *STATE_KEYS[1:])
+                local = [mapping.get_hp_fragment(key) for key in keys]
+            else:
+                start, used = 0, parameter.numel() if self.world.is_main else 0
+                state = self._adam().state[parameter]
+                local = [t.flatten() for t in (parameter, *(state[k] for k in STATE_KEYS[1:]))]
+            if used:
+                tensors = dict(zip(STATE_KEYS, (t.detach() for t in local), strict=True))
+                yield Fragment(name, start, tensors)
+
+    def load_fragments(self, full: Mapping[str, Mapping[str, torch.Tensor]], steps: int) -> None:
+        """Take over the state that `fragments` gave on any number of ranks at any stage.
+
+        Args:
+            full: parameter name -> `STATE_KEYS` -> the whole fp32 tensor (any shape, on the CPU).
+            steps: Adam's step count.
+        Collective.
+        """
+        self._create_adam_state(steps)
+        for name, parameter in self._trainable():
+            tensors = {k: v.to(self.world.device).flatten() for k, v in full[name].items()}
+            if self.stage == 3:
+                self._load_partitioned(parameter, tensors)
+            elif self.stage > 0:
+                with torch.no_grad():
+                    parameter.copy_(tensors["param"].view_as(parameter))
+                parameter.set_full_hp_param(tensors["param"])
+                for key in STATE_KEYS[1:]:
+                    parameter.set_full_hp_param(tensors[key], key)
+            else:
+                state = self._adam().state[parameter]
+                with torch.no_grad():
+                    parameter.copy_(tensors["param"].view_as(parameter))
+                    for key in STATE_KEYS[1:]:
+                        state[key].copy_(tensors[key].view_as(parameter))
+        barrier()
+
+    def _load_partitioned(self, parameter: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        numel = parameter.ds_tensor.numel()
+        start = self.world.rank * numel
+        for key, tensor in tensors.items():
+            share = torch.zeros(numel, device=tensor.device)
+            mine = tensor[start : start + numel]
+            share[: mine.numel()] = mine
+            _z3_local(parameter, key).copy_(share)
+            if key == "param":
+                parameter.ds_tensor.data.copy_(share)
+
+    def _create_adam_state(self, steps: int) -> None:
+        """AdamW makes its state in the first step; a resumed run needs it before."""
+        adam = self._adam()
+        for group in adam.param_groups:
+            parameters = group["params"]
+            for parameter in parameters:
+                adam.state[parameter] = {
+                    # One tensor each: sharing it would advance it once per parameter.
+                    "step": torch.tensor(float(steps)),
+                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                }
+        if self.stage in (1, 2):
+            self._link_moments()
+        if self.stage == 3:
+            flats = self._optimizer.fp32_partitioned_groups_flat
+            for flat in flats:
+                adam.state[flat] = {
+                    "step": torch.tensor(float(steps)),
+                    "exp_avg": torch.zeros_like(flat),
+                    "exp_avg_sq": torch.zeros_like(flat),
+                }
+
+    def _link_moments(self) -> None:
+        # DeepSpeed links moments to parameters once, after stepping its first parameter group,
+        # when the other groups have none yet.
+        self._optimizer._hp_optimizer_states_linked = False
+        self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _adam(self) -> torch.optim.Optimizer:
+        inner: torch.optim.Optimizer = (
+            self._optimizer.optimizer if self.stage > 0 else self._optimizer
+        )
+        return inner
+
+    def _trainable(self) -> Iterator[tuple[str, Any]]:
+        return ((n, p) for n, p in self.module.named_parameters() if p.requires_grad)
+
+
+def _z3_local(parameter: Any, key: str) -> torch.Tensor:
+    """A view of the flat fp32 partition that ZeRO-3 keeps of `parameter` on this rank."""
+    optimizer = parameter._z3_optimizer
+    state_key = None if key == "param" else key
+    view: torch.Tensor
+    view, _ = optimizer._get_fp32_opt_state_partition(
+        parameter, release_swap_buffers=False, optim_state_key=state_key
+    )
+    return view.detach()
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed without its hidden C++ builds, its chatter and its MPI discovery."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*is deprecated.*", category=FutureWarning)
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    # Only its inference all-reduce uses this op, yet CPU start-up would compile it for a minute,
+    # and hang for ever on a lock file left by a killed build.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="gloo" if device.type == "cpu" else "nccl",
+        auto_mpi_discovery=False,
+        verbose=False,
+    )
+    return deepspeed

@@ -1,0 +1,13 @@
+"""What a user did that cannot work: each becomes one line on stderr and exit status 2."""
+
+
+class ConfigError(ValueError):
+    """A recipe, override or run directory that contradicts itself or the code."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is absent, incomplete, corrupt or of another run."""
+
+
+class NonFiniteError(RuntimeError):
+    """Loss or gradients became NaN or infinite and the tolerance of `guard` is spent."""
