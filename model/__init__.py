@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from model.backbone import VideoMamba, create_model
     from model.config import PRESETS, ModelConfig, resolve_config
+    from model.convert import from_pretrained
     from model.errors import ModelConfigError, ModelError, WeightsError
-    from model.weights import from_pretrained, load_model, save_model
+    from model.weights import load_model, save_model
 
 _HOME = {
     "VideoMamba": "model.backbone",
@@ -23,7 +24,7 @@ _HOME = {
     "ModelError": "model.errors",
     "ModelConfigError": "model.errors",
     "WeightsError": "model.errors",
-    "from_pretrained": "model.weights",
+    "from_pretrained": "model.convert",
     "load_model": "model.weights",
     "save_model": "model.weights",
 }

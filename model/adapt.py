@@ -1,0 +1,165 @@
+"""Fits released VideoMamba / VideoMambaPro weights to a model of another shape.
+
+Image to video, other resolutions and clip lengths, other heads, masked-pretraining names, and
+the two parameter layouts. Every tensor is accounted for in a KeyReport; what is not understood
+is an error, never skipped.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.config import ModelConfig
+from model.errors import WeightsError
+from model.key_report import KeyReport
+
+# The masked-pretraining stage names the final norm differently.
+_RENAMES = {"norm.weight": "norm_f.weight"}
+# Heads and decoders of other training stages.
+_FOREIGN = re.compile(r"^(distill_head|clip_decoder|clip_pos_embed|clip_img_pos_embed|mask_token)")
+# The parameters that only layout "separate" has; A_b_log exists in both.
+_OWN_BACKWARD = re.compile(r"^(layers\.\d+\.mixer\.)(conv1d|x_proj|dt_proj|D)_b(\..+)?$")
+# Kinetics-710 lists the 400 classes of Kinetics-400 first.
+_K710, _K400 = 710, 400
+
+
+def adapt_state_dict(
+    source: dict[str, Tensor],
+    shapes: dict[str, torch.Size],
+    config: ModelConfig,
+    allow_lossy: bool = False,
+) -> tuple[dict[str, Tensor], KeyReport]:
+    """Tensors of `source` made to fit `shapes`, the keys and shapes of a model of `config`.
+
+    Keys absent from the result keep the model's initial value (reported as "initialised").
+    Raises WeightsError for keys or shapes that cannot be fitted, and for separate -> shared
+    weights unless allow_lossy.
+    """
+    report = KeyReport()
+    remaining = _rename(source, report)
+    _to_layout(remaining, config, report, allow_lossy)
+    fitted: dict[str, Tensor] = {}
+    for key, shape in shapes.items():
+        tensor = remaining.pop(key, None)
+        if tensor is None:
+            if key not in ("temporal_pos_embedding", "head.weight", "head.bias"):
+                raise _mismatch(f"the file has no '{key}'", source, config)
+            how = "zeros" if key == "temporal_pos_embedding" else "fresh head"
+            report.add("initialised", None, key, how)
+            continue
+        result = _fit(key, tensor, shape, config, report)
+        if result is not None:
+            fitted[key] = result.float().contiguous()
+    if remaining:
+        raise _mismatch(f"the model has no '{next(iter(remaining))}'", source, config)
+    return fitted, report
+
+
+def _rename(source: dict[str, Tensor], report: KeyReport) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in source.items():
+        if _FOREIGN.match(key):
+            report.add("dropped", key, None, "belongs to another training stage")
+        elif key in _RENAMES and _RENAMES[key] not in source:
+            report.add("renamed", key, _RENAMES[key])
+            renamed[_RENAMES[key]] = tensor
+        else:
+            renamed[key] = tensor
+    return renamed
+
+
+def _to_layout(
+    tensors: dict[str, Tensor], config: ModelConfig, report: KeyReport, allow_lossy: bool
+) -> None:
+    """Moves `tensors` in place to the parameter layout of `config`."""
+    own_backward = [key for key in tensors if _OWN_BACKWARD.match(key)]
+    if config.layout == "shared" and own_backward:
+        if not allow_lossy:
+            raise WeightsError(
+                f"the weights have layout 'separate' ({len(own_backward)} tensors such as "
+                f"'{own_backward[0]}'); fitting them to layout 'shared' discards those: "
+                "set layout=separate, or allow the loss explicitly"
+            )
+        for key in own_backward:
+            del tensors[key]
+            report.add("dropped", key, None, "layout separate -> shared")
+    if config.layout == "separate" and not own_backward:
+        for key in list(tensors):
+            match = re.match(r"^(layers\.\d+\.mixer\.)(conv1d|x_proj|dt_proj|D)(\..+)?$", key)
+            if match:
+                twin = f"{match[1]}{match[2]}_b{match[3] or ''}"
+                tensors[twin] = tensors[key].clone()
+                report.add("copied", key, twin, "layout shared -> separate")
+
+
+def _fit(
+    key: str, tensor: Tensor, shape: torch.Size, config: ModelConfig, report: KeyReport
+) -> Tensor | None:
+    """`tensor` in the given shape, or None when the model keeps its initial value."""
+    if tensor.shape == shape:
+        report.add("loaded", key, key)
+        return tensor
+    change = f"{tuple(tensor.shape)} -> {tuple(shape)}"
+    if key.startswith("head."):
+        if (len(tensor), shape[0]) == (_K710, _K400) and tensor.shape[1:] == shape[1:]:
+            report.add("resized", key, key, f"{change}, Kinetics-400 rows of Kinetics-710")
+            return tensor[:_K400]
+        report.add("dropped", key, None, f"{len(tensor)}-way head")
+        report.add("initialised", None, key, "fresh head")
+        return None
+    resized = None
+    if key == "patch_embed.proj.weight":
+        resized = _inflate(tensor, shape)
+    elif key == "pos_embed" and tensor.ndim == 3 and tensor.shape[2] == shape[2]:
+        resized = _resize_positions(tensor, shape[1])
+    elif key == "temporal_pos_embedding" and tensor.ndim == 3 and tensor.shape[2] == shape[2]:
+        resized = F.interpolate(
+            tensor.float().transpose(1, 2), size=shape[1], mode="linear", align_corners=False
+        ).transpose(1, 2)
+    if resized is None:
+        raise WeightsError(
+            f"'{key}' cannot be fitted: {change}; choose a model of the same embed_dim, "
+            "patch_size, d_state and d_conv"
+        )
+    report.add("resized", key, key, change)
+    return resized
+
+
+def _inflate(weight: Tensor, shape: torch.Size) -> Tensor | None:
+    """Image patch weights in the middle frame of the tubelet, zero in the others."""
+    image = weight.unsqueeze(2) if weight.ndim == 4 else weight
+    if image.ndim != 5 or image.shape[2] != 1:
+        return None
+    if (*image.shape[:2], *image.shape[3:]) != (*shape[:2], *shape[3:]):
+        return None
+    inflated = image.new_zeros(shape)
+    inflated[:, :, shape[2] // 2] = image[:, :, 0]
+    return inflated
+
+
+def _resize_positions(embedding: Tensor, tokens: int) -> Tensor | None:
+    """Bicubic resize of the square grid (1, 1 + side^2, d); the CLS position is kept."""
+    old, new = _side(embedding.shape[1] - 1), _side(tokens - 1)
+    if old is None or new is None:
+        return None
+    embedding = embedding.float()
+    cls, grid = embedding[:, :1], embedding[:, 1:].transpose(1, 2).reshape(1, -1, old, old)
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([cls, grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _side(area: int) -> int | None:
+    side = round(area**0.5)
+    return side if side * side == area else None
+
+
+def _mismatch(what: str, source: dict[str, Tensor], config: ModelConfig) -> WeightsError:
+    blocks = {int(m[1]) for key in source if (m := re.match(r"layers\.(\d+)\.", key))}
+    return WeightsError(
+        f"the weights do not fit the model: {what} (file: {len(blocks)} blocks, model: depth "
+        f"{config.depth}, layout '{config.layout}')"
+    )

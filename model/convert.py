@@ -1,0 +1,121 @@
+"""From a released checkpoint to a model: infer its shape, fit its tensors, report every key."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.adapt import adapt_state_dict
+from model.backbone import VideoMamba
+from model.config import ModelConfig, resolve_config
+from model.containers import read_container
+from model.errors import WeightsError
+from model.key_report import KeyReport
+from model.weights import save_model
+
+_log = logging.getLogger(__name__)
+
+
+def convert(
+    src: str | Path,
+    out: str | Path,
+    config: ModelConfig | None = None,
+    allow_lossy: bool = False,
+) -> KeyReport:
+    """Reads released weights, fits them to `config` (default: the shape they have) and writes
+    a safetensors file that `load_model` opens. A head that must be fresh is drawn from seed 0.
+
+    Raises WeightsError when the weights cannot be read, trusted or fitted.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net, report = load_pretrained(src, config, allow_lossy=allow_lossy)
+    save_model(out, net)
+    return report
+
+
+def from_pretrained(
+    path: str | Path,
+    *,
+    config: str | ModelConfig | None = None,
+    allow_lossy: bool = False,
+    **overrides: Any,
+) -> VideoMamba:
+    """A model with the weights of a checkpoint, adapted to `overrides`, in evaluation mode.
+
+    Example: from_pretrained("videomamba_m16.pth", num_frames=16, num_classes=400,
+    mask_backward=True, initial_state="first_token"). Without `config` the base is the file's own
+    configuration or what its shapes say. The key report goes to the log.
+    Raises WeightsError, ModelConfigError.
+    """
+    net, report = load_pretrained(path, config, allow_lossy=allow_lossy, **overrides)
+    _log.info("weights of %s:\n%s", path, report)
+    return net
+
+
+def load_pretrained(
+    path: str | Path,
+    config: str | ModelConfig | None = None,
+    *,
+    allow_lossy: bool = False,
+    **overrides: Any,
+) -> tuple[VideoMamba, KeyReport]:
+    """Like `from_pretrained`, with the key report."""
+    tensors, stored = read_container(Path(path))
+    if config is None and stored is None:
+        target = infer_config(tensors, Path(path), **overrides)
+    else:
+        base = config if config is not None else stored
+        assert base is not None
+        target = resolve_config(base, **overrides)
+    net = VideoMamba(target)
+    shapes = {key: value.shape for key, value in net.state_dict().items()}
+    try:
+        fitted, report = adapt_state_dict(tensors, shapes, target, allow_lossy)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    net.load_state_dict(net.state_dict() | fitted)
+    return net.eval(), report
+
+
+def infer_config(tensors: dict[str, Tensor], path: Path, **overrides: Any) -> ModelConfig:
+    """The configuration that the shapes of a bare state_dict imply.
+
+    Options that leave no trace in the shapes follow the layout: separate weights are
+    VideoMamba's (no mask, zero state), shared ones VideoMambaPro's. The authors' own
+    VideoMambaPro weights need value="raw" besides.
+    """
+    try:
+        patch = tensors["patch_embed.proj.weight"]
+        dim, positions = tensors["cls_token"].shape[-1], tensors["pos_embed"].shape[1]
+        inner, state = tensors["layers.0.mixer.A_log"].shape
+        taps = tensors["layers.0.mixer.conv1d.weight"].shape[-1]
+    except (KeyError, ValueError, IndexError) as error:
+        raise WeightsError(f"{path}: not a VideoMamba state_dict ({error})") from error
+    tubelet = patch.shape[2] if patch.ndim == 5 else 1
+    temporal = tensors.get("temporal_pos_embedding")
+    separate = "layers.0.mixer.conv1d_b.weight" in tensors
+    fields: dict[str, Any] = {
+        "embed_dim": dim,
+        "depth": len({m[1] for key in tensors if (m := re.match(r"layers\.(\d+)\.", key))}),
+        "patch_size": patch.shape[-1],
+        "img_size": round((positions - 1) ** 0.5) * patch.shape[-1],
+        "tubelet_size": tubelet,
+        "num_frames": tubelet * (1 if temporal is None else temporal.shape[1]),
+        "d_state": state,
+        "d_conv": taps,
+        "expand": inner // dim,
+        "layout": "separate" if separate else "shared",
+        "mask_backward": not separate,
+        "initial_state": "zero" if separate else "first_token",
+    }
+    if "head.weight" in tensors:
+        fields["num_classes"] = len(tensors["head.weight"])
+    elif "num_classes" not in overrides:
+        raise WeightsError(f"{path}: has no classification head: give num_classes")
+    return resolve_config(ModelConfig(), **(fields | overrides))
