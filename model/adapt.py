@@ -23,6 +23,7 @@ _RENAMES = {"norm.weight": "norm_f.weight"}
 _FOREIGN = re.compile(r"^(distill_head|clip_decoder|clip_pos_embed|clip_img_pos_embed|mask_token)")
 # The parameters that only layout "separate" has; A_b_log exists in both.
 _OWN_BACKWARD = re.compile(r"^(layers\.\d+\.mixer\.)(conv1d|x_proj|dt_proj|D)_b(\..+)?$")
+_SHARED = re.compile(r"^(layers\.\d+\.mixer\.)(conv1d|x_proj|dt_proj|D)(\..+)?$")
 # Kinetics-710 lists the 400 classes of Kinetics-400 first.
 _K710, _K400 = 710, 400
 
@@ -36,8 +37,8 @@ def adapt_state_dict(
     """Tensors of `source` made to fit `shapes`, the keys and shapes of a model of `config`.
 
     Keys absent from the result keep the model's initial value (reported as "initialised").
-    Raises WeightsError for keys or shapes that cannot be fitted, and for separate -> shared
-    weights unless allow_lossy.
+    Raises WeightsError for keys or shapes that cannot be fitted, and for weights of the other
+    layout unless allow_lossy: neither direction keeps the function.
     """
     report = KeyReport()
     remaining = _rename(source, report)
@@ -77,23 +78,29 @@ def _to_layout(
 ) -> None:
     """Moves `tensors` in place to the parameter layout of `config`."""
     own_backward = [key for key in tensors if _OWN_BACKWARD.match(key)]
-    if config.layout == "shared" and own_backward:
-        if not allow_lossy:
-            raise WeightsError(
-                f"the weights have layout 'separate' ({len(own_backward)} tensors such as "
-                f"'{own_backward[0]}'); fitting them to layout 'shared' discards those: "
-                "set layout=separate, or allow the loss explicitly"
-            )
-        for key in own_backward:
-            del tensors[key]
-            report.add("dropped", key, None, "layout separate -> shared")
-    if config.layout == "separate" and not own_backward:
+    stored = "separate" if own_backward else "shared"
+    if stored == config.layout:
+        return
+    change = f"layout {stored} -> {config.layout}"
+    if not allow_lossy:
+        loss = (
+            f"discards {len(own_backward)} tensors such as '{own_backward[0]}'"
+            if own_backward
+            else "changes the function: a separate backward convolution looks the other way"
+        )
+        raise WeightsError(
+            f"the weights have layout '{stored}'; fitting them to layout '{config.layout}' {loss}: "
+            f"set layout={stored}, or allow the loss explicitly"
+        )
+    for key in own_backward:
+        del tensors[key]
+        report.add("dropped", key, None, change)
+    if stored == "shared":
         for key in list(tensors):
-            match = re.match(r"^(layers\.\d+\.mixer\.)(conv1d|x_proj|dt_proj|D)(\..+)?$", key)
-            if match:
+            if match := _SHARED.match(key):
                 twin = f"{match[1]}{match[2]}_b{match[3] or ''}"
                 tensors[twin] = tensors[key].clone()
-                report.add("copied", key, twin, "layout shared -> separate")
+                report.add("copied", key, twin, change)
 
 
 def _fit(

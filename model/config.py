@@ -158,9 +158,11 @@ def resolve_config(preset: str | ModelConfig, **overrides: Any) -> ModelConfig:
     try:
         return ModelConfig.model_validate(base.model_dump() | overrides)
     except ValidationError as error:
-        problem = error.errors()[0]
+        problem, *others = error.errors()
         where = f"model.{problem['loc'][0]}" if problem["loc"] else "model"
-        reason = problem["msg"].removeprefix("Value error, ")
+        # A field of several types complains once per type.
+        same = [other["msg"] for other in others if other["loc"][:1] == problem["loc"][:1]]
+        reason = "; or ".join([problem["msg"].removeprefix("Value error, "), *same])
         given = f" (got {problem['input']!r})" if problem["loc"] else ""
         raise ModelConfigError(f"{where}: {reason}{given}") from error
 

@@ -1,0 +1,89 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from model import create_model
+from model.config import PRESETS, resolve_config
+from model.flops import (
+    SCAN_CHUNK,
+    SCAN_FLOPS_PER_STATE,
+    activation_bytes,
+    count_parameters,
+    forward_flops,
+    published_flops,
+    training_flops,
+)
+from model.scan import op
+
+
+@pytest.mark.parametrize(("frames", "giga"), [(8, 102), (16, 203), (32, 406), (64, 813)])
+def test_published_flops_of_the_medium_model(frames: int, giga: int) -> None:
+    config = resolve_config("videomambapro-m", num_frames=frames)
+    assert round(published_flops(config) / 1e9) == giga
+
+
+@pytest.mark.parametrize(("size", "giga_per_frame"), [("ti", 1.1), ("s", 4.3), ("m", 12.7)])
+def test_published_flops_per_frame(size: str, giga_per_frame: float) -> None:
+    config = resolve_config(f"videomambapro-{size}", num_frames=16)
+    assert round(published_flops(config) / 16e9, 1) == giga_per_frame
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+def test_parameters_are_counted_to_the_unit(preset: str, layout: str) -> None:
+    config = resolve_config(preset, layout=layout, num_classes=7, tubelet_size=2)
+    with torch.device("meta"):
+        net = create_model(config)
+    assert count_parameters(config) == sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+def test_forward_flops_are_what_torch_counts_plus_the_scan(layout: str) -> None:
+    config = resolve_config("videomambapro-tiny-test", layout=layout)
+    net = create_model(config)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, 3, 4, 16, 16))
+    tokens, inner, directions = config.num_tokens, config.inner_dim, 2
+    counted = counter.get_total_flops()
+    convolution = 2 * inner * config.d_conv * tokens * (2 if layout == "separate" else 1)
+    per_token = directions * (SCAN_FLOPS_PER_STATE * config.d_state + 2) * inner + inner
+    unseen = config.depth * tokens * per_token
+    if not _counts_convolutions(counter):
+        unseen += config.depth * convolution
+    # A padded convolution is counted over its padding by no counter: sizes agree exactly.
+    assert forward_flops(config) == counted + unseen
+    assert training_flops(config) == 3 * forward_flops(config)
+
+
+def _counts_convolutions(counter: FlopCounterMode) -> bool:
+    return any("conv" in str(op_) for op_ in counter.get_flop_counts()["Global"])
+
+
+def test_the_scan_keeps_a_state_as_often_as_the_estimate_says() -> None:
+    assert op.kernels("chunked").CHUNK == SCAN_CHUNK
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+@pytest.mark.parametrize("setting", ["none", "full", 2])
+def test_activation_bytes_agree_with_what_autograd_keeps(layout: str, setting: Any) -> None:
+    config = resolve_config(
+        "videomambapro-nano", layout=layout, d_state=16, activation_checkpointing=setting
+    )
+    net = create_model(config)
+    owned = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in owned:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    batch = 4
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        net(torch.randn(batch, 3, 8, 32, 32)).sum()
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / batch
+    estimated = activation_bytes(config, compute_bytes=4)
+    assert measured == pytest.approx(estimated, rel=0.15)
