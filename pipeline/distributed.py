@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -59,6 +60,11 @@ def join(*, timeout_s: float) -> World:
     return World(rank, size, local_rank, device)
 
 
+def is_main_by_environment() -> bool:
+    """Will this process be rank 0? Answers before `join` and after a failure in it."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _select_device(local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -107,6 +113,24 @@ def from_main(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_main(decide: Callable[[], T]) -> T:
+    """Rank 0's result of `decide` on every rank, or its exception on every rank. Collective.
+
+    A rank-0-only exception would leave the other ranks waiting in their next collective.
+    """
+    value: T | None = None
+    error: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            value = decide()
+        except (ValueError, OSError, RuntimeError) as caught:
+            error = caught
+    value, error = from_main((value, error))
+    if error is not None:
+        raise error
+    return cast(T, value)
 
 
 def barrier() -> None:

@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -76,7 +76,7 @@ class Engine:
         self.clip_grad = clip_grad
         self.precision = resolve_precision(config.precision, world.device)
         if self.stage == 3 and hasattr(model, "zero3_leaf_modules"):
-            deepspeed.utils.set_z3_leaf_modules(model, list(model.zero3_leaf_modules))
+            deepspeed.utils.set_z3_leaf_modules(model, list(cast(Any, model).zero3_leaf_modules))
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -159,7 +159,7 @@ class Engine:
         return float("nan") if norm is None else norm
 
     def discard_gradients(self) -> None:
-        """Forget the accumulated gradients: parameters, moments and Adam's step stay as they are."""
+        """Forget the accumulated gradients; parameters, moments and Adam's step stay."""
         self._optimizer.zero_grad(set_to_none=True)
         self._engine.zero_grad()
         if self.stage > 0:
@@ -179,6 +179,11 @@ class Engine:
             if "step" in state:
                 return int(state["step"])
         return 0
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every trained parameter, whole even where ZeRO-3 has cut it up."""
+        return {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in self._trainable()}
 
     def fragments(self) -> Iterator[Fragment]:
         """This rank's share of parameters and moments; over all ranks each element exactly once.

@@ -11,7 +11,7 @@ from torch import nn
 
 
 class OptimConfig(BaseModel):
-    """AdamW as every published VideoMamba recipe uses it (notes: recipes of the paper's repositories).
+    """AdamW as every published VideoMamba recipe uses it.
 
     `profile` decides what the published code left to accident: `parity` decays A_log and the
     convolutions and multiplies the embeddings' learning rate by `layer_decay ** (depth + 1)`, as
@@ -21,7 +21,7 @@ class OptimConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     lr: float = Field(default=8e-4, gt=0)
-    """Effective peak learning rate at the recipe's global batch; never rescaled behind your back."""
+    """Peak learning rate at the recipe's global batch; never rescaled behind your back."""
     weight_decay: float = Field(default=0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)

@@ -1,0 +1,182 @@
+"""Puts a trainer together from a configuration, and takes it to where its run left off."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+
+from model import VideoMamba, create_model, from_pretrained
+from pipeline import determinism, distributed, rundir
+from pipeline.checkpoint.layout import RunState
+from pipeline.checkpoint.load import newest_valid, read_full_state, read_weights
+from pipeline.checkpoint.save import CheckpointSaver
+from pipeline.config import RunConfig
+from pipeline.data import EvalLoader, Shards, build_eval_loader, build_train_loader, open_shards
+from pipeline.distributed import World
+from pipeline.engine import Engine
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.guard import NonFiniteGuard
+from pipeline.optim import build_adamw, parameter_groups
+from pipeline.recorder import Recorder
+from pipeline.schedule import Schedule
+from pipeline.stopping import Stopper
+from pipeline.task import ClassificationTask
+from pipeline.trainer import Progress, Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def assemble(
+    config: RunConfig, run_dir: Path, world: World, stopper: Stopper, stack: ExitStack
+) -> Trainer:
+    """All collaborators of a run, resumed from its newest intact checkpoint if it has one.
+
+    Collective: call on every rank. What needs closing is registered on `stack`.
+    Raises ConfigError, DataError, CheckpointError on every rank alike.
+    """
+    determinism.configure(
+        config.seed, deterministic=config.deterministic, threads=config.launch.threads_per_rank
+    )
+    train_shards, val_shards = open_data(config)
+    micro_batch, accumulation = config.batch.split(world.size)
+    model = initial_model(config)
+    groups = parameter_groups(
+        model.named_parameters(),
+        config.optim,
+        no_weight_decay=model.no_weight_decay(),
+        depth=config.model.depth,
+    )
+    engine = Engine(
+        model,
+        build_adamw(groups, config.optim),
+        config.engine,
+        world=world,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        clip_grad=config.optim.clip_grad,
+    )
+    saver = CheckpointSaver(run_dir / rundir.CHECKPOINTS, config.checkpoint, world)
+    guard = NonFiniteGuard(config.guard)
+    progress = resume(config, engine, guard, saver.root, train_shards.digest)
+    train_loader = build_train_loader(
+        train_shards,
+        config.data,
+        img_size=config.model.img_size,
+        num_frames=config.model.num_frames,
+        seed=config.seed,
+        global_batch=config.batch.global_size,
+        micro_batch=micro_batch,
+        rank=world.rank,
+        world=world.size,
+        start=progress.position,
+    )
+    stack.callback(train_loader.close)
+    steps_per_epoch = train_loader.batches.batches_per_epoch
+    recorder = Recorder(config, run_dir, world, progress.step)
+    stack.push(recorder.close)
+    return Trainer(
+        config=config,
+        world=world,
+        engine=engine,
+        task=ClassificationTask(
+            config.loss,
+            config.data,
+            drop_path_rates=model.drop_path_rates,
+            seed=config.seed,
+            device=world.device,
+        ),
+        train_loader=train_loader,
+        eval_loader=evaluation_loader(val_shards, config, world.rank, world.size),
+        schedule=Schedule(config.schedule, config.optim.lr, steps_per_epoch),
+        guard=guard,
+        saver=saver,
+        stopper=stopper,
+        recorder=recorder,
+        progress=progress,
+        steps_per_epoch=steps_per_epoch,
+        accumulation=accumulation,
+    )
+
+
+def open_data(config: RunConfig) -> tuple[Shards, Shards]:
+    """Training and validation shards, whose classes must be the model's."""
+    train = open_shards(config.data.train, config.data.train_split)
+    val = open_shards(config.data.val_location, config.data.val_split)
+    for shards in (train, val):
+        if len(shards.classes) != config.model.num_classes:
+            raise ConfigError(
+                f"model.num_classes={config.model.num_classes}, but {shards.location} has "
+                f"{len(shards.classes)} classes: set model.num_classes={len(shards.classes)}"
+            )
+    if train.classes != val.classes:
+        raise ConfigError(
+            f"{train.location} and {val.location} number their classes differently: shard both "
+            "splits into one directory"
+        )
+    return train, val
+
+
+def evaluation_loader(
+    shards: Shards, config: RunConfig, rank: int = 0, world: int = 1
+) -> EvalLoader:
+    """This rank's share of the samples in the views that `config.eval` asks for."""
+    return build_eval_loader(
+        shards,
+        config.data,
+        img_size=config.model.img_size,
+        num_frames=config.model.num_frames,
+        batch_size=config.eval.batch_size,
+        rank=rank,
+        world=world,
+        clips=config.eval.clips,
+        crops=config.eval.crops,
+        shuffle_frames=config.eval.shuffle_frames,
+        seed=config.seed,
+    )
+
+
+def initial_model(config: RunConfig) -> VideoMamba:
+    """Fresh weights from the seed, or those of `init_from` adapted to the model's shape."""
+    if config.init_from is None:
+        return create_model(config.model)
+    if config.init_from.is_dir():
+        model = create_model(config.model)
+        model.load_state_dict(read_weights(config.init_from))
+        return model
+    return from_pretrained(config.init_from, config=config.model)
+
+
+def resume(
+    config: RunConfig, engine: Engine, guard: NonFiniteGuard, root: Path, manifest_digest: str
+) -> Progress:
+    """Load the newest intact checkpoint, chosen by rank 0 for all. Collective."""
+    path = distributed.on_main(lambda: newest_valid(root))
+    if path is None:
+        return Progress()
+    state, tensors = read_full_state(path)
+    _check_same_run(state, config, path, manifest_digest)
+    if state.shapes != engine.shapes:
+        raise CheckpointError(f"checkpoint {path}: its parameters are not those of this model")
+    engine.load_fragments(tensors, state.adam_steps)
+    guard.skipped = state.skipped_steps
+    logger.warning("resuming from %s", path)
+    return Progress(
+        step=state.step,
+        position=state.position,
+        elapsed_s=state.elapsed_s,
+        metrics=state.metrics,
+        saved_step=state.step,
+    )
+
+
+def _check_same_run(state: RunState, config: RunConfig, path: Path, digest: str) -> None:
+    if state.manifest_digest != digest:
+        raise CheckpointError(
+            f"checkpoint {path} was trained on other data (manifest {state.manifest_digest[:12]}, "
+            f"now {digest[:12]}): restore the shards, or start a new run with init_from={path}"
+        )
+    if state.config_digest != config.digest():
+        raise CheckpointError(
+            f"checkpoint {path} belongs to another configuration: see config.yaml inside it"
+        )

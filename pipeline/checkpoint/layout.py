@@ -1,0 +1,135 @@
+"""What a checkpoint directory holds, and which directories can be trusted.
+
+checkpoints/step-00001234/
+  shard-00000-of-00002.safetensors   one rank's fragments, tensors `<state key>|<parameter>|<start>`
+  shard-00000-of-00002.json          its size and sha256, written when the shard is durable
+  state.json                         `RunState`
+  config.yaml                        the resolved configuration
+  COMMITTED                          sizes and hashes of all the above, written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import CheckpointError
+
+MARKER = "COMMITTED"
+STATE_FILE = "state.json"
+CONFIG_FILE = "config.yaml"
+STEP_PATTERN = re.compile(r"step-(\d{8})")
+
+
+class RunState(BaseModel):
+    """All that a run needs beside its tensors to go on as if it had never stopped.
+
+    There is no RNG state: every random draw is a pure function of the seed and its position.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    version: int = 1
+    step: int
+    """Optimizer steps counted by the schedule, skipped ones included."""
+    position: int
+    """Training samples consumed since the start of the run, over all ranks."""
+    adam_steps: int
+    world_size: int
+    zero_stage: int
+    shapes: dict[str, tuple[int, ...]]
+    """Parameter name -> shape."""
+    manifest_digest: str
+    config_digest: str
+    skipped_steps: int = 0
+    metrics: dict[str, float] = {}
+    """Newest validation metrics."""
+    elapsed_s: float = 0.0
+    """Training time of all attempts so far."""
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def shard_name(rank: int, world_size: int) -> str:
+    return f"shard-{rank:05d}-of-{world_size:05d}"
+
+
+def step_of(path: Path) -> int:
+    match = STEP_PATTERN.fullmatch(path.name)
+    if match is None:
+        raise CheckpointError(f"{path}: not a checkpoint directory (expected step-<8 digits>)")
+    return int(match[1])
+
+
+def committed(root: Path) -> list[Path]:
+    """Checkpoints under `root` that carry their marker, oldest first."""
+    if not root.is_dir():
+        return []
+    return sorted(
+        path
+        for path in root.iterdir()
+        if STEP_PATTERN.fullmatch(path.name) and (path / MARKER).is_file()
+    )
+
+
+def verify(path: Path) -> None:
+    """Compare every file of a checkpoint with its marker.
+
+    Raises CheckpointError naming the first file that is missing, short or altered.
+    """
+    for name, expected in _marker(path)["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"checkpoint {path}: {name} is missing")
+        if file.stat().st_size != expected["bytes"]:
+            raise CheckpointError(
+                f"checkpoint {path}: {name} has {file.stat().st_size} bytes, "
+                f"{expected['bytes']} were committed"
+            )
+        if file_sha256(file) != expected["sha256"]:
+            raise CheckpointError(f"checkpoint {path}: {name} does not match its committed sha256")
+
+
+def read_state(path: Path) -> RunState:
+    """The `RunState` of a committed checkpoint."""
+    _marker(path)
+    try:
+        return RunState.model_validate_json((path / STATE_FILE).read_text())
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(f"checkpoint {path}: {STATE_FILE} cannot be read: {error}") from error
+
+
+def shard_files(path: Path) -> Iterator[Path]:
+    return iter(sorted(path.glob("shard-*.safetensors")))
+
+
+def delete(path: Path) -> None:
+    """Remove a checkpoint; its marker goes first, so that no half of it is ever trusted."""
+    (path / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(path)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _marker(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((path / MARKER).read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"checkpoint {path}: no {MARKER} marker: it is not there or was never finished"
+        ) from error
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"checkpoint {path}: {MARKER} cannot be read: {error}") from error
+    return content

@@ -1,0 +1,85 @@
+"""Reading checkpoints back: on any number of ranks, at any ZeRO stage, or as plain weights."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from pipeline.checkpoint import layout
+from pipeline.checkpoint.layout import RunState
+from pipeline.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+FullState = dict[str, dict[str, torch.Tensor]]
+"""Parameter name -> state key (param, exp_avg, exp_avg_sq) -> fp32 tensor in its own shape."""
+
+
+def newest_valid(root: Path) -> Path | None:
+    """The newest committed checkpoint whose files match their hashes.
+
+    A corrupt one is reported and passed over for the one before it; when all are corrupt,
+    CheckpointError: starting from scratch in silence would throw the run away.
+    """
+    candidates = layout.committed(root)
+    for path in reversed(candidates):
+        try:
+            layout.verify(path)
+        except CheckpointError as error:
+            logger.error("%s; falling back to the checkpoint before it", error)
+            continue
+        return path
+    if candidates:
+        raise CheckpointError(
+            f"none of the {len(candidates)} checkpoints under {root} is intact; "
+            "restore one from a copy, or remove the directory to start again"
+        )
+    return None
+
+
+def read_full_state(path: Path, keys: tuple[str, ...] = ()) -> tuple[RunState, FullState]:
+    """Assemble the shards of a committed checkpoint into whole tensors on the CPU.
+
+    Args:
+        keys: state keys to read; empty = all.
+    Raises CheckpointError for an unreadable shard or an element that no shard holds.
+    """
+    state = layout.read_state(path)
+    flat: FullState = defaultdict(dict)
+    filled: dict[tuple[str, str], int] = defaultdict(int)
+    for shard in layout.shard_files(path):
+        try:
+            with safe_open(shard, framework="pt") as file:
+                for entry in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    key, name, start = entry.split("|")
+                    if keys and key not in keys:
+                        continue
+                    part = file.get_tensor(entry)
+                    if key not in flat[name]:
+                        numel = torch.Size(state.shapes[name]).numel()
+                        flat[name][key] = torch.empty(numel, dtype=part.dtype)
+                    flat[name][key][int(start) : int(start) + part.numel()] = part
+                    filled[name, key] += part.numel()
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"checkpoint {path}: {shard.name} is unreadable: {error}"
+            ) from error
+    for name, shape in state.shapes.items():
+        for key, tensor in flat[name].items():
+            if filled[name, key] != tensor.numel():
+                raise CheckpointError(f"checkpoint {path}: {key} of {name} is not complete")
+            flat[name][key] = tensor.view(shape)
+        if not flat[name]:
+            raise CheckpointError(f"checkpoint {path}: holds nothing for parameter {name}")
+    return state, dict(flat)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The fp32 weights of a checkpoint as a state_dict; verifies the files first."""
+    layout.verify(path)
+    _, full = read_full_state(path, keys=("param",))
+    return {name: tensors["param"] for name, tensors in full.items()}

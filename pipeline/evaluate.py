@@ -1,0 +1,68 @@
+"""Exact evaluation: every sample counts once, whatever the world size and the number of views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.data import Batch, DataConfig, normalize
+from pipeline.distributed import sum_over_ranks
+from pipeline.task import Forward
+
+
+class EvalConfig(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    every_epochs: float = Field(default=1, gt=0)
+    """Epochs between evaluations; there is always one at the end of training."""
+    batch_size: int = Field(default=16, gt=0)
+    """Videos per rank and forward pass."""
+    clips: int = Field(default=1, gt=0)
+    """Temporal views per video."""
+    crops: int = Field(default=1, gt=0)
+    """Spatial views per clip: 1 or 3."""
+    shuffle_frames: bool = False
+    """Put the frames of every clip in a random order: a model that reads motion then fails."""
+
+
+class EvalResult(NamedTuple):
+    top1: float
+    """Share of videos whose label is the most probable class, 0 to 1."""
+    top5: float
+    loss: float
+    num_samples: int
+
+    def metrics(self) -> dict[str, float]:
+        return {key: float(value) for key, value in self._asdict().items()}
+
+
+@torch.no_grad()
+def evaluate(
+    forward: Forward, batches: Iterable[Batch], data: DataConfig, device: torch.device
+) -> EvalResult:
+    """Class probabilities averaged over the views of each video, then counted.
+
+    Collective: call on every rank with the rank's share of the samples. `top5` of fewer than five
+    classes counts every sample.
+    """
+    # float64: sums over millions of samples stay exact counts
+    totals = torch.zeros(4, dtype=torch.float64)
+    for batch in batches:
+        samples, views = batch.clips.shape[:2]
+        clips = normalize(batch.clips.to(device, non_blocking=True), data.mean, data.std)
+        logits = forward(clips).float()
+        probabilities = F.softmax(logits, dim=-1).view(samples, views, -1).mean(1).cpu()
+        weight = batch.weight.double()
+        ranked = probabilities.topk(min(5, probabilities.shape[1])).indices
+        hits = (ranked == batch.label[:, None]).double() * weight[:, None]
+        true = probabilities.gather(1, batch.label[:, None])[:, 0].clamp_min(1e-12)
+        totals += torch.stack(
+            [hits[:, 0].sum(), hits.sum(), -(true.double().log() * weight).sum(), weight.sum()]
+        )
+    top1, top5, loss, count = sum_over_ranks(totals).tolist()
+    seen = max(count, 1.0)
+    return EvalResult(top1 / seen, top5 / seen, loss / seen, int(count))

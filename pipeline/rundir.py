@@ -1,0 +1,116 @@
+"""runs/<name>/: what is in it, who owns it, and whether a new start may go on with it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import provenance
+from pipeline.checkpoint import durable
+from pipeline.config import RunConfig, build_config, config_difference
+from pipeline.errors import ConfigError
+
+CONFIG_FILE = "config.yaml"
+PROVENANCE_FILE = "provenance.json"
+SUMMARY_FILE = "summary.json"
+STATUS_FILE = "status.json"
+CHECKPOINTS = "checkpoints"
+LOGS = "logs"
+
+
+def prepare(config: RunConfig) -> Path:
+    """Make the run directory, or check that the one that exists belongs to the same run.
+
+    Raises ConfigError: not writable, or an existing run with another configuration (the
+    difference is listed).
+    """
+    run_dir = config.run_dir
+    try:
+        (run_dir / LOGS).mkdir(parents=True, exist_ok=True)
+        if (run_dir / CONFIG_FILE).exists():
+            _check_same_run(run_dir, config)
+        # Each attempt may change what does not change the result: ranks, logging, saving.
+        durable.write_text(run_dir / CONFIG_FILE, config.to_yaml())
+        if not (run_dir / PROVENANCE_FILE).exists():
+            durable.write_json(run_dir / PROVENANCE_FILE, provenance.collect())
+    except OSError as error:
+        raise ConfigError(
+            f"run directory {run_dir}: cannot be written: {error.strerror}; "
+            "set runs_dir=... to a writable directory"
+        ) from error
+    return run_dir
+
+
+def _check_same_run(run_dir: Path, config: RunConfig) -> None:
+    difference = config_difference(read_config(run_dir), config)
+    if difference:
+        raise ConfigError(
+            f"run directory {run_dir} holds a run with another configuration "
+            f"({'; '.join(difference)}): choose another name=... or remove it"
+        )
+
+
+def read_config(run_dir: Path) -> RunConfig:
+    path = run_dir / CONFIG_FILE
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; is this a run?") from error
+    return build_config(raw, source=str(path))
+
+
+@contextmanager
+def exclusive(run_dir: Path) -> Iterator[None]:
+    """Hold the run's lock; the kernel lets go of it however this process ends.
+
+    Raises ConfigError when another process trains in this directory.
+    """
+    with (run_dir / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"run directory {run_dir} is in use by another training process; wait for it, "
+                "stop it, or choose another name=..."
+            ) from error
+        yield
+
+
+def is_active(run_dir: Path) -> bool:
+    """Does a process on this machine train in the directory right now?"""
+    if not (run_dir / ".lock").exists():
+        return False
+    with (run_dir / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def write_status(run_dir: Path, state: str, **details: Any) -> None:
+    """What the run is doing or how it ended: running, finished, stopped or failed."""
+    content = {
+        "state": state,
+        "pid": os.getpid(),
+        "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+        **details,
+    }
+    durable.write_json(run_dir / STATUS_FILE, content)
+
+
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """The last status; {} before the first."""
+    path = run_dir / STATUS_FILE
+    if not path.exists():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content

@@ -1,0 +1,224 @@
+"""MLflow, behind a queue that training never waits for; the only module that imports it.
+
+A thread on rank 0 delivers rows in order. Before it delivers to a run that exists already it asks
+which steps are stored, so that neither a retry nor a resumed run stores one twice. The server may
+be slow, refuse or be gone: rows wait in memory and stand in metrics.jsonl, from which the next
+attempt delivers what is missing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.checkpoint import durable
+
+logger = logging.getLogger(__name__)
+
+RUN_ID_FILE = "mlflow_run_id"
+_RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class TrackingConfig(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    enabled: bool = True
+    uri: str | None = None
+    """Tracking store; null = MLFLOW_TRACKING_URI, else sqlite:///<runs_dir>/mlflow.db."""
+    experiment: str = "videomambapro"
+    flush_timeout_s: float = Field(default=60, ge=0)
+    """How long the end of a run waits for an absent server before it leaves rows for later."""
+
+
+def resolve_uri(config: TrackingConfig, runs_dir: Path) -> str:
+    default = f"sqlite:///{runs_dir.resolve() / 'mlflow.db'}"
+    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+class Tracker:
+    """Sends one run to MLflow from a thread. Rank 0 only; MLflow's errors never come out."""
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        run_dir: Path,
+        *,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+    ) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.uri = resolve_uri(config, run_dir.parent)
+        self._params = dict(params)
+        self._tags = dict(tags)
+        self._queue: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._stored: dict[str, int] | None = None
+        self._giving_up = threading.Event()
+        self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
+        if config.enabled:
+            self._thread.start()
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id once the store has given one; the same over all attempts."""
+        path = self.run_dir / RUN_ID_FILE
+        return path.read_text().strip() if path.exists() else None
+
+    def log_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Queue rows of metrics.jsonl; those that the store has already are left out."""
+        for row in rows:
+            self._queue.put(("row", dict(row)))
+
+    def log_artifact(self, path: Path) -> None:
+        self._queue.put(("artifact", path))
+
+    def set_tag(self, key: str, value: str) -> None:
+        self._queue.put(("tag", (key, value)))
+
+    def close(self, status: str) -> bool:
+        """Deliver what is queued, then set the run's status (FINISHED, KILLED or FAILED).
+
+        Returns False when the store did not take everything in `flush_timeout_s`; the rows are
+        in metrics.jsonl and the next attempt of this run delivers them.
+        """
+        if not self.config.enabled:
+            return True
+        self._queue.put(("end", status))
+        self._thread.join(timeout=self.config.flush_timeout_s)
+        self._giving_up.set()
+        if self._thread.is_alive():
+            logger.warning(
+                "MLflow at %s did not take all metrics; they are in %s and will be delivered by "
+                "the next attempt of this run",
+                self.uri,
+                self.run_dir / "metrics.jsonl",
+            )
+            return False
+        return True
+
+    # --- the delivering thread -------------------------------------------------------------------
+
+    def _deliver(self) -> None:
+        client = None
+        while True:
+            items = self._next_batch()
+            attempt = 0
+            while not self._giving_up.is_set():
+                try:
+                    client = client or self._connect()
+                    self._send(client, items)
+                    break
+                except Exception as error:  # only telemetry may degrade, whatever MLflow raises
+                    wait_s = _RETRY_S[min(attempt, len(_RETRY_S) - 1)]
+                    if attempt == 0:
+                        logger.warning("MLflow at %s: %s; retrying", self.uri, _one_line(error))
+                    attempt += 1
+                    # The failed call may have been stored all the same: ask before repeating it.
+                    self._stored = None
+                    self._giving_up.wait(wait_s)
+            if self._giving_up.is_set() or items[-1][0] == "end":
+                return
+
+    def _next_batch(self) -> list[tuple[str, Any]]:
+        items = [self._queue.get()]
+        while len(items) < 500 and items[-1][0] != "end":
+            try:
+                items.append(self._queue.get_nowait())
+            except queue.Empty:
+                break
+        return items
+
+    def _connect(self) -> Any:
+        # A dead server would otherwise block each call for minutes, seven retries deep.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store").setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        with _first_touch_lock(self.uri):
+            client = MlflowClient(tracking_uri=self.uri)
+            experiment = client.get_experiment_by_name(self.config.experiment)
+            if experiment is None:
+                artifacts = None
+                if self.uri.startswith("sqlite:///"):
+                    artifacts = (self.run_dir.parent.resolve() / "mlartifacts").as_uri()
+                experiment_id = client.create_experiment(self.config.experiment, artifacts)
+            else:
+                experiment_id = experiment.experiment_id
+        if self.run_id is None:
+            run = client.create_run(experiment_id, tags=self._tags, run_name=self.run_dir.name)
+            durable.write_text(self.run_dir / RUN_ID_FILE, run.info.run_id + "\n")
+            params = [Param(key, str(value)[:6000]) for key, value in self._params.items()]
+            client.log_batch(run.info.run_id, params=params)
+            self._stored = {}
+        else:
+            client.update_run(self.run_id, status="RUNNING")
+        return client
+
+    def _send(self, client: Any, items: list[tuple[str, Any]]) -> None:
+        from mlflow.entities import Metric
+
+        run_id = self.run_id
+        if self._stored is None:
+            self._stored = _stored_steps(client, run_id)
+        metrics = []
+        newest = dict(self._stored)
+        for row in (payload for kind, payload in items if kind == "row"):
+            for key, value in _metrics_of(row):
+                if row["step"] > newest.get(key, -1):
+                    metrics.append(Metric(key, value, int(row["time"] * 1000), row["step"]))
+                    newest[key] = row["step"]
+        for start in range(0, len(metrics), 1000):  # MLflow's limit for one call
+            client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        self._stored = newest
+        for kind, payload in items:
+            if kind == "tag":
+                client.set_tag(run_id, *payload)
+            elif kind == "artifact":
+                client.log_artifact(run_id, str(payload))
+            elif kind == "end":
+                client.set_terminated(run_id, status=payload)
+
+
+def _metrics_of(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for key, value in row.items():
+        if key not in ("step", "kind", "time"):
+            yield f"{row['kind']}/{key}", float(value)
+
+
+def _stored_steps(client: Any, run_id: str | None) -> dict[str, int]:
+    """Metric -> newest step that the store holds."""
+    stored: dict[str, int] = defaultdict(lambda: -1)
+    for key in client.get_run(run_id).data.metrics:
+        stored[key] = max(point.step for point in client.get_metric_history(run_id, key))
+    return dict(stored)
+
+
+@contextmanager
+def _first_touch_lock(uri: str) -> Iterator[None]:
+    """One process at a time creates a fresh sqlite store; four at once break its migrations."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

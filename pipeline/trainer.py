@@ -1,0 +1,155 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pipeline.checkpoint.layout import RunState
+from pipeline.checkpoint.save import CheckpointSaver
+from pipeline.config import RunConfig
+from pipeline.data import EvalLoader, TrainLoader
+from pipeline.distributed import World, any_rank
+from pipeline.engine import Engine
+from pipeline.evaluate import evaluate
+from pipeline.guard import NonFiniteGuard
+from pipeline.meters import Meters
+from pipeline.recorder import Recorder
+from pipeline.schedule import Schedule
+from pipeline.stopping import Stopper
+from pipeline.task import ClassificationTask
+
+logger = logging.getLogger(__name__)
+
+
+class Outcome(StrEnum):
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    """Asked to stop; a checkpoint is committed and the run can be resumed."""
+
+
+@dataclass
+class Progress:
+    """What moves while a run goes on."""
+
+    step: int = 0
+    position: int = 0
+    elapsed_s: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last evaluation."""
+    saved_step: int = -1
+    """Step of the newest checkpoint that was begun."""
+
+
+@dataclass
+class Trainer:
+    """All collaborators of a run; `fit` is the story. Every rank runs the same code."""
+
+    config: RunConfig
+    world: World
+    engine: Engine
+    task: ClassificationTask
+    train_loader: TrainLoader
+    eval_loader: EvalLoader
+    schedule: Schedule
+    guard: NonFiniteGuard
+    saver: CheckpointSaver
+    stopper: Stopper
+    recorder: Recorder
+    progress: Progress
+    steps_per_epoch: int
+    accumulation: int
+
+    def __post_init__(self) -> None:
+        self._meters = Meters(self.world.device)
+        self._attempt_started = time.monotonic()
+
+    def fit(self) -> Outcome:
+        """Train to the end of the schedule or until any rank is asked to stop. Collective.
+
+        Raises NonFiniteError, DataError or CheckpointError on every rank alike.
+        """
+        while self.progress.step < self.schedule.total_steps:
+            self._train_step()
+            if self._due(self.config.log_every_steps):
+                self._log()
+            if self._evaluation_is_due():
+                self._evaluate()
+            if any_rank(self.stopper.requested or self.saver.failed):
+                return self._stop_early()
+            if self._due(self.config.checkpoint.every_steps):
+                self._save()
+        self._save()
+        self.saver.finish()
+        return Outcome.FINISHED
+
+    def _train_step(self) -> None:
+        step = self.progress.step
+        self.engine.train()
+        for _ in range(self.accumulation):
+            with self._meters.span("data"):
+                batch = next(self.train_loader)
+            loss, report = self.task(self.engine, batch)
+            self.engine.backward(loss)
+            self._meters.add(report)
+            self.recorder.samples(step, batch.keys)
+        if self.guard.rejects(step, loss, self.engine.gradients_are_finite()):
+            self.engine.discard_gradients()
+        else:
+            self.engine.step(self.schedule.lr(step))
+        self.progress.step += 1
+        self.progress.position += self.config.batch.global_size
+        self._meters.count_step()
+
+    def _due(self, every_steps: int) -> bool:
+        return self.progress.step % every_steps == 0
+
+    def _evaluation_is_due(self) -> bool:
+        every = max(1, round(self.config.eval.every_epochs * self.steps_per_epoch))
+        return self._due(every) or self.progress.step == self.schedule.total_steps
+
+    def _log(self) -> None:
+        step = self.progress.step
+        values = self._meters.flush()
+        values["lr"] = self.schedule.lr(step - 1)
+        values["epoch"] = step / self.steps_per_epoch
+        values["skipped_steps"] = float(self.guard.skipped)
+        self.recorder.record(step, "train", values)
+
+    def _evaluate(self) -> None:
+        self.engine.train(False)
+        result = evaluate(self.engine, self.eval_loader, self.config.data, self.world.device)
+        self.progress.metrics = result.metrics()
+        self.recorder.record(self.progress.step, "eval", self.progress.metrics)
+
+    def _save(self) -> None:
+        if self.progress.saved_step == self.progress.step:
+            return
+        self.saver.save(self.engine, self.state(), self.config.to_yaml())
+        self.progress.saved_step = self.progress.step
+
+    def _stop_early(self) -> Outcome:
+        reason = self.stopper.reason or "another rank was asked to stop"
+        logger.warning("stopping at step %d: %s", self.progress.step, reason)
+        self._save()
+        self.saver.finish()
+        return Outcome.STOPPED
+
+    def state(self) -> RunState:
+        """What a checkpoint of this moment records beside the tensors."""
+        attempt_s = time.monotonic() - self._attempt_started
+        return RunState(
+            step=self.progress.step,
+            position=self.progress.position,
+            adam_steps=self.engine.adam_steps,
+            world_size=self.world.size,
+            zero_stage=self.engine.stage,
+            shapes=self.engine.shapes,
+            manifest_digest=self.train_loader.shards.digest,
+            config_digest=self.config.digest(),
+            skipped_steps=self.guard.skipped,
+            metrics=self.progress.metrics,
+            elapsed_s=self.progress.elapsed_s + attempt_s,
+        )
