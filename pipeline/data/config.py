@@ -32,7 +32,7 @@ class CropConfig(_Frozen):
         for name in ("scale", "ratio", "short_side"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
-                raise ValueError(f"{name} must be (low, high) with 0 < low <= high, not {low, high}")
+                raise ValueError(f"{name} must be 0 < low <= high, not {low, high}")
         if self.scale[1] > 1:
             raise ValueError(f"scale cannot exceed the whole frame, 1.0, not {self.scale[1]}")
         if self.short_side[0] < 1:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -32,7 +34,7 @@ def decode_frames(
     """
     numbers, places = np.unique(wanted, return_inverse=True)
     try:
-        with av.open(io.BytesIO(video), format="mp4") as container:
+        with av.open(io.BytesIO(video), "r", format="mp4") as container:
             frames = _pictures(container, numbers.tolist(), keyframes)
     except av.FFmpegError as error:
         raise SampleError(f"cannot be decoded: {error}") from error
@@ -85,12 +87,22 @@ def _decoded(
             packets = container.demux(stream)
         if position:
             stream.codec_context.flush_buffers()
-        number = start
-        for packet in _from_keyframe(packets, start, entries[start].timestamp):
-            position = start + 1 if number == start else position + 1
+        number, position = start, start
+        keyframe = _keyframe(packets, start, entries[start].timestamp)
+        for packet in chain([keyframe], packets):
+            position += 1
             # The empty packet at the end of the file drains the decoder.
             for frame in packet.decode():
-                yield number, frame  # type: ignore[misc]
+                yield number, frame
                 number += 1
             if number > last:
                 break
+
+
+def _keyframe(packets: Iterator[Packet[VideoStream]], number: int, dts: int) -> Packet[VideoStream]:
+    for packet in packets:
+        if packet.dts == dts:
+            if not packet.is_keyframe:
+                raise SampleError(f"frame {number} is not the keyframe its index promises")
+            return packet
+    raise SampleError(f"ends before frame {number}")

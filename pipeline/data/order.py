@@ -21,8 +21,8 @@ class Slot(NamedTuple):
     epoch: int
     position: int
     """Samples consumed by the whole run before this one."""
-    index: int
-    """Row of the sample in its `Shards`."""
+    row: int
+    """Number of the sample in its `Shards`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ElasticBatches:
         if share < 1 or self.global_batch < 1 or self.global_batch % share:
             raise DataError(
                 f"global batch {self.global_batch} is not a multiple of micro_batch "
-                f"{self.micro_batch} x {self.world} ranks; change micro_batch or the number of ranks"
+                f"{self.micro_batch} x {self.world} ranks; change micro_batch or the ranks"
             )
         if self.num_samples < self.global_batch:
             raise DataError(
@@ -63,7 +63,7 @@ class ElasticBatches:
             )
         if self.start < 0 or self.start % self.global_batch:
             raise DataError(
-                f"position {self.start} is not at the end of a global batch of {self.global_batch}; "
+                f"position {self.start} is not a multiple of the global batch {self.global_batch}; "
                 "keep the global batch of the run that is resumed"
             )
         if not 0 <= self.rank < self.world:
@@ -94,8 +94,8 @@ class ElasticBatches:
         for step in range(self.accumulation):
             begin = number * self.global_batch + (step * self.world + self.rank) * self.micro_batch
             yield [
-                Slot(epoch, epoch_start + begin + i, int(index))
-                for i, index in enumerate(order[begin : begin + self.micro_batch])
+                Slot(epoch, epoch_start + begin + i, int(row))
+                for i, row in enumerate(order[begin : begin + self.micro_batch])
             ]
 
 

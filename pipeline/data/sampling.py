@@ -21,8 +21,9 @@ def train_frames(
     """One random clip of `num_frames` out of `total` frames: shape (num_frames,)."""
     _check(total, num_frames)
     if kind == "dense":
-        return _window(int(rng.integers(_last_start(total, num_frames, stride) + 1)), total,
-                       num_frames, stride)
+        return _window(
+            int(rng.integers(_last_start(total, num_frames, stride) + 1)), total, num_frames, stride
+        )
     if kind == "tsn":
         # Bounds are inclusive and shared by neighbours, as in the published TSN sparse sampling.
         bounds = np.round(np.arange(num_frames + 1) * ((total - 1) / num_frames)).astype(np.int64)
@@ -45,11 +46,12 @@ def eval_frames(kind: Sampling, total: int, num_frames: int, stride: int, clips:
         return np.stack([_window(start, total, num_frames, stride) for start in starts])
     if kind == "tsn":
         segment = (total - 1) / num_frames
-        starts = np.round(np.arange(num_frames) * segment).astype(np.int64)
+        first = np.round(np.arange(num_frames) * segment).astype(np.int64)
         inside = (np.arange(1, clips + 1) * (segment / (clips + 1))).astype(np.int64)
-        return np.minimum(starts[None] + inside[:, None], total - 1)
+        frames: Frames = np.minimum(first + inside[:, None], total - 1)
+        return frames
     ticks = (np.arange(clips * num_frames) + 0.5) * (total / (clips * num_frames))
-    return ticks.astype(np.int64).reshape(num_frames, clips).T.copy()
+    return np.ascontiguousarray(ticks.astype(np.int64).reshape(num_frames, clips).T)
 
 
 def _last_start(total: int, num_frames: int, stride: int) -> int:

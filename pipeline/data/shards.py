@@ -61,7 +61,8 @@ class Shards:
     @cached_property
     def labels(self) -> NDArray[np.int32]:
         """Class of every sample, shape (N,)."""
-        return self.table["label"].to_numpy()
+        labels: NDArray[np.int32] = self.table["label"].to_numpy()
+        return labels
 
     def samples(self, indices: NDArray[np.int64] | list[int]) -> list[Sample]:
         """The index rows with these numbers, in the given order."""

@@ -1,0 +1,133 @@
+"""From index rows to a batch: read, decode, cut. Runs inside the loader processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.augment import augment, square_crops
+from pipeline.data.batch import Batch
+from pipeline.data.config import DataConfig
+from pipeline.data.decode import decode_frames
+from pipeline.data.errors import DataError, SampleError
+from pipeline.data.order import Slot
+from pipeline.data.randomness import sample_rng
+from pipeline.data.reader import ShardReader
+from pipeline.data.sampling import eval_frames, train_frames
+from pipeline.data.shards import Sample
+
+Request = tuple[Slot, Sample | None]
+"""A place in a batch and who fills it; None is padding."""
+
+
+@dataclass(frozen=True)
+class ClipMaker:
+    """Common to training and evaluation clips: (V, 3, T, S, S) uint8 per sample."""
+
+    reader: ShardReader
+    config: DataConfig
+    img_size: int
+    num_frames: int
+    seed: int
+
+    @property
+    def num_views(self) -> int:
+        raise NotImplementedError
+
+    def make(self, slot: Slot, sample: Sample) -> Tensor:
+        """All views of one sample. Raises SampleError or OSError when it cannot be read."""
+        raise NotImplementedError
+
+    # torch's DataLoader calls this with one whole micro-batch.
+    def __getitems__(self, requests: list[Request]) -> Batch | DataError:
+        try:
+            return self._batch(requests)
+        except DataError as error:
+            # Returned, not raised: torch would wrap it in a worker's traceback.
+            return error
+
+    def _batch(self, requests: list[Request]) -> Batch:
+        shape = (self.num_views, 3, self.num_frames, self.img_size, self.img_size)
+        clips = torch.zeros(len(requests), *shape, dtype=torch.uint8)
+        weight = torch.zeros(len(requests))
+        bad: list[tuple[str, str]] = []
+        for row, (slot, sample) in enumerate(requests):
+            if sample is None:
+                continue
+            try:
+                clips[row] = self.make(slot, sample)
+                weight[row] = 1
+            except (SampleError, OSError) as error:
+                bad.append((sample.key, str(error)))
+        slots, samples = zip(*requests, strict=True)
+        return Batch(
+            clips,
+            torch.tensor([0 if sample is None else sample.label for sample in samples]),
+            weight,
+            torch.tensor([slot.epoch for slot in slots]),
+            torch.tensor([slot.position for slot in slots]),
+            ["" if sample is None else sample.key for sample in samples],
+            bad,
+        )
+
+
+@dataclass(frozen=True)
+class TrainClips(ClipMaker):
+    """Random frames, decoded once, in `config.views` random views."""
+
+    @property
+    def num_views(self) -> int:
+        return self.config.views
+
+    def make(self, slot: Slot, sample: Sample) -> Tensor:
+        config = self.config
+        wanted = train_frames(
+            config.sampling,
+            sample.frames,
+            self.num_frames,
+            config.stride,
+            self._rng(slot, sample, 0, "frames"),
+        )
+        frames = decode_frames(self.reader.read(sample), wanted, sample.keyframes)
+        views = [
+            augment(
+                frames,
+                config.crop,
+                config.hflip,
+                self.img_size,
+                self._rng(slot, sample, view, "cut"),
+            )
+            for view in range(config.views)
+        ]
+        return torch.stack(views)
+
+    def _rng(self, slot: Slot, sample: Sample, view: int, purpose: str) -> np.random.Generator:
+        return sample_rng(self.seed, slot.epoch, sample.key, view, purpose)
+
+
+@dataclass(frozen=True)
+class EvalClips(ClipMaker):
+    """`clips` fixed clips times `crops` squares, decoded once; clip-major."""
+
+    clips: int = 1
+    crops: int = 1
+    shuffle_frames: bool = False
+
+    @property
+    def num_views(self) -> int:
+        return self.clips * self.crops
+
+    def make(self, slot: Slot, sample: Sample) -> Tensor:
+        wanted = eval_frames(
+            self.config.sampling, sample.frames, self.num_frames, self.config.stride, self.clips
+        )
+        if self.shuffle_frames:
+            for clip, frames in enumerate(wanted):
+                sample_rng(self.seed, 0, sample.key, clip, "shuffle_frames").shuffle(frames)
+        decoded = decode_frames(self.reader.read(sample), wanted.ravel(), sample.keyframes)
+        squares = square_crops(decoded, self.img_size, self.crops)
+        # (crops, 3, clips * T, S, S) -> (clips * crops, 3, T, S, S)
+        return torch.stack(torch.split(squares, self.num_frames, dim=2)).flatten(0, 1)
