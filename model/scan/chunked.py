@@ -6,7 +6,7 @@ the state at its start, so nothing of size B*D*L*N is ever kept. Runs on any dev
 Inside this file the tokens come first: (T, B, D) and (T, B, N), in scan order within a chunk.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,11 +17,13 @@ from model.scan.problem import Direction, Scan, token_major
 CHUNK = 64
 
 
-def forward(scan: Scan, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns out (B, D, L) and, for backward, the pre-gate sum and the chunk states (or empties).
+def states_shape(passes: int, batch: int, channels: int, length: int, size: int) -> Sequence[int]:
+    """Shape of the kept states: the state that each chunk starts from."""
+    return passes, (length + CHUNK - 1) // CHUNK, batch, channels, size
 
-    States are (directions, chunks, B, D, N): the state each chunk starts from.
-    """
+
+def forward(scan: Scan, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns out (B, D, L) and, for backward, the pre-gate sum and the kept states."""
     batch, channels, length, _ = scan.shape
     dtype = scan.state_dtype
     total = scan.u.new_zeros((length, batch, channels), dtype=dtype)
@@ -32,12 +34,13 @@ def forward(scan: Scan, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     out = token_major(batch, channels, length, scan.u, scan.u.dtype)
     gate = None if scan.z is None else F.silu(_tokens_first(scan.z, dtype))
     out.copy_((total if gate is None else total * gate).permute(1, 2, 0))
-    empty = scan.u.new_empty(0, dtype=dtype)
+    pre_gate = scan.u.new_empty(0, dtype=dtype)
     if not keep:
-        return out, empty, empty
-    pre_gate = token_major(batch, channels, length, scan.u, dtype)
-    pre_gate.copy_(total.permute(1, 2, 0))
-    return out, (empty if gate is None else pre_gate), torch.stack(states)
+        return out, pre_gate, scan.u.new_empty(0, dtype=dtype)
+    if gate is not None:
+        pre_gate = token_major(batch, channels, length, scan.u, dtype)
+        pre_gate.copy_(total.permute(1, 2, 0))
+    return out, pre_gate, torch.stack(states)
 
 
 def backward(scan: Scan, dout: Tensor, pre_gate: Tensor, states: Tensor) -> dict[str, Tensor]:

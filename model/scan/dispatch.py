@@ -6,11 +6,12 @@ import logging
 import torch
 from torch import Tensor
 
-from model.scan import op
+from model.scan import cpu, op
+from model.scan.native_build import BuildError, build_library
 from model.scan.problem import InitialState, Scan, ScanError
 from model.scan.reference import scan_reference
 
-BACKENDS = ("reference", "chunked")
+BACKENDS = ("reference", "chunked", "cpu")
 _log = logging.getLogger(__name__)
 
 
@@ -114,12 +115,29 @@ def bidirectional_scan(
 
 def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
     """Names of the backends that can run on ``device`` here, best first."""
-    return ("chunked", "reference")
+    names = ["chunked", "reference"]
+    if torch.device(device).type == "cpu" and _cpu_kernels_build():
+        names.insert(0, "cpu")
+    return tuple(names)
+
+
+@functools.cache
+def _cpu_kernels_build() -> bool:
+    try:
+        build_library()
+    except BuildError as error:
+        _log.warning("the scan falls back to PyTorch, which is many times slower: %s", error)
+        return False
+    return True
 
 
 def _run(scan: Scan, backend: str) -> Tensor:
     scan.validate()
     chosen = _choose(scan.u.device.type) if backend == "auto" else backend
+    if chosen == "cpu" and not cpu.supports(scan):
+        if backend == "cpu" and scan.u.device.type != "cpu":
+            raise ScanError(f"scan: backend 'cpu' got tensors on {scan.u.device}; use 'auto'")
+        chosen = "chunked"  # float64, which the fused kernels do not compute
     if chosen not in BACKENDS:
         known = ", ".join(("auto", *BACKENDS))
         raise ScanError(f"scan: there is no backend {backend!r}; choose one of {known}")

@@ -5,13 +5,14 @@ Autocast rule: tensors keep the dtype they arrive in and autocast is off inside,
 bias and the state must stay float32 whatever the inputs are.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from model.scan import chunked
+from model.scan import chunked, cpu
 from model.scan.problem import Scan, token_major
 
 _NAMES = tuple(field.name for field in fields(Scan))
@@ -19,12 +20,16 @@ _TENSORS = _NAMES[: _NAMES.index("delta_softplus")]
 
 
 class Kernels(Protocol):
-    """A fused backend: a module with these two functions and its chunk length."""
+    """A fused backend: a module with these functions."""
 
-    CHUNK: int
+    def states_shape(
+        self, passes: int, batch: int, channels: int, length: int, size: int
+    ) -> Sequence[int]:
+        """Shape of the states that forward keeps for backward."""
+        ...
 
     def forward(self, scan: Scan, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """out (B, D, L), pre-gate sum (B, D, L), states (directions, chunks, B, D, N)."""
+        """out (B, D, L), pre-gate sum (B, D, L), and the kept states."""
         ...
 
     def backward(
@@ -36,7 +41,7 @@ class Kernels(Protocol):
 
 def kernels(backend: str) -> Kernels:
     """The module behind the name of a fused backend."""
-    modules: dict[str, Kernels] = {"chunked": chunked}
+    modules: dict[str, Kernels] = {"chunked": chunked, "cpu": cpu}
     return modules[backend]
 
 
@@ -92,11 +97,9 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         if scan.z is None
         else token_major(batch, channels, length, u, dtype)
     )
-    chunk = kernels(backend).CHUNK
     passes = 1 if scan.A_b is None else 2
-    chunks = (length + chunk - 1) // chunk
-    states = u.new_empty((passes, chunks, batch, channels, size), dtype=dtype)
-    return out, pre_gate, states
+    shape = kernels(backend).states_shape(passes, batch, channels, length, size)
+    return out, pre_gate, u.new_empty(shape, dtype=dtype)
 
 
 @torch.library.custom_op("videomambapro::scan_backward", mutates_args=())

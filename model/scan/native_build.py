@@ -1,0 +1,126 @@
+"""Compiles the C++ kernels on first use, or ahead of time with `python -m model.scan.native_build`.
+
+The library is plain C ABI without torch headers, so that it builds in seconds. It lands in a cache
+directory under a name that hashes the sources, the compiler, the flags and the CPU's features.
+"""
+
+import fcntl
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from model.scan.problem import ScanError
+
+_SOURCES = Path(__file__).parent / "native"
+# Never -ffast-math: linking with it switches the whole process to flush-to-zero.
+_FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-w"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+)
+_TIMEOUT_S = 300
+
+
+class BuildError(ScanError):
+    """The C++ kernels could not be compiled here."""
+
+
+@functools.cache
+def build_library() -> Path:
+    """Path of the compiled library; compiles it when the cache has none for this machine.
+
+    Safe when several processes start at once: one compiles under a lock that dies with its
+    holder, the others wait for it.
+
+    Raises:
+        BuildError: no compiler, or it failed.
+    """
+    compiler = _compiler()
+    command = [compiler, *_FLAGS, *_machine_flags(), *sorted(map(str, _SOURCES.glob("*.cpp")))]
+    directory = _cache_directory()
+    library = directory / f"kernels-{_fingerprint(command)}.so"
+    if library.exists():
+        return library
+    with (directory / "build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _compile(command, library)
+    return library
+
+
+def _compile(command: list[str], library: Path) -> None:
+    handle, name = tempfile.mkstemp(dir=library.parent, suffix=".tmp")
+    os.close(handle)
+    unfinished = Path(name)
+    try:
+        subprocess.run(
+            [*command, "-o", name], check=True, capture_output=True, text=True, timeout=_TIMEOUT_S
+        )
+        unfinished.chmod(0o755)
+        unfinished.rename(library)
+    except subprocess.CalledProcessError as error:
+        raise BuildError(f"scan: {' '.join(command)} failed: {error.stderr.strip()}") from error
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"scan: {command[0]} took more than {_TIMEOUT_S} s") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _compiler() -> str:
+    wanted = os.environ.get("CXX")
+    for name in (wanted,) if wanted else ("g++", "c++", "clang++"):
+        if path := shutil.which(name):
+            return path
+    missing = wanted or "g++, c++ or clang++"
+    raise BuildError(f"scan: no C++ compiler ({missing} not found); install g++ or set CXX")
+
+
+def _machine_flags() -> tuple[str, ...]:
+    return ("-mcpu=native",) if platform.machine() == "aarch64" else ("-march=native",)
+
+
+def _fingerprint(command: list[str]) -> str:
+    version = subprocess.run(
+        [command[0], "--version"], check=True, capture_output=True, text=True
+    ).stdout
+    digest = hashlib.sha256("\0".join([*command, version, _cpu_features()]).encode())
+    for source in sorted(_SOURCES.iterdir()):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def _cpu_features() -> str:
+    """What -march=native depends on: nodes that share a home directory may differ in it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    keys = ("flags", "Features", "model", "model name", "CPU part")
+    described = {line for line in lines if line.split(":")[0].strip() in keys}
+    return platform.machine() + "\n".join(sorted(described))
+
+
+def _cache_directory() -> Path:
+    """$VIDEOMAMBAPRO_CACHE, else the user's cache directory, else a private temporary one."""
+    chosen = os.environ.get("VIDEOMAMBAPRO_CACHE")
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videomambapro"
+    directory = Path(chosen) if chosen else default
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if os.access(directory, os.W_OK):
+            return directory
+    except OSError as error:
+        if chosen:
+            raise BuildError(
+                f"scan: VIDEOMAMBAPRO_CACHE={chosen} cannot be used: {error}"
+            ) from error
+    # Another user may own a fixed name in the shared temporary directory, so this one is private.
+    return Path(tempfile.mkdtemp(prefix="videomambapro-"))
+
+
+if __name__ == "__main__":
+    print(build_library())
