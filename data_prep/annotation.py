@@ -1,0 +1,66 @@
+"""What every annotation format is read into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+VIDEO_SUFFIXES = frozenset(
+    [
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+    ]
+)
+IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".webp"])
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One labelled clip, as listed."""
+
+    path: str
+    """Relative to the video directory, or absolute."""
+    label: str | None
+    """Class name; None = unlabelled."""
+    split: str
+    trim_start_s: float = 0.0
+    trim_end_s: float | None = None
+    """None = to the end."""
+    where: str = ""
+    """`file:line` it was read from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One input that is left out, and why."""
+
+    where: str
+    """`file:line` of the annotation."""
+    code: str
+    detail: str
+    path: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All that an annotation names."""
+
+    annotations: list[Annotation]
+    problems: list[Problem]
+    classes: tuple[str, ...]
+    """In the order of their numbers."""

@@ -1,0 +1,47 @@
+"""The process in which unchecked files are decoded, so that a crash or a hang costs one file.
+
+Started by `data_prep.pool` as `python -m data_prep.child FD MEMORY_BYTES`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from multiprocessing.connection import Connection
+
+import av.logging
+
+from data_prep.prepare import prepare_clip
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    descriptor, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
+    # A hanging decoder must not outlive a supervisor that was killed.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The terminal's Ctrl-C goes to the whole group; the supervisor decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit = _virtual_bytes() + memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    av.logging.set_level(av.logging.PANIC)
+    with Connection(descriptor) as supervisor:
+        while True:
+            try:
+                request = supervisor.recv()
+            except EOFError:
+                return
+            supervisor.send(prepare_clip(request))
+
+
+def _virtual_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    main()

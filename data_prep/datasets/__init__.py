@@ -1,0 +1,30 @@
+"""One file per annotation format; `read_listing` picks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from data_prep.annotation import Listing
+from data_prep.datasets import csv, folder
+from data_prep.datasets.inputs import Inputs
+from data_prep.errors import DataError
+
+Format = Literal["csv", "folder"]
+
+
+_READERS: dict[str, Callable[[Inputs], Listing]] = {"csv": csv.read, "folder": folder.read}
+
+
+def read_listing(name: str, inputs: Inputs) -> Listing:
+    """Raises `DataError` for an unknown format, a directory that is absent or an empty listing."""
+    if name not in _READERS:
+        raise DataError(f"--format {name}: unknown; one of {', '.join(get_args(Format))}")
+    if not inputs.videos.is_dir():
+        raise DataError(f"--videos {inputs.videos}: no such directory")
+    listing = _READERS[name](inputs)
+    if not listing.annotations:
+        source = inputs.annotations or inputs.videos
+        first = f"; first problem: {listing.problems[0]}" if listing.problems else ""
+        raise DataError(f"{source}: names no video{first}")
+    return listing

@@ -1,0 +1,5 @@
+"""What callers of this package catch."""
+
+
+class DataError(ValueError):
+    """Bad input: one line that says what, where, why and what to do."""

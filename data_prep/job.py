@@ -1,0 +1,157 @@
+"""One sharding job: claims shards one by one until none is left.
+
+Several jobs, on one node or many, work on one directory; a slow one takes fewer shards.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.claims import Claim, Claims
+from data_prep.errors import DataError
+from data_prep.plan import PlannedClip, PlannedShard
+from data_prep.pool import ClipPool
+from data_prep.prepare import ClipRequest, PreparedClip, RejectedClip
+from data_prep.progress import JobProgress, progress_bar
+from data_prep.record import record_name
+from data_prep.storage import Store, open_store
+from data_prep.workdir import SplitPlan, Workdir
+from data_prep.write import ShardWriter
+
+_POISON = frozenset({"crash", "timeout", "memory"})
+_POLL_S = 2.0
+
+
+def run_shard_worker(work: Path, *, decoders: int | None = None) -> int:
+    """Take part in the run planned in `work` until every shard is done; returns shards written.
+
+    `decoders` are the processes that decode and encode: by default one per usable core. Waits for
+    shards that other jobs hold, and takes over those of jobs that died. Safe to kill at any time.
+    """
+    workdir = Workdir(work)
+    plans = workdir.plans()
+    if not plans:
+        raise DataError(f"{work}: no plan; run `vmp data shard` to make one")
+    decoders = decoders or len(os.sched_getaffinity(0))
+    with Claims(workdir.claims) as claims:
+        job = _Job(workdir, open_store(plans[0].out, workdir.scratch), claims, plans)
+        if not job.has_work():
+            return 0
+        with ClipPool[_Task](decoders, plans[0].caps) as pool:
+            return job.run(pool)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A clip on its way through the pool."""
+
+    writer: ShardWriter
+    claim: Claim
+    clip: PlannedClip
+
+
+class _Job:
+    def __init__(
+        self, workdir: Workdir, store: Store, claims: Claims, plans: list[SplitPlan]
+    ) -> None:
+        self._workdir, self._store, self._claims = workdir, store, claims
+        self._progress = JobProgress(workdir.progress / f"{claims.owner}.json")
+        self._written = 0
+        self._open = [
+            (plan, number, name) for plan in plans for number, name in enumerate(plan.shard_names())
+        ]
+        self._forget_finished()
+
+    def has_work(self) -> bool:
+        return bool(self._open)
+
+    def run(self, pool: ClipPool[_Task]) -> int:
+        while self._open:
+            for task, prepared in pool.map(self._requests()):
+                if isinstance(prepared, RejectedClip) and prepared.code in _POISON:
+                    self._workdir.add_poison(task.clip.key, prepared.code, prepared.detail)
+                self._account(task, prepared)
+            self._progress.flush()
+            if self._open:  # other jobs hold the rest; none of ours is in flight here
+                time.sleep(_POLL_S)
+                self._forget_finished()
+        return self._written
+
+    def _account(self, task: _Task, prepared: PreparedClip | RejectedClip) -> None:
+        """Hand a clip to its shard, and publish the shard that it completes."""
+        task.writer.add(task.clip, prepared)
+        failed = isinstance(prepared, RejectedClip)
+        size = 0 if isinstance(prepared, RejectedClip) else prepared.original.bytes
+        self._progress.count(bytes_in=size, failed=failed)
+        if task.writer.is_complete:
+            task.writer.publish(self._store)
+            self._claims.release(task.claim)
+            self._written += 1
+
+    def _requests(self) -> Iterator[tuple[_Task, ClipRequest]]:
+        """The clips of one claimable shard after the other, claimed when the pool has room."""
+        poison = self._workdir.poison()
+        for entry in tuple(self._open):
+            plan, number, name = entry
+            claim = self._claims.take(name)
+            if claim is None:
+                continue
+            self._open.remove(entry)
+            if self._store.size(record_name(name)) is not None:
+                self._claims.release(claim)
+                continue
+            yield from self._shard_requests(plan, number, claim, poison)
+
+    def _forget_finished(self) -> None:
+        names = set(self._store.names())
+        self._open = [entry for entry in self._open if record_name(entry[2]) not in names]
+
+    def _shard_requests(
+        self, plan: SplitPlan, number: int, claim: Claim, poison: dict[str, tuple[str, str]]
+    ) -> Iterator[tuple[_Task, ClipRequest]]:
+        shard = self._workdir.shard(plan, number)
+        writer = self._writer(plan, shard, claim)
+        for clip in shard.clips:
+            task = _Task(writer, claim, clip)
+            if clip.key in poison:
+                self._account(task, RejectedClip(*poison[clip.key]))
+                continue
+            path = os.path.join(plan.videos, clip.path)
+            yield task, ClipRequest(path, clip.trim_start_s, clip.trim_end_s, plan.encode)
+
+    def _writer(self, plan: SplitPlan, shard: PlannedShard, claim: Claim) -> ShardWriter:
+        for generation in range(claim.generation):
+            self._scratch(shard, generation).unlink(missing_ok=True)
+        scratch = self._scratch(shard, claim.generation)
+        return ShardWriter(shard, plan.classes, plan.fingerprint, scratch)
+
+    def _scratch(self, shard: PlannedShard, generation: int) -> Path:
+        return self._store.scratch(f"{shard.name}.{generation}")
+
+
+def run_jobs(work: Path, *, jobs: int, decoders: int, show_progress: bool) -> None:
+    """Run jobs on this machine until they end. A job that dies leaves its shards to the others."""
+    with progress_bar(work) if show_progress else nullcontext():
+        if jobs == 1:
+            run_shard_worker(work, decoders=decoders)
+            return
+        command = [sys.executable, "-m", "data_prep.job", str(work), str(decoders)]
+        processes = [subprocess.Popen(command) for _ in range(jobs)]
+        try:
+            for process in processes:
+                process.wait()
+        finally:
+            for process in processes:
+                process.terminate()
+                process.wait()
+
+
+if __name__ == "__main__":
+    run_shard_worker(Path(sys.argv[1]), decoders=int(sys.argv[2]))

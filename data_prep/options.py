@@ -1,0 +1,52 @@
+"""The options of `vmp data shard`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_prep.errors import DataError
+from data_prep.pool import Caps
+from data_prep.prepare import EncodeSettings
+from data_prep.storage import is_url
+from data_prep.workdir import NAME as WORK_NAME
+
+
+class ShardConfig(BaseModel):
+    """What to shard, into what, and with how much effort."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str
+    """kinetics, ssv2, ucf101, hmdb51, folder or csv."""
+    videos: Path
+    annotations: Path | None = None
+    out: str
+    """A directory, or a URL that fsspec understands."""
+    dataset: str = ""
+    """Part of every key; the name of the video directory by default."""
+    split: str = "train"
+    """For clips whose annotation does not say."""
+    fold: int = Field(default=1, ge=1, le=3)
+    """Official division of ucf101 and hmdb51."""
+    clips_per_shard: int = Field(default=256, ge=1)
+    encode: EncodeSettings = EncodeSettings()
+    max_missing: float = Field(default=0.1, ge=0, le=1)
+    """Share of listed clips that may be absent or malformed before the run is refused."""
+    caps: Caps = Caps()
+    jobs: int = Field(default=1, ge=1)
+    """Local processes that claim shards."""
+    decoders: int | None = Field(default=None, ge=1)
+    """Decoding processes per job; by default the usable cores divided by the jobs."""
+    work: Path | None = None
+    """Shared by all jobs; OUT/.prep by default, required when `out` is a URL."""
+
+    def work_dir(self) -> Path:
+        if self.work is not None:
+            return self.work.absolute()
+        if is_url(self.out):
+            raise DataError(
+                f"--out {self.out}: a URL also needs --work, a directory all jobs share"
+            )
+        return Path(self.out).absolute() / WORK_NAME

@@ -1,0 +1,84 @@
+"""What is known about one finished shard; its presence means that the shard is done."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from data_prep.storage import Store
+
+SUFFIX = ".record.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SampleRow(_Frozen):
+    """One sample: the columns of the index, and what the source was."""
+
+    key: str
+    offset: int
+    size: int
+    sha256: str
+    label: int
+    frames: int
+    fps: float
+    width: int
+    height: int
+    duration_s: float
+    keyframes: tuple[int, ...]
+    source: str
+    copied: bool
+    container: str
+    codec: str
+    pixel_format: str
+    source_width: int
+    source_height: int
+    source_bytes: int
+    rotation: int
+    sample_aspect: float
+    hdr: bool
+
+
+class RejectedRow(_Frozen):
+    key: str
+    source: str
+    where: str
+    code: str
+    detail: str
+
+
+class Timings(_Frozen):
+    """Cost of a shard; not part of what identifies the data."""
+
+    wall_s: float
+    host: str
+    pyav: str
+
+
+class ShardResult(_Frozen):
+    name: str
+    split: str
+    plan: str
+    """Fingerprint of the plan it belongs to."""
+    samples: int
+    bytes: int
+    sha256: str
+    """Of the tar; empty when no clip of the shard could be used, then there is no tar."""
+    rows: tuple[SampleRow, ...]
+    rejected: tuple[RejectedRow, ...]
+    timings: Timings
+
+
+def record_name(shard: str) -> str:
+    return shard.removesuffix(".tar") + SUFFIX
+
+
+def read_result(store: Store, shard: str, plan: str) -> ShardResult | None:
+    """None unless the shard is done: its record is whole, of this plan, and its tar is there."""
+    try:
+        result = ShardResult.model_validate_json(store.read(record_name(shard)))
+    except (FileNotFoundError, ValueError):
+        return None
+    size = store.size(shard) if result.samples else 0
+    return result if result.plan == plan and size == result.bytes else None

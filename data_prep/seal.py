@@ -1,0 +1,170 @@
+"""Merges the records of finished shards into the index and the manifest, which readers trust."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.durable import publish
+from data_prep.errors import DataError
+from data_prep.record import ShardResult, read_result
+from data_prep.schema import (
+    INDEX_NAME,
+    INDEX_SCHEMA,
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    Manifest,
+    ShardRecord,
+)
+from data_prep.storage import Store, open_store
+from data_prep.workdir import SplitPlan, Workdir
+from data_prep.write import printable
+
+_SEALED_NAME = "sealed.json"
+
+
+def seal(work: Path) -> Manifest:
+    """Write `quarantine.jsonl`, `index.parquet` and, last, `manifest.json`.
+
+    Raises `DataError` when a planned shard is not done, or when nothing at all could be used.
+    """
+    workdir = Workdir(work)
+    plans = workdir.plans()
+    if not plans:
+        raise DataError(f"{work}: no plan; run `vmp data shard` to make one")
+    store = open_store(plans[0].out, workdir.scratch)
+    _refuse_gaps(store, plans)
+
+    quarantine = io.BytesIO()
+    table = io.BytesIO()
+    shards: list[ShardRecord] = []
+    splits: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    with pq.ParquetWriter(table, INDEX_SCHEMA) as index:
+        for plan in plans:
+            for line in _problem_lines(workdir, plan.split):
+                reasons[line["code"]] += 1
+                _append(quarantine, line)
+            for result in _results(store, plan):
+                for line in _rejected_lines(result):
+                    reasons[line["code"]] += 1
+                    _append(quarantine, line)
+                if result.samples:
+                    index.write_table(_index_table(result))
+                    shards.append(_shard_record(result))
+                    splits[result.split] += result.samples
+    if not shards:
+        listed = ", ".join(f"{count} {code}" for code, count in reasons.most_common())
+        store.write(QUARANTINE_NAME, quarantine.getvalue())
+        raise DataError(f"{plans[0].out}: no input could be used ({listed}); see {QUARANTINE_NAME}")
+
+    (workdir.root / _SEALED_NAME).unlink(missing_ok=True)
+    # The old manifest must not vouch for new files.
+    store.remove(MANIFEST_NAME)
+    store.write(QUARANTINE_NAME, quarantine.getvalue())
+    store.write(INDEX_NAME, table.getvalue())
+    manifest = Manifest(
+        dataset=plans[0].dataset,
+        classes=plans[0].classes,
+        splits=dict(sorted(splits.items())),
+        settings=shaping(plans[0]),
+        shards=tuple(shards),
+        index_sha256=hashlib.sha256(table.getvalue()).hexdigest(),
+    ).sealed()
+    store.write(MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
+    publish(workdir.root / _SEALED_NAME, _sealed_plans(plans))
+    return manifest
+
+
+def seal_is_current(workdir: Workdir, plans: list[SplitPlan]) -> bool:
+    """Whether the last seal covered just these plans."""
+    path = workdir.root / _SEALED_NAME
+    return path.exists() and path.read_bytes() == _sealed_plans(plans)
+
+
+def _sealed_plans(plans: list[SplitPlan]) -> bytes:
+    return json.dumps({plan.split: plan.fingerprint for plan in plans}).encode()
+
+
+def shaping(plan: SplitPlan) -> dict[str, Any]:
+    """The settings that all splits of a directory share."""
+    return {
+        "format": plan.format,
+        "encode": plan.encode.model_dump(mode="json"),
+        "clips_per_shard": plan.clips_per_shard,
+    }
+
+
+def _refuse_gaps(store: Store, plans: list[SplitPlan]) -> None:
+    gaps = [
+        name
+        for plan in plans
+        for name in plan.shard_names()
+        if read_result(store, name, plan.fingerprint) is None
+    ]
+    if gaps:
+        total = sum(plan.num_shards for plan in plans)
+        raise DataError(
+            f"{plans[0].out}: {len(gaps)} of {total} shards are not done, first {gaps[0]}; "
+            "run the same command again"
+        )
+
+
+def _results(store: Store, plan: SplitPlan) -> Iterator[ShardResult]:
+    for name in plan.shard_names():
+        result = read_result(store, name, plan.fingerprint)
+        assert result is not None, f"{name} vanished while sealing"
+        yield result
+
+
+def _problem_lines(workdir: Workdir, split: str) -> Iterator[dict[str, str]]:
+    for problem in workdir.problems(split):
+        yield {
+            "code": problem.code,
+            "detail": printable(problem.detail),
+            "source": printable(problem.path),
+            "where": printable(problem.where),
+            "split": split,
+        }
+
+
+def _rejected_lines(result: ShardResult) -> Iterator[dict[str, str]]:
+    for row in result.rejected:
+        yield {
+            "code": row.code,
+            "detail": row.detail,
+            "source": row.source,
+            "where": row.where,
+            "split": result.split,
+        }
+
+
+def _append(stream: io.BytesIO, line: dict[str, str]) -> None:
+    stream.write(json.dumps(line).encode() + b"\n")
+
+
+def _index_table(result: ShardResult) -> pa.Table:
+    rows = [
+        row.model_dump(include=set(INDEX_SCHEMA.names))
+        | {"split": result.split, "shard": result.name}
+        for row in result.rows
+    ]
+    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+
+
+def _shard_record(result: ShardResult) -> ShardRecord:
+    return ShardRecord(
+        name=result.name,
+        split=result.split,
+        samples=result.samples,
+        bytes=result.bytes,
+        sha256=result.sha256,
+    )

@@ -1,0 +1,183 @@
+"""What the jobs of one sharding run share: plans, claims, progress and the poison list.
+
+Always on a file system that every job sees; the shards themselves may lie elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from data_prep.annotation import Problem
+from data_prep.durable import move, publish
+from data_prep.errors import DataError
+from data_prep.plan import PlannedClip, PlannedShard
+from data_prep.pool import Caps
+from data_prep.prepare import EncodeSettings
+
+NAME = ".prep"
+# Paths are bytes: file names need not be UTF-8.
+_CLIP_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("path", pa.binary()),
+        ("label", pa.int32()),
+        ("trim_start_s", pa.float64()),
+        ("trim_end_s", pa.float64()),
+        ("where", pa.binary()),
+    ]
+)
+
+
+class SplitPlan(BaseModel):
+    """The plan of one split; its clips lie in a Parquet file, one row group per shard."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    split: str
+    dataset: str
+    classes: tuple[str, ...]
+    format: str
+    encode: EncodeSettings
+    clips_per_shard: int
+    videos: Path
+    out: str
+    caps: Caps
+    num_shards: int
+    num_clips: int
+    fingerprint: str
+    """sha256 over everything that shapes the shards."""
+
+    def shard_names(self) -> list[str]:
+        return [f"{self.split}-{number:06d}.tar" for number in range(self.num_shards)]
+
+
+def fingerprint(shards: Iterable[PlannedShard], shaping: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode())
+    for shard in shards:
+        digest.update(shard.name.encode())
+        for clip in shard.clips:
+            row = [clip.key, clip.path, clip.label, clip.trim_start_s, clip.trim_end_s]
+            digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Workdir:
+    root: Path
+
+    @property
+    def claims(self) -> Path:
+        return self.root / "claims"
+
+    @property
+    def progress(self) -> Path:
+        return self.root / "progress"
+
+    @property
+    def scratch(self) -> Path:
+        return self.root / "scratch"
+
+    def create(self) -> None:
+        try:
+            for path in (self.claims, self.progress, self.scratch):
+                path.mkdir(parents=True, exist_ok=True)
+            publish(self.root / "writable", b"")
+        except OSError as error:
+            raise DataError(f"{self.root}: cannot be written ({error.strerror})") from None
+
+    def save_plan(
+        self, plan: SplitPlan, shards: list[PlannedShard], problems: list[Problem]
+    ) -> None:
+        """Clips, problems, and the header last."""
+        lines = "".join(json.dumps(asdict(problem)) + "\n" for problem in problems)
+        publish(self.root / f"problems-{plan.split}.jsonl", lines.encode())
+        temporary = self._clips_path(plan.split).with_suffix(".tmp")
+        with pq.ParquetWriter(temporary, _CLIP_SCHEMA) as writer:
+            for shard in shards:
+                writer.write_table(_clip_table(shard.clips), row_group_size=len(shard.clips))
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        move(temporary, self._clips_path(plan.split))
+        publish(self._header_path(plan.split), plan.model_dump_json(indent=1).encode())
+
+    def plans(self) -> list[SplitPlan]:
+        """Of every split, sorted by name."""
+        headers = sorted(self.root.glob("plan-*.json"))
+        return [SplitPlan.model_validate_json(header.read_text()) for header in headers]
+
+    def shard(self, plan: SplitPlan, number: int) -> PlannedShard:
+        table = pq.ParquetFile(self._clips_path(plan.split)).read_row_group(number)
+        clips = tuple(_planned_clip(row) for row in table.to_pylist())
+        return PlannedShard(plan.shard_names()[number], plan.split, clips)
+
+    def keys(self, plan: SplitPlan) -> frozenset[str]:
+        table = pq.read_table(self._clips_path(plan.split), columns=["key"])
+        return frozenset(table["key"].to_pylist())
+
+    def problems(self, split: str) -> list[Problem]:
+        text = (self.root / f"problems-{split}.jsonl").read_text()
+        return [Problem(**json.loads(line)) for line in text.splitlines()]
+
+    def forget_progress(self) -> None:
+        for path in self.progress.iterdir():
+            path.unlink(missing_ok=True)
+
+    def clip_counts(self, plan: SplitPlan) -> list[int]:
+        """Clips per shard."""
+        metadata = pq.ParquetFile(self._clips_path(plan.split)).metadata
+        return [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
+
+    def poison(self) -> dict[str, tuple[str, str]]:
+        """key -> (code, detail) of the files that killed or outstayed their process."""
+        path = self.root / "poison.jsonl"
+        if not path.exists():
+            return {}
+        found: dict[str, tuple[str, str]] = {}
+        for line in path.read_text().splitlines():
+            if line.endswith("}"):  # a killed writer leaves half a line
+                row = json.loads(line)
+                found[row["key"]] = (row["code"], row["detail"])
+        return found
+
+    def add_poison(self, key: str, code: str, detail: str) -> None:
+        """Appended in one write, so that lines of several jobs do not mix."""
+        line = "\n" + json.dumps({"key": key, "code": code, "detail": detail})
+        descriptor = os.open(self.root / "poison.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            os.write(descriptor, line.encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _clips_path(self, split: str) -> Path:
+        return self.root / f"clips-{split}.parquet"
+
+    def _header_path(self, split: str) -> Path:
+        return self.root / f"plan-{split}.json"
+
+
+def _clip_table(clips: tuple[PlannedClip, ...]) -> pa.Table:
+    columns = {
+        "key": [clip.key for clip in clips],
+        "path": [os.fsencode(clip.path) for clip in clips],
+        "label": [clip.label for clip in clips],
+        "trim_start_s": [clip.trim_start_s for clip in clips],
+        "trim_end_s": [clip.trim_end_s for clip in clips],
+        "where": [os.fsencode(clip.where) for clip in clips],
+    }
+    return pa.table(columns, schema=_CLIP_SCHEMA)
+
+
+def _planned_clip(row: dict[str, Any]) -> PlannedClip:
+    text = {"path": os.fsdecode(row["path"]), "where": os.fsdecode(row["where"])}
+    return PlannedClip(**{**row, **text})
