@@ -53,7 +53,8 @@ class Mixer(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden (B, L, d) -> (B, L, d)."""
-        x, z = self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)
+        # Halved before transposing: the gradients then join in the memory order in_proj needs.
+        x, z = (half.transpose(1, 2) for half in self.in_proj(hidden).chunk(2, dim=-1))
         forward = self._scan_inputs(x, self.conv1d, self.x_proj, self.dt_proj)
         own: dict[str, Tensor] = {}
         if self.config.layout == "separate":
