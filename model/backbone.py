@@ -18,8 +18,12 @@ from model.init import init_weights
 from model.mixer import Mixer
 from model.patch_embed import PatchEmbed
 
-# Kept out of weight decay by name; biases and norms are told by their shape.
-_UNDECAYED = ("A_log", "A_b_log", "D", "D_b", "cls_token", "pos_embed", "temporal_pos_embedding")
+# Last names of the parameters that weight decay must spare, beside those of the norms. By name and
+# not by shape: ZeRO-3 flattens parameters.
+_UNDECAYED = {
+    *("bias", "A_log", "A_b_log", "D", "D_b"),
+    *("cls_token", "pos_embed", "temporal_pos_embedding"),
+}
 
 
 class VideoMamba(nn.Module):
@@ -79,8 +83,8 @@ class VideoMamba(nn.Module):
         matrices and skips of the scan, and the embeddings."""
         return frozenset(
             name
-            for name, parameter in self.named_parameters()
-            if parameter.ndim <= 1 or name.rpartition(".")[2] in _UNDECAYED
+            for name, _ in self.named_parameters()
+            if name.rpartition(".")[2] in _UNDECAYED or "norm" in name
         )
 
     def _embed(self, clip: Tensor) -> Tensor:
@@ -101,13 +105,15 @@ class VideoMamba(nn.Module):
         """(B, depth) factors of the branches; None when every factor is 1."""
         if keep is None and not (self.training and self.config.drop_path_rate > 0):
             return None
-        kept = 1 - torch.tensor(self.drop_path_rates, device=clip.device)
+        # `drop_path_rates`, made on the device: copying them there would wait for it.
+        rate, depth = self.config.drop_path_rate, self.config.depth
+        kept = 1 - torch.linspace(0, rate, depth, device=clip.device)
         if keep is None:
-            keep = torch.rand(len(clip), self.config.depth, device=clip.device) < kept
-        elif keep.shape != (len(clip), self.config.depth):
+            keep = torch.rand(len(clip), depth, device=clip.device) < kept
+        elif keep.shape != (len(clip), depth):
             raise ModelError(
                 f"drop_path_keep has shape {tuple(keep.shape)}, "
-                f"expected (batch, depth) = {(len(clip), self.config.depth)}"
+                f"expected (batch, depth) = {(len(clip), depth)}"
             )
         return keep / kept
 

@@ -64,7 +64,11 @@ def test_the_scan_keeps_a_state_as_often_as_the_estimate_says() -> None:
 @pytest.mark.parametrize("setting", ["none", "full", 2])
 def test_activation_bytes_agree_with_what_autograd_keeps(layout: str, setting: Any) -> None:
     config = resolve_config(
-        "videomambapro-nano", layout=layout, d_state=16, activation_checkpointing=setting
+        "videomambapro-nano",
+        layout=layout,
+        depth=6,
+        d_state=16,
+        activation_checkpointing=setting,
     )
     net = create_model(config)
     owned = {p.untyped_storage().data_ptr() for p in net.parameters()}
