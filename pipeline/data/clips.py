@@ -15,9 +15,8 @@ from pipeline.data.decode import decode_frames
 from pipeline.data.errors import DataError, SampleError
 from pipeline.data.order import Slot
 from pipeline.data.randomness import sample_rng
-from pipeline.data.reader import ShardReader
+from pipeline.data.reader import Sample, ShardReader
 from pipeline.data.sampling import eval_frames, train_frames
-from pipeline.data.shards import Sample
 
 Request = tuple[Slot, Sample | None]
 """A place in a batch and who fills it; None is padding."""

@@ -69,6 +69,12 @@ class DataConfig(_Frozen):
     read slow storage nearly in sequence."""
     verify_reads: bool = True
     """Compare every sample's sha256 with the index (about 0.5 ms per MB)."""
+    read_attempts: int = Field(4, ge=1)
+    """Reads of a sample, with growing pauses (0.1 s, 0.4 s, ...), before it counts as bad."""
+    cache_dir: Path | None = None
+    """Node-local directory for whole shards of a remote data set; None: a request per sample."""
+    cache_gib: float = Field(100, gt=0)
+    """Size of `cache_dir`; the least recently used shards make room."""
     max_bad_samples: int = Field(100, ge=0)
     """Unreadable samples one rank accepts, as zero-weight samples, before the run stops."""
 

@@ -23,6 +23,7 @@ from pipeline.data.config import DataConfig
 from pipeline.data.errors import DataError
 from pipeline.data.order import ElasticBatches, ExactBatches, Slot
 from pipeline.data.reader import ShardReader
+from pipeline.data.shard_cache import ShardCache
 from pipeline.data.shards import Shards
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def build_train_loader(
         start=start,
     )
     _check_labels(shards)
-    reader = ShardReader(shards.location, config.verify_reads)
+    reader = open_reader(shards, config)
     return TrainLoader(
         shards, config, TrainClips(reader, config, img_size, num_frames, seed), batches
     )
@@ -86,7 +87,7 @@ def build_eval_loader(
     if crops not in (1, 3):
         raise DataError(f"{crops} crops per clip: choose 1 (centre) or 3 (along the long side)")
     _check_labels(shards)
-    reader = ShardReader(shards.location, config.verify_reads)
+    reader = open_reader(shards, config)
     maker = EvalClips(reader, config, img_size, num_frames, seed, clips, crops, shuffle_frames)
     return EvalLoader(shards, config, maker, ExactBatches(len(shards), batch_size, rank, world))
 
@@ -251,6 +252,14 @@ def _job_signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def open_reader(shards: Shards, config: DataConfig) -> ShardReader:
+    """How `config` reads these shards: checks, retries and the cache of remote data."""
+    cache = None
+    if config.cache_dir is not None:
+        cache = ShardCache(config.cache_dir, int(config.cache_gib * 2**30))
+    return shards.reader(verify=config.verify_reads, attempts=config.read_attempts, cache=cache)
 
 
 def _check_labels(shards: Shards) -> None:

@@ -3,64 +3,73 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from pathlib import Path
-from typing import Protocol
+import logging
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipeline.data.errors import DataError
+from pipeline.data.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S = 0.1
 
 
-class Location(Protocol):
-    """Where a sample lies; `pipeline.data.shards.Sample` is one."""
+class Sample(NamedTuple):
+    """One row of the index: all a loader process needs to know about a sample."""
 
-    @property
-    def key(self) -> str: ...
-    @property
-    def shard(self) -> str: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def sha256(self) -> str: ...
+    key: str
+    shard: str
+    offset: int
+    size: int
+    sha256: str
+    label: int
+    frames: int
+    keyframes: tuple[int, ...]
 
 
+@dataclass(frozen=True)
 class ShardReader:
-    """Reads samples of one shard directory; keeps its tars open. One per process."""
+    """Reads samples of one shard directory; trouble that may pass is tried `attempts` times."""
 
-    def __init__(self, location: str, verify: bool = True) -> None:
-        self._root = Path(location)
-        self._verify = verify
-        self._descriptors: dict[str, int] = {}
+    location: str
+    storage: Storage
+    verify: bool = True
+    attempts: int = 4
 
-    def read(self, sample: Location) -> bytes:
+    def read(self, sample: Sample) -> bytes:
         """The sample's video file.
 
-        Raises OSError when storage fails, DataError when the bytes are not those that were sealed.
+        Raises DataError when a shard is gone or holds other bytes than were sealed, OSError when
+        storage still fails after the last attempt.
         """
-        content = os.pread(self._descriptor(sample.shard), sample.size, sample.offset)
+        pause = _FIRST_PAUSE_S
+        for left in reversed(range(self.attempts)):
+            try:
+                return self._read_once(sample)
+            except FileNotFoundError:
+                raise DataError(
+                    f"{self.location}/{sample.shard}: no longer there; "
+                    "run `vmp data verify` on the directory"
+                ) from None
+            except (OSError, DataError) as error:
+                self.storage.forget(sample.shard)
+                if not left:
+                    raise
+                logger.warning("reading again in %.1f s: %s", pause, error)
+            time.sleep(pause)
+            pause *= 4
+        raise AssertionError("attempts is at least 1")
+
+    def _read_once(self, sample: Sample) -> bytes:
+        content = self.storage.read(sample.shard, sample.offset, sample.size)
         if len(content) != sample.size:
-            raise DataError(
-                f"{self._root / sample.shard}: ends inside sample {sample.key}; "
-                "run `vmp data verify` on the directory"
-            )
-        if self._verify and hashlib.sha256(content).hexdigest() != sample.sha256:
-            raise DataError(
-                f"{self._root / sample.shard}: sample {sample.key} is corrupt (sha256 differs from "
-                "the index); run `vmp data verify` on the directory"
-            )
-        return content
-
-    def _descriptor(self, shard: str) -> int:
-        if shard not in self._descriptors:
-            self._descriptors[shard] = os.open(self._root / shard, os.O_RDONLY | os.O_CLOEXEC)
-        return self._descriptors[shard]
-
-    def close(self) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
-
-    def __getstate__(self) -> dict[str, object]:
-        """A copy for another process opens its own descriptors."""
-        return self.__dict__ | {"_descriptors": {}}
+            problem = f"ends inside sample {sample.key}"
+        elif self.verify and hashlib.sha256(content).hexdigest() != sample.sha256:
+            problem = f"sample {sample.key} is corrupt (sha256 differs from the index)"
+        else:
+            return content
+        raise DataError(
+            f"{self.location}/{sample.shard}: {problem}; run `vmp data verify` on the directory"
+        )

@@ -7,7 +7,6 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,22 +18,11 @@ from pydantic import ValidationError
 from data_prep.schema import INDEX_NAME, INDEX_SCHEMA, MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from pipeline.data.errors import DataError
 from pipeline.data.randomness import shuffled
-from pipeline.data.reader import ShardReader
+from pipeline.data.reader import Sample, ShardReader
+from pipeline.data.shard_cache import ShardCache
+from pipeline.data.storage import CachedStorage, LocalStorage, RemoteStorage, Storage, is_url
 
-_COLUMNS = ["key", "shard", "offset", "size", "sha256", "label", "frames", "keyframes"]
-
-
-class Sample(NamedTuple):
-    """One row of the index: all a loader process needs to know about a sample."""
-
-    key: str
-    shard: str
-    offset: int
-    size: int
-    sha256: str
-    label: int
-    frames: int
-    keyframes: tuple[int, ...]
+_COLUMNS = list(Sample._fields)
 
 
 @dataclass(frozen=True)
@@ -72,11 +60,25 @@ class Shards:
 
     def read(self, index: int) -> bytes:
         """The video file of one sample, its size and sha256 checked."""
-        return self.reader.read(self.samples([index])[0])
+        return self._reader.read(self.samples([index])[0])
 
     @cached_property
-    def reader(self) -> ShardReader:
-        return ShardReader(self.location)
+    def _reader(self) -> ShardReader:
+        return self.reader()
+
+    def reader(
+        self, *, verify: bool = True, attempts: int = 4, cache: ShardCache | None = None
+    ) -> ShardReader:
+        """A reader for these samples; `cache` keeps whole shards of remote data."""
+        storage: Storage
+        if not is_url(self.location):
+            storage = LocalStorage(Path(self.location))
+        elif cache is None:
+            storage = RemoteStorage(self.location)
+        else:
+            records = {record.name: record for record in self.manifest.shards}
+            storage = CachedStorage(RemoteStorage(self.location), cache, self.digest, records)
+        return ShardReader(self.location, storage, verify, attempts)
 
     def order(self, seed: int, epoch: int, window: int = 0) -> NDArray[np.int64]:
         """The permutation of all samples that `epoch` shows, shape (N,).
@@ -105,33 +107,43 @@ class Shards:
 
 
 def open_shards(directory: Path | str, split: str | None = None) -> Shards:
-    """Open a shard directory, or one split of it, after proving that its seal is intact.
+    """Open a shard directory or fsspec URL, or one split of it, and prove that its seal is intact.
 
-    Raises DataError when there is no manifest, when the manifest, the index or the size of a shard
-    is not what was sealed, or when the split does not exist.
+    Raises DataError when there is no manifest, when the manifest, the index or the size of a local
+    shard is not what was sealed, or when the split does not exist.
     """
-    root = Path(directory)
-    manifest = _read_manifest(root / MANIFEST_NAME)
+    location = str(directory).rstrip("/")
+    manifest = _parse_manifest(f"{location}/{MANIFEST_NAME}", _fetch(location, MANIFEST_NAME))
     if split is not None and split not in manifest.splits:
         raise DataError(
-            f"{root}: no split '{split}' in this data set; it has {', '.join(manifest.splits)}"
+            f"{location}: no split '{split}' in this data set; it has {', '.join(manifest.splits)}"
         )
-    table = _read_index(root / INDEX_NAME, manifest)
-    _check_shards(root, manifest)
+    table = _parse_index(f"{location}/{INDEX_NAME}", _fetch(location, INDEX_NAME), manifest)
+    if not is_url(location):
+        _check_sizes(Path(location), manifest)
     if split is not None:
         table = table.filter(pc.equal(table["split"], split))
-    table = table.select(_COLUMNS).combine_chunks()
-    return Shards(str(root), manifest, table)
+    return Shards(location, manifest, table.select(_COLUMNS).combine_chunks())
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _fetch(location: str, name: str) -> bytes:
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        if is_url(location):
+            return RemoteStorage(location).read_whole(name)
+        return (Path(location) / name).read_bytes()
     except FileNotFoundError:
         raise DataError(
-            f"{path}: no such file, so this is not a finished shard directory; "
+            f"{location}: no {name} here, so this is not a finished shard directory; "
             "make one with `vmp data shard`"
         ) from None
+    # ValueError and ImportError: fsspec does not know the protocol or lacks its package.
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"{location}/{name}: cannot be read: {error}") from None
+
+
+def _parse_manifest(path: str, content: bytes) -> Manifest:
+    try:
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
@@ -148,11 +160,7 @@ def _read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _read_index(path: Path, manifest: Manifest) -> pa.Table:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing; run `vmp data verify` on the directory") from None
+def _parse_index(path: str, content: bytes, manifest: Manifest) -> pa.Table:
     if hashlib.sha256(content).hexdigest() != manifest.index_sha256:
         raise DataError(
             f"{path}: not the index its manifest vouches for (sha256 differs); "
@@ -164,7 +172,7 @@ def _read_index(path: Path, manifest: Manifest) -> pa.Table:
     return table.set_column(table.schema.get_field_index("shard"), "shard", shard)
 
 
-def _check_shards(root: Path, manifest: Manifest) -> None:
+def _check_sizes(root: Path, manifest: Manifest) -> None:
     for record in manifest.shards:
         try:
             size = os.stat(root / record.name).st_size

@@ -1,0 +1,119 @@
+"""Byte ranges of the files in a shard directory: local, remote, or remote through a local cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import fsspec
+
+from data_prep.schema import ShardRecord
+from pipeline.data.shard_cache import ShardCache
+
+
+class Storage(Protocol):
+    """Raises FileNotFoundError for what is not there and OSError for what fails."""
+
+    def read(self, name: str, offset: int, size: int) -> bytes: ...
+
+    def forget(self, name: str) -> None:
+        """Drop handles and copies of a file that gave an error or wrong bytes."""
+
+
+class LocalStorage:
+    """A directory; keeps its files open. One per process."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._descriptors: dict[str, int] = {}
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        if name not in self._descriptors:
+            self._descriptors[name] = os.open(self._root / name, os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(self._descriptors[name], size, offset)
+
+    def forget(self, name: str) -> None:
+        descriptor = self._descriptors.pop(name, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        for name in list(self._descriptors):
+            self.forget(name)
+
+    def __getstate__(self) -> dict[str, object]:
+        """A copy for another process opens its own descriptors."""
+        return self.__dict__ | {"_descriptors": {}}
+
+
+class RemoteStorage:
+    """Any fsspec URL; every read is one range request."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        # Made in the process that uses it: connections do not survive a fork.
+        self._filesystem: Any = None
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        return cast(bytes, self._call("cat_file", name, start=offset, end=offset + size))
+
+    def read_whole(self, name: str) -> bytes:
+        return cast(bytes, self._call("cat_file", name))
+
+    def download(self, name: str, target: Path) -> None:
+        self._call("get_file", name, str(target))
+
+    def forget(self, name: str) -> None:
+        self._filesystem = None
+
+    def _call(self, method: str, name: str, *args: object, **options: object) -> object:
+        if self._filesystem is None:
+            self._filesystem, _ = fsspec.core.url_to_fs(self._url)
+        try:
+            return getattr(self._filesystem, method)(f"{self._url}/{name}", *args, **options)
+        except _http_errors(self._url) as error:
+            raise OSError(f"{self._url}/{name}: {error}") from error
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_filesystem": None}
+
+
+class CachedStorage:
+    """Remote shards read from whole local copies."""
+
+    def __init__(
+        self,
+        remote: RemoteStorage,
+        cache: ShardCache,
+        data_set: str,
+        records: Mapping[str, ShardRecord],
+    ) -> None:
+        self._remote = remote
+        self._cache = cache
+        self._data_set = data_set
+        self._records = records
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        record = self._records[name]
+        # Opened anew for every read: another rank may remove the copy at any time.
+        with self._cache.open(self._data_set, record, self._remote.download) as file:
+            return os.pread(file.fileno(), size, offset)
+
+    def forget(self, name: str) -> None:
+        self._cache.drop(self._data_set, name)
+        self._remote.forget(name)
+
+
+def is_url(location: Path | str) -> bool:
+    return "://" in str(location)
+
+
+def _http_errors(url: str) -> tuple[type[Exception], ...]:
+    """What fsspec's HTTP back-end raises besides OSError; the others translate theirs."""
+    if not url.startswith("http"):
+        return ()
+    import aiohttp  # slow to import, and every loader process would pay for it
+
+    return (aiohttp.ClientError,)
