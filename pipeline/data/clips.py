@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.augment import augment, square_crops
+from pipeline.data.augment import Frames, augment, square_crops
 from pipeline.data.batch import Batch
 from pipeline.data.config import DataConfig
 from pipeline.data.decode import decode_frames
 from pipeline.data.errors import DataError, SampleError
 from pipeline.data.order import Slot
+from pipeline.data.randaugment import rand_augment, random_erase
 from pipeline.data.randomness import sample_rng
 from pipeline.data.reader import Sample, ShardReader
 from pipeline.data.sampling import eval_frames, train_frames
@@ -91,17 +92,19 @@ class TrainClips(ClipMaker):
             self._rng(slot, sample, 0, "frames"),
         )
         frames = decode_frames(self.reader.read(sample), wanted, sample.keyframes)
-        views = [
-            augment(
-                frames,
-                config.crop,
-                config.hflip,
-                self.img_size,
-                self._rng(slot, sample, view, "cut"),
-            )
-            for view in range(config.views)
-        ]
-        return torch.stack(views)
+        return torch.stack([self._view(frames, slot, sample, v) for v in range(config.views)])
+
+    def _view(self, frames: Frames, slot: Slot, sample: Sample, view: int) -> Tensor:
+        config = self.config
+        rng = self._rng(slot, sample, view, "cut")
+        clip = augment(frames, config.crop, config.hflip, self.img_size, rng)
+        if config.randaugment.num_ops:
+            rng = self._rng(slot, sample, view, "randaugment")
+            clip = rand_augment(clip, config.randaugment, rng)
+        if config.erasing.probability:
+            rng = self._rng(slot, sample, view, "erase")
+            clip = random_erase(clip, config.erasing, config.mean, config.std, rng)
+        return clip
 
     def _rng(self, slot: Slot, sample: Sample, view: int, purpose: str) -> np.random.Generator:
         return sample_rng(self.seed, slot.epoch, sample.key, view, purpose)

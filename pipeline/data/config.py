@@ -40,6 +40,42 @@ class CropConfig(_Frozen):
         return self
 
 
+class RandAugmentConfig(_Frozen):
+    """Random colour and geometry changes, the same for every frame of a clip."""
+
+    num_ops: int = Field(0, ge=0)
+    """Operations drawn per clip, each applied with probability 0.5; 0: none."""
+    magnitude: float = Field(7.0, ge=0, le=10)
+    std: float = Field(0.5, ge=0)
+    """Standard deviation of the magnitude."""
+
+
+class ErasingConfig(_Frozen):
+    """One box through all frames of a clip is replaced by noise."""
+
+    probability: Probability = 0.0
+    area: tuple[float, float] = (0.02, 1 / 3)
+    """Relative to the frame."""
+    ratio: tuple[float, float] = (0.3, 10 / 3)
+    """Height / width."""
+
+
+class MixConfig(_Frozen):
+    """Mixup and CutMix of samples at neighbouring positions; both 0: none."""
+
+    mixup_alpha: float = Field(0.0, ge=0)
+    """Both parameters of the Beta distribution of the share."""
+    cutmix_alpha: float = Field(0.0, ge=0)
+    probability: Probability = 1.0
+    """Share of pairs that are mixed."""
+    switch_probability: Probability = 0.5
+    """Share of CutMix among them when both are on."""
+
+    @property
+    def is_on(self) -> bool:
+        return self.probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+
 class DataConfig(_Frozen):
     """Everything about the data but the clip's size, which belongs to the model."""
 
@@ -59,6 +95,9 @@ class DataConfig(_Frozen):
     crop: CropConfig = CropConfig()
     hflip: Probability = 0.5
     """Probability of a mirrored clip; 0 for classes that tell left from right."""
+    randaugment: RandAugmentConfig = RandAugmentConfig()
+    erasing: ErasingConfig = ErasingConfig()
+    mix: MixConfig = MixConfig()
     views: int = Field(1, ge=1)
     """Augmentations of the same decoded frames per sample and step (repeated augmentation)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

@@ -58,6 +58,11 @@ def build_train_loader(
         world=world,
         start=start,
     )
+    if config.mix.is_on and micro_batch % 2:
+        raise DataError(
+            f"data.mix pairs neighbouring samples, so micro-batches must be even, "
+            f"not {micro_batch}: change batch.max_micro or the number of ranks"
+        )
     _check_labels(shards)
     reader = open_reader(shards, config)
     return TrainLoader(
