@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.augment import Frames, augment, square_crops
 from pipeline.data.batch import Batch
 from pipeline.data.config import DataConfig
-from pipeline.data.decode import decode_frames
+from pipeline.data.decode import Decoder, decode_frames
 from pipeline.data.errors import DataError, SampleError
 from pipeline.data.order import Slot
 from pipeline.data.randaugment import rand_augment, random_erase
@@ -21,6 +22,15 @@ from pipeline.data.sampling import eval_frames, train_frames
 
 Request = tuple[Slot, Sample | None]
 """A place in a batch and who fills it; None is padding."""
+
+
+def frame_decoder(name: str) -> Decoder:
+    """Raises DataError when the back-end cannot be used on this machine."""
+    if name == "pyav":
+        return decode_frames
+    from pipeline.data import decode_torchcodec  # an optional package
+
+    return decode_torchcodec.decode_frames
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,11 @@ class ClipMaker:
     def make(self, slot: Slot, sample: Sample) -> Tensor:
         """All views of one sample. Raises SampleError or OSError when it cannot be read."""
         raise NotImplementedError
+
+    def decode(self, sample: Sample, wanted: NDArray[np.int64]) -> Frames:
+        """These frames of the sample: (len(wanted), H, W, 3) uint8."""
+        decode_frames = frame_decoder(self.config.decoder)
+        return decode_frames(self.reader.read(sample), wanted, sample.keyframes)
 
     # torch's DataLoader calls this with one whole micro-batch.
     def __getitems__(self, requests: list[Request]) -> Batch | DataError:
@@ -91,7 +106,7 @@ class TrainClips(ClipMaker):
             config.stride,
             self._rng(slot, sample, 0, "frames"),
         )
-        frames = decode_frames(self.reader.read(sample), wanted, sample.keyframes)
+        frames = self.decode(sample, wanted)
         return torch.stack([self._view(frames, slot, sample, v) for v in range(config.views)])
 
     def _view(self, frames: Frames, slot: Slot, sample: Sample, view: int) -> Tensor:
@@ -129,7 +144,7 @@ class EvalClips(ClipMaker):
         if self.shuffle_frames:
             for clip, frames in enumerate(wanted):
                 sample_rng(self.seed, 0, sample.key, clip, "shuffle_frames").shuffle(frames)
-        decoded = decode_frames(self.reader.read(sample), wanted.ravel(), sample.keyframes)
+        decoded = self.decode(sample, wanted.ravel())
         squares = square_crops(decoded, self.img_size, self.crops)
         # (crops, 3, clips * T, S, S) -> (clips * crops, 3, T, S, S)
         return torch.stack(torch.split(squares, self.num_frames, dim=2)).flatten(0, 1)

@@ -117,6 +117,8 @@ class DataConfig(_Frozen):
     max_bad_samples: int = Field(100, ge=0)
     """Unreadable samples one rank accepts, as zero-weight samples, before the run stops."""
 
+    decoder: Literal["pyav", "torchcodec"] = "pyav"
+    """Both give the same frames; torchcodec needs its package and FFmpeg's shared libraries."""
     workers: int = Field(2, ge=0)
     """Loader processes per rank; 0 decodes in the training process."""
     prefetch: int = Field(2, ge=1)

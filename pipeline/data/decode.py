@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 import av
@@ -17,6 +17,9 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from pipeline.data.errors import SampleError
+
+Decoder = Callable[[bytes, NDArray[np.int64], Sequence[int]], NDArray[np.uint8]]
+"""(video file, wanted frames, keyframes) -> (len(wanted), H, W, 3) uint8."""
 
 # A seek costs about as much as demuxing this many packets.
 _SEEK_WORTH_PACKETS = 32

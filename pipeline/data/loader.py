@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.data.batch import Batch
-from pipeline.data.clips import ClipMaker, EvalClips, Request, TrainClips
+from pipeline.data.clips import ClipMaker, EvalClips, Request, TrainClips, frame_decoder
 from pipeline.data.config import DataConfig
 from pipeline.data.errors import DataError
 from pipeline.data.order import ElasticBatches, ExactBatches, Slot
@@ -261,6 +261,7 @@ def _job_signals_blocked() -> Iterator[None]:
 
 def open_reader(shards: Shards, config: DataConfig) -> ShardReader:
     """How `config` reads these shards: checks, retries and the cache of remote data."""
+    frame_decoder(config.decoder)
     cache = None
     if config.cache_dir is not None:
         cache = ShardCache(config.cache_dir, int(config.cache_gib * 2**30))
