@@ -154,9 +154,14 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises ConfigError: unknown recipe, unknown key (with the closest match), bad value.
     """
     raw = _read_recipe(recipe)
+    apply_overrides(raw, overrides)
+    return build_config(raw, source=str(recipe))
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set dotted keys in a tree as read from YAML, in place."""
     for override in overrides:
         _apply(raw, override)
-    return build_config(raw, source=str(recipe))
 
 
 def build_config(raw: Mapping[str, Any], source: str) -> RunConfig:

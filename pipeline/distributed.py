@@ -100,8 +100,8 @@ def max_over_ranks(value: int) -> int:
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """Element-wise sum, in place. Collective."""
-    if dist.get_world_size() > 1:
+    """Element-wise sum, in place. Collective; outside a process group the world is this rank."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 

@@ -6,6 +6,7 @@ from data_prep.errors import DataError as PrepError
 from model.errors import ModelError
 from pipeline.data.errors import DataError
 from pipeline.errors import CheckpointError, ConfigError
+from slurm.errors import ClusterError
 
 DONE = 0
 FAILED = 1
@@ -13,4 +14,4 @@ BAD_INPUT = 2
 RESUMABLE = 75
 """Stopped early with a committed checkpoint: the same command goes on."""
 
-USER_ERRORS = (ConfigError, CheckpointError, DataError, PrepError, ModelError)
+USER_ERRORS = (ConfigError, CheckpointError, DataError, PrepError, ModelError, ClusterError)

@@ -21,6 +21,11 @@ def ranks_here(launch: Launch) -> int:
     return launch.ranks_per_node or max(1, torch.cuda.device_count())
 
 
+def inside_launcher() -> bool:
+    """Has torchrun or a job script made the ranks already?"""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
 def run_ranks(run_dir: Path, ranks: int) -> int:
     """Train a prepared run with `ranks` local processes; returns the exit status of the run."""
     config = LaunchConfig(

@@ -12,6 +12,8 @@ import fcntl
 import logging
 import os
 import queue
+import subprocess
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +24,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.checkpoint import durable
+from pipeline.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -222,3 +225,22 @@ def _first_touch_lock(uri: str) -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def serve_ui(runs_dir: Path, port: int) -> int:
+    """Run the MLflow server on the store of `runs_dir` until it is interrupted.
+
+    Raises ConfigError when there is no store yet.
+    """
+    database = runs_dir / "mlflow.db"
+    if not database.exists():
+        raise ConfigError(f"{database}: no run store here; train something, or set --runs")
+    environment = os.environ | {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Its job runner would start seven more processes that nothing here uses.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", resolve_uri(TrackingConfig(), runs_dir)]
+    return subprocess.run(command, env=environment, check=False).returncode

@@ -1,4 +1,4 @@
-"""From a prepared run directory to its outcome: `python -m pipeline.train RUN_DIR` on every rank."""
+"""From a prepared run directory to its outcome; `python -m pipeline.train RUN_DIR` is one rank."""
 
 from __future__ import annotations
 

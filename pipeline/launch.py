@@ -1,0 +1,57 @@
+"""From a recipe to a submitted job: what `vmp submit` and `vmp demo` share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import typer
+
+from pipeline import exits, rundir
+from pipeline.config import RunConfig, load_config
+from slurm import launch
+from slurm.executor import Cluster
+from slurm.profile import load_profile
+
+
+def submit(
+    recipe: str,
+    overrides: Sequence[str],
+    cluster: Cluster,
+    profile: Path | None,
+    nodes: int,
+    gpus_per_node: int | None,
+    follow: bool,
+) -> int:
+    """Submit a run and, with `follow`, wait for it; returns its exit status.
+
+    Raises ConfigError or ClusterError before anything is submitted.
+    """
+    config = load_config(recipe, overrides)
+    cluster_profile = load_profile(profile)
+    gpus, ranks = _layout(config, gpus_per_node)
+    config.batch.split(nodes * ranks)
+    run_dir = rundir.prepare(config)
+    submission = launch.submit(
+        run_dir,
+        cluster,
+        cluster_profile,
+        nodes=nodes,
+        ranks_per_node=ranks,
+        gpus_per_node=gpus,
+    )
+    how = "submitted" if submission.job is not None else "already running"
+    typer.echo(f"{how}: job {submission.job_id} ({cluster}), run {run_dir}, log {submission.log}")
+    if not follow:
+        return exits.DONE
+    status = launch.wait(submission, typer.echo)
+    if status == exits.RESUMABLE:
+        typer.echo("stopped with a committed checkpoint; the same command goes on from there")
+    return status
+
+
+def _layout(config: RunConfig, gpus_per_node: int | None) -> tuple[int, int]:
+    """(GPUs per node, ranks per node)."""
+    gpus = torch.cuda.device_count() if gpus_per_node is None else gpus_per_node
+    return gpus, gpus or config.launch.ranks_per_node or 1
