@@ -3,11 +3,13 @@
 import ctypes
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from model.scan.native_build import build_library
+from model.scan.native.build import build_library
 from model.scan.problem import Direction, Scan, token_major
 
 _Float = ctypes.c_void_p
@@ -25,7 +27,6 @@ class _Pass(ctypes.Structure):
         *((name, _Int) for name in ("reverse", "masked")),
         *((name, _Tensor3) for name in ("du", "ddelta")),
         *((name, _Float) for name in ("dA", "dB", "dC", "dD", "dbias")),
-        *((f"add_{name}", _Int) for name in ("du", "ddelta", "dB", "dC", "dD", "dbias")),
     ]
 
 
@@ -42,7 +43,7 @@ class _Job(ctypes.Structure):
 def library() -> ctypes.CDLL:
     """The compiled kernels. torch is already imported, so both share one OpenMP runtime."""
     loaded = ctypes.CDLL(str(build_library()))
-    loaded.scan_chunk.restype = loaded.scan_width.restype = _Int
+    loaded.scan_chunk.restype = loaded.scan_width.restype = loaded.scan_group.restype = _Int
     return loaded
 
 
@@ -53,14 +54,25 @@ def supports(scan: Scan) -> bool:
 
 def states_shape(passes: int, batch: int, channels: int, length: int, size: int) -> Sequence[int]:
     """Shape of the kept states: a block of channels of one sample is contiguous."""
-    chunk, width = _chunk_and_width()
-    blocks, chunks = (channels + width - 1) // width, (length + chunk - 1) // chunk
-    return passes, batch, blocks, chunks, size * width
+    tiling = _tiling()
+    blocks = (channels + tiling.width - 1) // tiling.width
+    chunks = (length + tiling.chunk - 1) // tiling.chunk
+    return passes, batch, blocks, chunks, tiling.padded(size) * tiling.width
+
+
+class _Tiling(NamedTuple):
+    chunk: int  # tokens between kept states
+    width: int  # channels of one task
+    group: int  # the state size is padded with zeros to a multiple of this
+
+    def padded(self, size: int) -> int:
+        return (size + self.group - 1) // self.group * self.group
 
 
 @functools.cache
-def _chunk_and_width() -> tuple[int, int]:
-    return library().scan_chunk(), library().scan_width()
+def _tiling() -> _Tiling:
+    loaded = library()
+    return _Tiling(loaded.scan_chunk(), loaded.scan_width(), loaded.scan_group())
 
 
 def forward(scan: Scan, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,32 +103,36 @@ def backward(scan: Scan, dout: Tensor, pre_gate: Tensor, states: Tensor) -> dict
     if scan.z is not None:
         grads["z"] = token_major(batch, channels, length, scan.u, torch.float32)
         call.job.pre_gate, call.job.dz = _tensor3(pre_gate), _tensor3(grads["z"])
-    blocks = states.shape[2]
+    blocks, padded = states.shape[2], call.job.size
     for pass_, direction in zip(call.job.passes, scan.directions(), strict=False):
         for name in ("u", "delta", "A", "B", "C", "D", "delta_bias"):
             tensor = getattr(direction, name)
             if tensor is None:
                 continue
             owner = scan.own(name, direction.suffix)
-            shared = owner in grads
+            field = f"d{name.removeprefix('delta_')}"
             if name in ("u", "delta"):
-                if not shared:
+                if owner not in grads:
                     grads[owner] = token_major(batch, channels, length, scan.u, torch.float32)
-                setattr(pass_, f"d{name}", _tensor3(grads[owner]))
-            else:
-                if not shared:
-                    lead = {"B": (blocks, batch, length, size), "C": (blocks, batch, length, size)}
-                    shape = lead.get(name, (batch, *tensor.shape))
-                    grads[owner] = scan.u.new_empty(shape, dtype=torch.float32)
-                setattr(pass_, f"d{name.removeprefix('delta_')}", grads[owner].data_ptr())
-            if name != "A":
-                setattr(pass_, f"add_d{name.removeprefix('delta_')}", shared)
+                setattr(pass_, field, _tensor3(grads[owner]))
+                continue
+            if owner not in grads:
+                shape = (batch, channels)
+                if name == "A":
+                    shape = (batch, channels, padded)
+                elif name in ("B", "C"):
+                    shape = (blocks, batch, length, padded)
+                grads[owner] = scan.u.new_empty(shape, dtype=torch.float32)
+            setattr(pass_, field, grads[owner].data_ptr())
     library().scan_backward(ctypes.byref(call.job))
     for owner, partial in grads.items():
-        if owner.removesuffix("_b") in ("A", "B", "C", "D", "delta_bias"):
-            grads[owner] = partial.sum(0)
-        if owner.removesuffix("_b") in ("B", "C"):
-            grads[owner] = grads[owner].transpose(1, 2)
+        match owner.removesuffix("_b"):
+            case "A":
+                grads[owner] = partial.sum(0)[:, :size]
+            case "B" | "C":
+                grads[owner] = partial.sum(0)[..., :size].transpose(1, 2)
+            case "D" | "delta_bias":
+                grads[owner] = partial.sum(0)
     return grads
 
 
@@ -126,7 +142,8 @@ class _Call:
     def __init__(self, scan: Scan) -> None:
         self._alive: list[Tensor] = []
         self.job = _Job()
-        self.job.batch, self.job.channels, self.job.length, self.job.size = scan.shape
+        self.job.batch, self.job.channels, self.job.length, size = scan.shape
+        self.job.size = _tiling().padded(size)
         self.job.softplus, self.job.first_token = scan.delta_softplus, scan.first_token
         self.job.num_threads = torch.get_num_threads()
         directions = scan.directions()
@@ -148,11 +165,14 @@ class _Call:
 
     def _fill(self, pass_: _Pass, direction: Direction) -> None:
         pass_.u, pass_.delta = self.tensor3(direction.u), self.tensor3(direction.delta)
-        pass_.A = self._dense(direction.A)
-        pass_.B = self._dense(direction.B.transpose(1, 2))
-        pass_.C = self._dense(direction.C.transpose(1, 2))
+        pass_.A = self._padded(direction.A)
+        pass_.B = self._padded(direction.B.transpose(1, 2))
+        pass_.C = self._padded(direction.C.transpose(1, 2))
         pass_.D, pass_.bias = self._dense(direction.D), self._dense(direction.delta_bias)
         pass_.reverse, pass_.masked = direction.reverse, direction.mask_current
+
+    def _padded(self, tensor: Tensor) -> int | None:
+        return self._dense(F.pad(tensor, (0, self.job.size - tensor.shape[-1])))
 
     def _dense(self, tensor: Tensor | None) -> int | None:
         if tensor is None:

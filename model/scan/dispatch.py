@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.scan import cpu, op
-from model.scan.native_build import BuildError, build_library
+from model.scan.native.build import BuildError, build_library
 from model.scan.problem import InitialState, Scan, ScanError
 from model.scan.reference import scan_reference
 

@@ -1,29 +1,29 @@
 // The selective scan, forward and backward, one or two directions: see model/scan/reference.py.
 //
-// A task owns WIDTH channels of one sample and walks all tokens of every pass (direction), CHUNK at
-// a time; its lanes are channels, so a read-out needs no horizontal sum. The state h_t never leaves
-// the core: forward keeps only the state before each chunk, backward recomputes a chunk from it.
-// Results do not depend on the number of threads: every sum has a fixed order.
+// A task owns WIDTH channels of one sample: it copies their columns once, walks the tokens of every
+// pass (direction) and writes its results once. Lanes are channels, so a read-out needs no
+// horizontal sum. States never leave the core: forward keeps the one before every CHUNK tokens and
+// backward recomputes the others. No sum depends on the number of threads.
 #include <cstdlib>
 #include <initializer_list>
 
 #include "tile.hpp"
 
-constexpr int CHUNK = 32;  // tokens between kept states
+constexpr int CHUNK = 16;  // tokens between kept states
+constexpr int GROUP = 8;   // states scanned together, in registers; backward's fit the L1 cache
 
 extern "C" {
 
-// One direction. B, C: (B, L, N); A: (D, N); D, bias: (D,) or null; states: see state_at.
+// One direction. N is a multiple of GROUP. B, C: (B, L, N); A: (D, N); D, bias: (D,) or null; states: see state_before.
+// Gradients: dA (B, D, N); dD, dbias (B, D); dB, dC (blocks, B, L, N): to be summed over the first
+// dimension. Where both passes name the same tensor, the gradient is that of both.
 struct Pass {
     Tensor3 u, delta;
     const float *A, *B, *C, *D, *bias;
     float* states;
     int64_t reverse, masked;
-    // Gradients. dA: (B, D, N); dD, dbias: (B, D); dB, dC: (blocks, B, L, N), to be summed.
     Tensor3 du, ddelta;
     float *dA, *dB, *dC, *dD, *dbias;
-    // Whether an earlier pass has already written these.
-    int64_t add_du, add_ddelta, add_dB, add_dC, add_dD, add_dbias;
 };
 
 struct Job {
@@ -38,378 +38,347 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Memory of one thread: all that a task touches more than once.
-struct Scratch {
-    explicit Scratch(const Job& job, bool backward) {
-        const int64_t size = job.size, vectors = size * VECS;
-        const int64_t tile = CHUNK * VECS, chunk = backward ? CHUNK * vectors : 0;
-        const int64_t total = 8 * tile + 3 * vectors + 2 * chunk + 2 * (size + LANES);
-        memory_ = static_cast<Vec*>(std::aligned_alloc(64, total * sizeof(Vec)));
-        Vec* next = memory_;
-        auto take = [&next](int64_t count) { return (next += count) - count; };
-        for (Tile* t : {&u, &delta, &slope, &written, &y, &gated, &du, &ddelta})
-            *t = Tile{reinterpret_cast<float*>(take(tile))};
-        A = take(vectors), state = take(vectors), dA = take(vectors);
-        decay = take(chunk), carried = take(chunk);
-        sum_B = take(size + LANES), sum_C = take(size + LANES);
+// A thread's memory; kept between calls, for fresh pages cost more than the arithmetic on them.
+class Workspace {
+  public:
+    ~Workspace() { std::free(memory_); }
+    Vec* take(int64_t vectors) { return (next_ += vectors) - vectors; }
+    Tile tile(int64_t tokens) { return {reinterpret_cast<float*>(take(tokens * VECS))}; }
+    void reset(int64_t vectors) {
+        if (vectors > capacity_) {
+            std::free(memory_);
+            memory_ = static_cast<Vec*>(std::aligned_alloc(sizeof(Vec), vectors * sizeof(Vec)));
+            capacity_ = vectors;
+        }
+        next_ = memory_;
     }
-    Scratch(const Scratch&) = delete;
-    ~Scratch() { std::free(memory_); }
-
-    Tile u, delta, slope;  // slope: the derivative of softplus
-    Tile written;          // delta * u, what a token writes to the state per unit of B
-    Tile y, gated;         // read-out; in backward its gradient, before and after the gate
-    Tile du, ddelta;
-    Vec *A, *state, *dA;      // (N, VECS); A in powers of two; state or the adjoint carried on
-    Vec *decay, *carried;     // (CHUNK, N, VECS): a_t and a_t h_{t-1}
-    Vec *sum_B, *sum_C;       // (N,) lanes of the gradients of B_t and C_t
 
   private:
-    Vec* memory_;
+    Vec *memory_ = nullptr, *next_ = nullptr;
+    int64_t capacity_ = 0;
 };
 
-// One task's view of one pass.
-struct Walk {
-    const Job& job;
-    const Pass& pass;
-    int64_t batch, block;
+thread_local Workspace workspace;
 
-    int64_t channel() const { return block * WIDTH; }
-    int64_t channels() const {
-        const int64_t left = job.channels - channel();
-        return left < WIDTH ? left : WIDTH;
+// What one task works on. Index (n, v) of a state-shaped array is n * VECS + v.
+class Task {
+  public:
+    Task(const Job& job, int64_t index, bool backward) : job(job), size(job.size) {
+        blocks = ceil_div(job.channels, WIDTH), chunks = ceil_div(job.length, CHUNK);
+        sample = index / blocks, block = index % blocks;
+        first = block * WIDTH;
+        count = job.channels - first < WIDTH ? job.channels - first : WIDTH;
+        columns = {sample, first, count, job.length};
+
+        const int64_t tokens = job.length * VECS, states = size * VECS, chunk = CHUNK * GROUP * VECS;
+        workspace.reset(backward ? 6 * tokens + 3 * states + 2 * chunk : 3 * tokens + 2 * states);
+        for (Tile* tile : {&u, &delta, &y}) *tile = workspace.tile(job.length);
+        A = workspace.take(states), state = workspace.take(states);
+        if (!backward) return;
+        for (Tile* tile : {&slope, &du, &ddelta}) *tile = workspace.tile(job.length);
+        dA = workspace.take(states);
+        decay = workspace.take(chunk), carried = workspace.take(chunk);
     }
-    int64_t chunks() const { return ceil_div(job.length, CHUNK); }
-    // The tokens of the chunk scanned k-th.
-    Window window(int64_t k) const {
-        int64_t begin = k * CHUNK, end = begin + CHUNK < job.length ? begin + CHUNK : job.length;
-        if (pass.reverse) {
-            const int64_t mirrored = job.length - end;
-            end = job.length - begin, begin = mirrored;
-        }
-        return {batch, channel(), channels(), begin, end - begin};
-    }
-    // The row of the i-th scanned token of a window.
-    int64_t row(const Window& at, int64_t i) const { return pass.reverse ? at.tokens - 1 - i : i; }
-    // The kept state (N, VECS) before the k-th chunk.
-    float* state_at(int64_t k) const {
-        const int64_t blocks = ceil_div(job.channels, WIDTH);
-        return pass.states + ((batch * blocks + block) * chunks() + k) * job.size * WIDTH;
-    }
-    const float* token_row(const float* tensor, int64_t token) const {
-        return tensor + (batch * job.length + token) * job.size;
-    }
-    Vec channel_vector(const float* values, int v) const {  // of a (D,) tensor, zero-padded
+
+    const Job& job;
+    const int64_t size;  // N
+    int64_t blocks, chunks, sample, block, first, count;
+    Columns columns;
+    Tile u, delta, slope;  // delta after softplus, and the slope of softplus there
+    Tile y;                // forward: the sum of read-outs; backward: the gradient of that sum
+    Tile du, ddelta;
+    Vec *A, *state, *dA;   // A times log2(e); state: h_t, or in backward the gradient of h_t
+    Vec *decay, *carried;  // (CHUNK, GROUP, VECS): a_t and a_t h_{t-1}
+
+    // Values of a (D,) tensor for one vector; zero where it is absent or padding.
+    Vec channel_values(const float* values, int v) const {
         Vec result{};
-        const int64_t count = channels() - v * LANES;
-        if (values && count > 0)
-            std::memcpy(&result, values + channel() + v * LANES,
-                        (count < LANES ? count : LANES) * sizeof(float));
+        const int64_t left = count - v * LANES;
+        if (values && left > 0)
+            std::memcpy(&result, values + first + v * LANES,
+                        (left < LANES ? left : LANES) * sizeof(float));
         return result;
     }
+    // Where a (B, L, N) tensor has the given token.
+    int64_t row(int64_t token) const { return (sample * job.length + token) * size; }
+    // The token that the pass scans i-th.
+    int64_t token(const Pass& pass, int64_t i) const {
+        return pass.reverse ? job.length - 1 - i : i;
+    }
+    // The kept state before the k-th chunk in scan order.
+    float* state_before(const Pass& pass, int64_t k) const {
+        return pass.states + ((sample * blocks + block) * chunks + k) * size * WIDTH;
+    }
+
+    void load_A(const Pass& pass) const {
+        float* values = reinterpret_cast<float*>(A);
+        std::memset(A, 0, size * VECS * sizeof(Vec));
+        for (int64_t c = 0; c < count; ++c)
+            for (int64_t n = 0; n < size; ++n)
+                values[n * WIDTH + c] = pass.A[(first + c) * size + n] * LOG2E;
+    }
+
+    // Fills delta and, for backward, slope.
+    void load_delta(const Pass& pass, bool backward) const {
+        read_columns(pass.delta, columns, delta);
+        if (!pass.bias && !job.softplus) return;
+        for (int v = 0; v < VECS; ++v) {
+            const Vec bias = channel_values(pass.bias, v);
+            for (int64_t t = 0; t < job.length; ++t) {
+                const Vec raw = delta.get(t, v) + bias, e = job.softplus ? exp2v(raw * LOG2E) : raw;
+                if (backward && job.softplus) slope.set(t, v, raw > 20.0f ? splat(1.0f) : e / (1.0f + e));
+                delta.set(t, v, job.softplus ? softplus(raw, e) : raw);
+            }
+        }
+    }
+
+    void start_state(const Pass& pass) const {
+        for (int64_t n = 0; n < size; ++n)
+            for (int v = 0; v < VECS; ++v)
+                state[n * VECS + v] = job.first_token ? u.get(token(pass, 0), v) : Vec{};
+    }
 };
 
-void load_A(const Walk& walk, Vec* A) {
-    const int64_t size = walk.job.size;
-    for (int64_t n = 0; n < size; ++n) {
-        alignas(64) float row[WIDTH] = {};
-        for (int64_t c = 0; c < walk.channels(); ++c)
-            row[c] = walk.pass.A[(walk.channel() + c) * size + n] * LOG2E;
-        std::memcpy(A + n * VECS, row, sizeof row);
-    }
-}
-
-// Fills u, delta (after bias and softplus), written and, for backward, the slope of softplus.
-template <bool BACKWARD>
-void load_inputs(const Walk& walk, const Window& at, Scratch& s) {
-    read_tile(walk.pass.u, at, s.u);
-    read_tile(walk.pass.delta, at, s.delta);
+// Scans tokens [begin, end) in scan order with the states [group, group + GROUP), from task.state,
+// and adds the read-outs to task.y.
+template <bool MASKED>
+void read_out(const Task& task, const Pass& pass, int64_t group, int64_t begin, int64_t end) {
     for (int v = 0; v < VECS; ++v) {
-        const Vec bias = walk.channel_vector(walk.pass.bias, v);
-        for (int64_t t = 0; t < at.tokens; ++t) {
-            Vec delta = s.delta.get(t, v) + bias;
-            if (walk.job.softplus) {
-                if (BACKWARD) s.slope.set(t, v, sigmoid(delta));
-                delta = softplus(delta);
+        Vec h[GROUP];
+        for (int n = 0; n < GROUP; ++n) h[n] = task.state[(group + n) * VECS + v];
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t t = task.token(pass, i);
+            const float *B = pass.B + task.row(t) + group, *C = pass.C + task.row(t) + group;
+            const Vec delta = task.delta.get(t, v), written = delta * task.u.get(t, v);
+            Vec sums[2] = {};
+#pragma GCC unroll 16
+            for (int n = 0; n < GROUP; ++n) {
+                const Vec carried = exp2v(delta * task.A[(group + n) * VECS + v]) * h[n];
+                h[n] = written * B[n] + carried;
+                sums[n % 2] += (MASKED ? carried : h[n]) * C[n];
             }
-            s.delta.set(t, v, delta);
-            s.written.set(t, v, delta * s.u.get(t, v));
+            if (!MASKED || i > 0) task.y.set(t, v, task.y.get(t, v) + (sums[0] + sums[1]));
         }
+        for (int n = 0; n < GROUP; ++n) task.state[(group + n) * VECS + v] = h[n];
     }
 }
 
-void start_state(const Walk& walk, Scratch& s) {
-    const int64_t size = walk.job.size;
-    Vec first[VECS] = {};
-    if (walk.job.first_token) {
-        const int64_t token = walk.pass.reverse ? walk.job.length - 1 : 0;
-        read_tile(walk.pass.u, {walk.batch, walk.channel(), walk.channels(), token, 1}, s.y);
-        for (int v = 0; v < VECS; ++v) first[v] = s.y.get(0, v);
-    }
-    for (int64_t n = 0; n < size; ++n)
-        for (int v = 0; v < VECS; ++v) s.state[n * VECS + v] = first[v];
-}
-
-// Reads a chunk's states out into y; the state after the chunk ends up in s.state.
-// N > 0 fixes the state size at compile time and keeps the states of a vector in registers.
-template <int N, bool MASKED>
-void read_out(const Walk& walk, const Window& at, Scratch& s, bool first_chunk) {
-    const int64_t size = N ? N : walk.job.size;
-    for (int v = 0; v < VECS; ++v) {
-        Vec registers[N ? N : 1];
-        if (N)
-            for (int n = 0; n < N; ++n) registers[n] = s.state[n * VECS + v];
-        for (int64_t i = 0; i < at.tokens; ++i) {
-            const int64_t t = walk.row(at, i);
-            const float* B = walk.token_row(walk.pass.B, at.token + t);
-            const float* C = walk.token_row(walk.pass.C, at.token + t);
-            const Vec delta = s.delta.get(t, v), written = s.written.get(t, v);
-            Vec sums[4] = {};
-            auto step = [&](int64_t n, Vec& h) {
-                const Vec carried = exp2v(delta * s.A[n * VECS + v]) * h;
-                h = written * B[n] + carried;
-                sums[n % 4] += (MASKED ? carried : h) * C[n];
-            };
-            if (N) {
-#pragma GCC unroll 32
-                for (int n = 0; n < N; ++n) step(n, registers[n]);
-            } else {
-                for (int64_t n = 0; n < size; ++n) step(n, s.state[n * VECS + v]);
-            }
-            if (!(MASKED && first_chunk && i == 0))
-                s.y.set(t, v, s.y.get(t, v) + ((sums[0] + sums[1]) + (sums[2] + sums[3])));
-        }
-        if (N)
-            for (int n = 0; n < N; ++n) s.state[n * VECS + v] = registers[n];
-    }
-}
-
-template <int N>
-void forward_task(const Job& job, int64_t batch, int64_t block, Scratch& s) {
-    for (int64_t index = 0; index < job.num_passes; ++index) {
-        const Pass& pass = job.passes[index];
-        const Walk walk{job, pass, batch, block};
-        const bool last = index + 1 == job.num_passes;
-        load_A(walk, s.A);
-        start_state(walk, s);
-        for (int64_t k = 0; k < walk.chunks(); ++k) {
-            const Window at = walk.window(k);
-            if (pass.states) std::memcpy(walk.state_at(k), s.state, job.size * WIDTH * sizeof(float));
-            load_inputs<false>(walk, at, s);
-            if (index > 0) read_tile(job.out, at, s.y);
-            for (int v = 0; v < VECS; ++v) {
-                const Vec D = walk.channel_vector(pass.D, v);
-                for (int64_t t = 0; t < at.tokens; ++t)
-                    s.y.set(t, v, D * s.u.get(t, v) + (index > 0 ? s.y.get(t, v) : Vec{}));
-            }
-            if (pass.masked)
-                read_out<N, true>(walk, at, s, k == 0);
-            else
-                read_out<N, false>(walk, at, s, k == 0);
-            if (last && job.z.data) {
-                if (job.pre_gate.data) write_tile(job.pre_gate, at, s.y);
-                read_tile(job.z, at, s.gated);
-                for (int v = 0; v < VECS; ++v)
-                    for (int64_t t = 0; t < at.tokens; ++t) {
-                        const Vec z = s.gated.get(t, v);
-                        s.y.set(t, v, s.y.get(t, v) * (z * sigmoid(z)));
-                    }
-            }
-            write_tile(job.out, at, s.y);
-        }
-    }
-}
-
-// Leaves the gradient of the pre-gate sum in s.gated and, on the first pass, writes that of z.
-void load_dout(const Walk& walk, const Window& at, Scratch& s, bool first_pass) {
-    const Job& job = walk.job;
-    read_tile(job.dout, at, s.gated);
-    if (!job.z.data) return;
-    read_tile(job.z, at, s.du);
-    if (first_pass) read_tile(job.pre_gate, at, s.y);
-    for (int v = 0; v < VECS; ++v)
-        for (int64_t t = 0; t < at.tokens; ++t) {
-            const Vec z = s.du.get(t, v), dout = s.gated.get(t, v), gate = sigmoid(z);
-            s.gated.set(t, v, dout * z * gate);
-            if (first_pass)
-                s.y.set(t, v, dout * s.y.get(t, v) * (gate * (1.0f + z * (1.0f - gate))));
-        }
-    if (first_pass) write_tile(job.dz, at, s.y);
-}
-
-// Recomputes decay and carried of a chunk from its kept state.
-template <int N>
-void recompute(const Walk& walk, const Window& at, int64_t k, Scratch& s) {
-    const int64_t size = N ? N : walk.job.size;
-    const float* kept = walk.state_at(k);
-    for (int v = 0; v < VECS; ++v) {
-        Vec registers[N ? N : 1];
-        Vec* states = s.sum_B;  // a general N keeps its states in memory that is free until later
-        for (int64_t n = 0; n < size; ++n)
-            (N ? registers : states)[n] = load(kept + n * WIDTH + v * LANES);
-        for (int64_t i = 0; i < at.tokens; ++i) {
-            const int64_t t = walk.row(at, i);
-            const float* B = walk.token_row(walk.pass.B, at.token + t);
-            const Vec delta = s.delta.get(t, v), written = s.written.get(t, v);
-            auto step = [&](int64_t n, Vec& h) {
-                const int64_t to = (t * size + n) * VECS + v;
-                const Vec decay = exp2v(delta * s.A[n * VECS + v]);
-                const Vec carried = decay * h;
-                s.decay[to] = decay, s.carried[to] = carried;
-                h = written * B[n] + carried;
-            };
-            if (N) {
-#pragma GCC unroll 32
-                for (int n = 0; n < N; ++n) step(n, registers[n]);
-            } else {
-                for (int64_t n = 0; n < size; ++n) step(n, states[n]);
-            }
-        }
-    }
-}
-
-// Adds the lanes of sums (N vectors, zero-padded to a multiple of 16) to row, or sets it.
-void write_row(Vec* sums, int64_t size, float* row, bool add) {
-    for (int64_t n = 0; n < size; n += LANES) {
-        const Vec total = sum_lanes(sums + n);
-        const int64_t count = size - n < LANES ? size - n : LANES;
-        for (int64_t i = 0; i < count; ++i) row[n + i] = (add ? row[n + i] : 0.0f) + total[i];
-    }
-}
-
-// Walks a chunk backwards. s.state carries the gradient that later tokens send to h_t; s.y holds
-// the gradient of the read-out. Fills s.du and s.ddelta and writes rows of dB and dC.
-template <int N>
-void adjoint(const Walk& walk, const Window& at, Scratch& s) {
-    const Pass& pass = walk.pass;
-    const int64_t size = N ? N : walk.job.size;
-    const int64_t blocks_before = walk.block * walk.job.batch * walk.job.length * size;
-    for (int64_t i = at.tokens - 1; i >= 0; --i) {
-        const int64_t t = walk.row(at, i);
-        const float* B = walk.token_row(pass.B, at.token + t);
-        const float* C = walk.token_row(pass.C, at.token + t);
-        Vec dy[VECS], delta[VECS], written[VECS], dwritten[VECS] = {}, dexponent[VECS] = {};
-        for (int v = 0; v < VECS; ++v)
-            dy[v] = s.y.get(t, v), delta[v] = s.delta.get(t, v), written[v] = s.written.get(t, v);
-        const Vec* decay = s.decay + t * size * VECS;
-        const Vec* carried = s.carried + t * size * VECS;
-#pragma GCC unroll 2
-        for (int64_t n = 0; n < size; ++n) {
-            Vec sum_B{}, sum_C{};
-            for (int v = 0; v < VECS; ++v) {
-                const int64_t at_n = n * VECS + v;
-                const Vec dstate = s.state[at_n];
-                const Vec dcarried = dy[v] * C[n] + dstate;
-                const Vec dlog = dcarried * carried[at_n];  // gradient of log a_t
-                sum_C += dy[v] * carried[at_n];
-                sum_B += written[v] * dstate;
-                dwritten[v] += dstate * B[n];
-                dexponent[v] += dlog * s.A[at_n];
-                s.dA[at_n] += dlog * delta[v];
-                s.state[at_n] = decay[at_n] * dcarried;
-            }
-            s.sum_B[n] = sum_B, s.sum_C[n] = sum_C;
-        }
-        // What the token's own write contributes to its own read-out, unless masked.
-        if (!pass.masked) {
-            Vec own{};
-            for (int v = 0; v < VECS; ++v) own += dy[v] * written[v];
-            float C_dot_B = 0.0f;
-            for (int64_t n = 0; n < size; ++n) {
-                s.sum_B[n] += own * C[n], s.sum_C[n] += own * B[n];
-                C_dot_B += C[n] * B[n];
-            }
-            for (int v = 0; v < VECS; ++v) dwritten[v] += dy[v] * C_dot_B;
-        }
-        const int64_t row = blocks_before + (walk.batch * walk.job.length + at.token + t) * size;
-        write_row(s.sum_B, size, pass.dB + row, pass.add_dB);
-        write_row(s.sum_C, size, pass.dC + row, pass.add_dC);
+void forward_task(const Job& job, int64_t index) {
+    const Task task(job, index, false);
+    for (int64_t p = 0; p < job.num_passes; ++p) {
+        const Pass &pass = job.passes[p], &before = job.passes[0];
+        if (p == 0 || pass.u.data != before.u.data) read_columns(pass.u, task.columns, task.u);
+        if (p == 0 || pass.delta.data != before.delta.data || pass.bias != before.bias)
+            task.load_delta(pass, false);
         for (int v = 0; v < VECS; ++v) {
-            s.du.set(t, v, s.du.get(t, v) + delta[v] * dwritten[v]);
-            s.ddelta.set(t, v, s.u.get(t, v) * dwritten[v] + LN2 * dexponent[v]);
+            const Vec D = task.channel_values(pass.D, v);
+            for (int64_t t = 0; t < job.length; ++t)
+                task.y.set(t, v, D * task.u.get(t, v) + (p ? task.y.get(t, v) : Vec{}));
+        }
+        task.load_A(pass);
+        task.start_state(pass);
+        for (int64_t k = 0; k < task.chunks; ++k) {
+            const int64_t begin = k * CHUNK, end = begin + CHUNK;
+            if (pass.states)
+                std::memcpy(task.state_before(pass, k), task.state, job.size * WIDTH * sizeof(float));
+            const auto scan = pass.masked ? read_out<true> : read_out<false>;
+            for (int64_t group = 0; group < job.size; group += GROUP)
+                scan(task, pass, group, begin, end < job.length ? end : job.length);
+        }
+    }
+    if (job.pre_gate.data) write_columns(job.pre_gate, task.columns, task.y);
+    if (job.z.data) {
+        read_columns(job.z, task.columns, task.u);
+        for (int64_t t = 0; t < job.length; ++t)
+            for (int v = 0; v < VECS; ++v) {
+                const Vec z = task.u.get(t, v);
+                task.y.set(t, v, task.y.get(t, v) * (z * sigmoid(z)));
+            }
+    }
+    write_columns(job.out, task.columns, task.y);
+}
+
+// Recomputes decay and carried of tokens [begin, end) and a group of states from the kept ones.
+void recompute(const Task& task, const Pass& pass, int64_t group, int64_t begin, int64_t end) {
+    const float* kept = task.state_before(pass, begin / CHUNK);
+    for (int v = 0; v < VECS; ++v) {
+        Vec h[GROUP];
+        for (int n = 0; n < GROUP; ++n) h[n] = load(kept + (group + n) * WIDTH + v * LANES);
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t t = task.token(pass, i), to = (i - begin) * GROUP * VECS + v;
+            const float* B = pass.B + task.row(t) + group;
+            const Vec delta = task.delta.get(t, v), written = delta * task.u.get(t, v);
+#pragma GCC unroll 16
+            for (int n = 0; n < GROUP; ++n) {
+                const Vec decay = exp2v(delta * task.A[(group + n) * VECS + v]);
+                const Vec carried = decay * h[n];
+                task.decay[to + n * VECS] = decay, task.carried[to + n * VECS] = carried;
+                h[n] = written * B[n] + carried;
+            }
         }
     }
 }
 
-void write_sum(const Tensor3& to, const Window& at, Tile values, Tile spare, bool add) {
-    if (add) {
-        read_tile(to, at, spare);
-        for (int v = 0; v < VECS; ++v)
-            for (int64_t t = 0; t < at.tokens; ++t)
-                values.set(t, v, values.get(t, v) + spare.get(t, v));
-    }
-    write_tile(to, at, values);
+INLINE void add_row(float* row, const float* values, bool add) {
+    for (int n = 0; n < GROUP; ++n) row[n] = (add ? row[n] : 0.0f) + values[n];
 }
 
-void write_channels(const Walk& walk, float* to, const Vec* sums, bool add) {
+// Walks tokens [begin, end) backwards; task.state is the gradient that later tokens send to h_t.
+template <bool MASKED>
+void adjoint(const Task& task, const Pass& pass, int64_t group, int64_t begin, int64_t end,
+             bool add_dB, bool add_dC) {
+    const int64_t partial = task.block * task.job.batch * task.job.length * task.size + group;
+    const Vec* A = task.A + group * VECS;
+    Vec *state = task.state + group * VECS, *dA = task.dA + group * VECS;
+    for (int64_t i = end - 1; i >= begin; --i) {
+        const int64_t t = task.token(pass, i);
+        const float *B = pass.B + task.row(t) + group, *C = pass.C + task.row(t) + group;
+        const Vec* decay = task.decay + (i - begin) * GROUP * VECS;
+        const Vec* carried = task.carried + (i - begin) * GROUP * VECS;
+        Vec dy[VECS], delta[VECS], written[VECS], dwritten[VECS] = {}, dexponent[VECS] = {};
+        for (int v = 0; v < VECS; ++v) {
+            dy[v] = MASKED && i == 0 ? Vec{} : task.y.get(t, v);
+            delta[v] = task.delta.get(t, v), written[v] = delta[v] * task.u.get(t, v);
+        }
+        Vec lanes[2 * GROUP];  // of the gradients of B_t and C_t
+#pragma GCC unroll 2
+        for (int n = 0; n < GROUP; ++n) {
+            Vec dB{}, dC{};
+            for (int v = 0; v < VECS; ++v) {
+                const int at = n * VECS + v;
+                const Vec dstate = state[at], dcarried = dy[v] * C[n] + dstate;
+                const Vec dlog = dcarried * carried[at];  // the gradient of log a_t
+                const Vec dwrite = MASKED ? dstate : dcarried;
+                dC += dy[v] * (MASKED ? carried[at] : written[v] * B[n] + carried[at]);
+                dB += written[v] * dwrite;
+                dwritten[v] += dwrite * B[n];
+                dexponent[v] += dlog * A[at];
+                dA[at] += dlog * delta[v];
+                state[at] = decay[at] * dcarried;
+            }
+            lanes[n] = dB, lanes[GROUP + n] = dC;
+        }
+        float sums[2 * GROUP];
+        store(sums, sum_lanes(lanes));
+        add_row(pass.dB + partial + task.row(t), sums, add_dB);
+        add_row(pass.dC + partial + task.row(t), sums + GROUP, add_dC);
+        for (int v = 0; v < VECS; ++v) {
+            task.du.set(t, v, task.du.get(t, v) + delta[v] * dwritten[v]);
+            const Vec ddelta = task.u.get(t, v) * dwritten[v] + LN2 * dexponent[v];
+            task.ddelta.set(t, v, task.ddelta.get(t, v) + ddelta);
+        }
+    }
+}
+
+// Leaves the gradient of the pre-gate sum in task.y and writes that of z.
+void load_dout(const Job& job, const Task& task) {
+    read_columns(job.dout, task.columns, task.y);
+    if (!job.z.data) return;
+    read_columns(job.z, task.columns, task.u);
+    read_columns(job.pre_gate, task.columns, task.du);
+    for (int64_t t = 0; t < job.length; ++t)
+        for (int v = 0; v < VECS; ++v) {
+            const Vec z = task.u.get(t, v), dout = task.y.get(t, v), gate = sigmoid(z);
+            task.y.set(t, v, dout * z * gate);
+            task.du.set(t, v, dout * task.du.get(t, v) * (gate * (1.0f + z * (1.0f - gate))));
+        }
+    write_columns(job.dz, task.columns, task.du);
+}
+
+// Sums over tokens (of a * b, or of a) into a row per sample.
+void write_channel_sums(const Task& task, float* to, Tile a, const Tile* b, bool add) {
     if (!to) return;
-    float* row = to + walk.batch * walk.job.channels + walk.channel();
-    for (int64_t c = 0; c < walk.channels(); ++c)
-        row[c] = (add ? row[c] : 0.0f) + sums[c / LANES][c % LANES];
-}
-
-template <int N>
-void backward_task(const Job& job, int64_t batch, int64_t block, Scratch& s) {
-    for (int64_t index = 0; index < job.num_passes; ++index) {
-        const Pass& pass = job.passes[index];
-        const Walk walk{job, pass, batch, block};
-        Vec dD[VECS] = {}, dbias[VECS] = {};
-        load_A(walk, s.A);
-        std::memset(s.state, 0, job.size * VECS * sizeof(Vec));
-        std::memset(s.dA, 0, job.size * VECS * sizeof(Vec));
-        for (int64_t k = walk.chunks() - 1; k >= 0; --k) {
-            const Window at = walk.window(k);
-            load_inputs<true>(walk, at, s);
-            load_dout(walk, at, s, index == 0);
-            for (int v = 0; v < VECS; ++v) {
-                const Vec D = walk.channel_vector(pass.D, v);
-                for (int64_t t = 0; t < at.tokens; ++t) {
-                    const Vec dy = s.gated.get(t, v);
-                    dD[v] += dy * s.u.get(t, v);
-                    s.du.set(t, v, D * dy);
-                    s.y.set(t, v, dy);
-                }
-                if (pass.masked && k == 0) s.y.set(walk.row(at, 0), v, Vec{});
-            }
-            recompute<N>(walk, at, k, s);
-            // recompute may have used this memory; lanes past N must be zero for write_row
-            std::memset(s.sum_B + job.size, 0, LANES * sizeof(Vec));
-            std::memset(s.sum_C + job.size, 0, LANES * sizeof(Vec));
-            adjoint<N>(walk, at, s);
-            for (int v = 0; v < VECS; ++v) {
-                if (job.softplus)
-                    for (int64_t t = 0; t < at.tokens; ++t)
-                        s.ddelta.set(t, v, s.ddelta.get(t, v) * s.slope.get(t, v));
-                for (int64_t t = 0; t < at.tokens; ++t) dbias[v] += s.ddelta.get(t, v);
-                if (job.first_token && k == 0) {
-                    const int64_t first = walk.row(at, 0);
-                    Vec du = s.du.get(first, v);
-                    for (int64_t n = 0; n < job.size; ++n) du += s.state[n * VECS + v];
-                    s.du.set(first, v, du);
-                }
-            }
-            write_sum(pass.du, at, s.du, s.gated, pass.add_du);
-            write_sum(pass.ddelta, at, s.ddelta, s.gated, pass.add_ddelta);
-        }
-        for (int64_t c = 0; c < walk.channels(); ++c)
-            for (int64_t n = 0; n < job.size; ++n)
-                pass.dA[(batch * job.channels + walk.channel() + c) * job.size + n] =
-                    s.dA[n * VECS + c / LANES][c % LANES];
-        write_channels(walk, pass.dD, dD, pass.add_dD);
-        write_channels(walk, pass.dbias, dbias, pass.add_dbias);
+    for (int v = 0; v < VECS; ++v) {
+        Vec sum{};
+        for (int64_t t = 0; t < task.job.length; ++t)
+            sum += b ? a.get(t, v) * b->get(t, v) : a.get(t, v);
+        float* row = to + task.sample * task.job.channels + task.first;
+        for (int64_t c = v * LANES; c < task.count && c < (v + 1) * LANES; ++c)
+            row[c] = (add ? row[c] : 0.0f) + sum[c - v * LANES];
     }
 }
 
-using Task = void (*)(const Job&, int64_t, int64_t, Scratch&);
+void write_dA(const Task& task, const Pass& pass) {
+    const float* values = reinterpret_cast<const float*>(task.dA);
+    float* to = pass.dA + (task.sample * task.job.channels + task.first) * task.size;
+    for (int64_t c = 0; c < task.count; ++c)
+        for (int64_t n = 0; n < task.size; ++n) to[c * task.size + n] = values[n * WIDTH + c];
+}
 
-void for_each_task(const Job& job, Task task, bool backward) {
-    const int64_t blocks = ceil_div(job.channels, WIDTH);
+// Takes task.ddelta back through softplus and bias; ``add`` to what the tensor holds already.
+void write_ddelta(const Task& task, const Pass& pass, bool add) {
+    const int64_t length = task.job.length;
+    for (int64_t t = 0; t < length && task.job.softplus; ++t)
+        for (int v = 0; v < VECS; ++v)
+            task.ddelta.set(t, v, task.ddelta.get(t, v) * task.slope.get(t, v));
+    write_channel_sums(task, pass.dbias, task.ddelta, nullptr, false);
+    if (add) {
+        read_columns(pass.ddelta, task.columns, task.delta);
+        for (int64_t t = 0; t < length; ++t)
+            for (int v = 0; v < VECS; ++v)
+                task.ddelta.set(t, v, task.ddelta.get(t, v) + task.delta.get(t, v));
+    }
+    write_columns(pass.ddelta, task.columns, task.ddelta);
+}
+
+void backward_task(const Job& job, int64_t index) {
+    const Task task(job, index, true);
+    const size_t tile_bytes = job.length * WIDTH * sizeof(float);
+    load_dout(job, task);
+    for (int64_t p = 0; p < job.num_passes; ++p) {
+        const Pass &pass = job.passes[p], &other = job.passes[1 - p];
+        const bool paired = job.num_passes > 1, later = p > 0;
+        const bool same_u = paired && pass.du.data == other.du.data;
+        const bool same_delta = paired && pass.ddelta.data == other.ddelta.data;
+        const bool same_step = same_delta && pass.bias == other.bias;
+        if (!later || !same_u) {
+            read_columns(pass.u, task.columns, task.u);
+            std::memset(task.du.rows, 0, tile_bytes);
+        }
+        if (!later || !same_step) {
+            task.load_delta(pass, true);
+            std::memset(task.ddelta.rows, 0, tile_bytes);
+        }
+        for (int v = 0; v < VECS && pass.D; ++v) {
+            const Vec D = task.channel_values(pass.D, v);
+            for (int64_t t = 0; t < job.length; ++t)
+                task.du.set(t, v, task.du.get(t, v) + D * task.y.get(t, v));
+        }
+        task.load_A(pass);
+        std::memset(task.state, 0, job.size * VECS * sizeof(Vec));
+        std::memset(task.dA, 0, job.size * VECS * sizeof(Vec));
+        for (int64_t k = task.chunks - 1; k >= 0; --k) {
+            const int64_t begin = k * CHUNK, end = begin + CHUNK;
+            const int64_t stop = end < job.length ? end : job.length;
+            const auto walk = pass.masked ? adjoint<true> : adjoint<false>;
+            for (int64_t group = 0; group < job.size; group += GROUP) {
+                recompute(task, pass, group, begin, stop);
+                walk(task, pass, group, begin, stop, later && pass.dB == other.dB,
+                     later && pass.dC == other.dC);
+            }
+        }
+        for (int v = 0; v < VECS; ++v) {
+            if (job.first_token) {
+                const int64_t t = task.token(pass, 0);
+                Vec du = task.du.get(t, v);
+                for (int64_t n = 0; n < job.size; ++n) du += task.state[n * VECS + v];
+                task.du.set(t, v, du);
+            }
+        }
+        write_dA(task, pass);
+        write_channel_sums(task, pass.dD, task.y, &task.u, later && pass.dD == other.dD);
+        if (later || !same_u) write_columns(pass.du, task.columns, task.du);
+        if (later || !same_step) write_ddelta(task, pass, later && same_delta && !same_step);
+    }
+}
+
+void for_each_task(const Job& job, void (*run)(const Job&, int64_t)) {
+    const int64_t tasks = job.batch * ceil_div(job.channels, WIDTH);
 #pragma omp parallel num_threads(static_cast<int>(job.num_threads))
     {
         FlushDenormals flush;
-        Scratch scratch(job, backward);
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < job.batch * blocks; ++i) task(job, i / blocks, i % blocks, scratch);
+        for (int64_t i = 0; i < tasks; ++i) run(job, i);
     }
 }
 
@@ -419,22 +388,11 @@ extern "C" {
 
 int64_t scan_chunk() { return CHUNK; }
 int64_t scan_width() { return WIDTH; }
+int64_t scan_group() { return GROUP; }
 
-void scan_forward(const Job* job) {
-    const Task task = job->size == 16  ? forward_task<16>
-                      : job->size == 8 ? forward_task<8>
-                      : job->size == 32 ? forward_task<32>
-                                        : forward_task<0>;
-    for_each_task(*job, task, false);
-}
+void scan_forward(const Job* job) { for_each_task(*job, forward_task); }
 
-void scan_backward(const Job* job) {
-    const Task task = job->size == 16  ? backward_task<16>
-                      : job->size == 8 ? backward_task<8>
-                      : job->size == 32 ? backward_task<32>
-                                        : backward_task<0>;
-    for_each_task(*job, task, true);
-}
+void scan_backward(const Job* job) { for_each_task(*job, backward_task); }
 
 // The exponentials alone, in cache: the limit that the benchmark compares the scan with.
 void exponentials(float* values, int64_t vectors, int64_t repeats, int64_t num_threads) {

@@ -58,9 +58,8 @@ INLINE Vec exp2v(Vec x) {
 
 INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp2v(-x * LOG2E)); }
 
-// log(1 + exp(x)), x itself above 20 as in PyTorch.
-INLINE Vec softplus(Vec x) {
-    const Vec e = exp2v(x * LOG2E);
+// log(1 + e) for e = exp(x); x itself above 20, as in PyTorch.
+INLINE Vec softplus(Vec x, Vec e) {
     const Vec u = 1.0f + e;
     // 1 + e = m 2^k with m in [sqrt(1/2), sqrt(2)); for k = 0, m - 1 is e without rounding.
     const IVec k = (as_bits(u) - 0x3f3504f3) >> 23;

@@ -1,4 +1,4 @@
-"""Compiles the C++ kernels on first use, or ahead of time with `python -m model.scan.native_build`.
+"""Compiles the C++ kernels on first use, or ahead of time with `python -m model.scan.native.build`.
 
 The library is plain C ABI without torch headers, so that it builds in seconds. It lands in a cache
 directory under a name that hashes the sources, the compiler, the flags and the CPU's features.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from model.scan.problem import ScanError
 
-_SOURCES = Path(__file__).parent / "native"
+_SOURCES = Path(__file__).parent
 # Never -ffast-math: linking with it switches the whole process to flush-to-zero.
 _FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-w"),
@@ -88,7 +88,7 @@ def _fingerprint(command: list[str]) -> str:
         [command[0], "--version"], check=True, capture_output=True, text=True
     ).stdout
     digest = hashlib.sha256("\0".join([*command, version, _cpu_features()]).encode())
-    for source in sorted(_SOURCES.iterdir()):
+    for source in sorted(_SOURCES.glob("*.?pp")):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:24]
 
