@@ -39,7 +39,7 @@ def assemble(
         config.seed, deterministic=config.deterministic, threads=config.launch.threads_per_rank
     )
     train_shards, val_shards = open_data(config)
-    micro_batch, accumulation = config.batch.split(world.size)
+    micro_batch, accumulation = config.batch_split(world.size)
     model = initial_model(config)
     groups = parameter_groups(
         model.named_parameters(),

@@ -40,10 +40,11 @@ class BatchConfig(_Section):
     max_micro: int = Field(default=16, gt=0)
     """Videos that one device takes at once; accumulation fills up to `global_size`."""
 
-    def split(self, world_size: int) -> tuple[int, int]:
+    def split(self, world_size: int, multiple_of: int = 1) -> tuple[int, int]:
         """(micro-batch per rank, accumulation steps) for `world_size` ranks.
 
-        Raises ConfigError when the global batch cannot be dealt out evenly.
+        The micro-batch is the largest up to `max_micro` that fits and is a multiple as asked
+        (mixing pairs samples: 2). Raises ConfigError when the global batch cannot be dealt out.
         """
         if self.global_size % world_size:
             raise ConfigError(
@@ -51,8 +52,15 @@ class BatchConfig(_Section):
                 "take a multiple, or another number of ranks"
             )
         share = self.global_size // world_size
-        micro = max(m for m in range(1, min(share, self.max_micro) + 1) if share % m == 0)
-        return micro, share // micro
+        fitting = [m for m in range(1, min(share, self.max_micro) + 1) if share % m == 0]
+        fitting = [m for m in fitting if m % multiple_of == 0]
+        if not fitting:
+            raise ConfigError(
+                f"batch.global_size={self.global_size} over {world_size} ranks has no micro-batch "
+                f"of 1 to {self.max_micro} that is a multiple of {multiple_of}: change "
+                "batch.global_size, batch.max_micro or the number of ranks"
+            )
+        return fitting[-1], share // fitting[-1]
 
 
 class LaunchConfig(_Section):
@@ -104,6 +112,10 @@ class RunConfig(_Section):
     def run_dir(self) -> Path:
         return self.runs_dir / self.name
 
+    def batch_split(self, world_size: int) -> tuple[int, int]:
+        """(micro-batch per rank, accumulation steps), see `BatchConfig.split`."""
+        return self.batch.split(world_size, multiple_of=2 if self.data.mix.is_on else 1)
+
     def identity(self) -> dict[str, Any]:
         """The fields that a resumed run must share with its checkpoint, flattened to dotted keys.
 
@@ -136,6 +148,10 @@ class RunConfig(_Section):
 _NOT_IDENTITY = frozenset(
     {
         "batch.max_micro",
+        "data.cache_dir",
+        "data.cache_gib",
+        "data.decoder",
+        "data.read_attempts",
         "data.workers",
         "data.prefetch",
         "data.worker_start",

@@ -31,7 +31,7 @@ def submit(
     config = load_config(recipe, overrides)
     cluster_profile = load_profile(profile)
     gpus, ranks = _layout(config, gpus_per_node)
-    config.batch.split(nodes * ranks)
+    config.batch_split(nodes * ranks)
     run_dir = rundir.prepare(config)
     submission = launch.submit(
         run_dir,

@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from pipeline.data import Batch, DataConfig, normalize, sample_rng
+from pipeline.data import (
+    Batch,
+    DataConfig,
+    Mix,
+    draw_mix,
+    mix_clips,
+    mix_targets,
+    normalize,
+    sample_rng,
+)
 
 Forward = Callable[..., Tensor]
 """clips (B, 3, T, H, W) float, drop_path_keep (B, depth) bool or None -> logits (B, classes)."""
@@ -59,16 +68,34 @@ class ClassificationTask:
         clips = normalize(
             batch.clips.to(self.device, non_blocking=True), self.data.mean, self.data.std
         )
-        target = batch.label.to(self.device).repeat_interleave(views)
+        label = batch.label.to(self.device)
         weight = batch.weight.to(self.device).repeat_interleave(views)
+        mix = self._draw_mix(batch)
+        if mix is not None:
+            clips = mix_clips(clips, mix, views)
         logits = forward(clips, drop_path_keep=self._drop_path_keep(batch, views)).float()
-        losses = F.cross_entropy(
-            logits, target, reduction="none", label_smoothing=self.loss.label_smoothing
-        )
+        if mix is not None:
+            smoothing = self.loss.label_smoothing
+            targets = mix_targets(label, mix, views, logits.shape[-1], smoothing)
+            losses = F.cross_entropy(logits, targets, reduction="none")
+        else:
+            losses = F.cross_entropy(
+                logits,
+                label.repeat_interleave(views),
+                reduction="none",
+                label_smoothing=self.loss.label_smoothing,
+            )
         weighted = losses * weight
-        correct = (logits.detach().argmax(-1) == target) * weight
+        correct = (logits.detach().argmax(-1) == label.repeat_interleave(views)) * weight
         report = Report(weighted.detach().sum(), correct.sum(), weight.sum())
         return weighted.mean(), report
+
+    def _draw_mix(self, batch: Batch) -> Mix | None:
+        if not self.data.mix.is_on:
+            return None
+        return Mix(
+            *(tensor.to(self.device) for tensor in draw_mix(batch, self.data.mix, self.seed))
+        )
 
     def _drop_path_keep(self, batch: Batch, views: int) -> Tensor | None:
         """Which blocks each clip passes through: a pure function of (seed, epoch, key, view)."""
