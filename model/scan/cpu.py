@@ -9,42 +9,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.scan.native.build import build_library
+from model.scan.native.library import Arguments, Int, Pointer, Tensor3, library
 from model.scan.problem import Direction, Scan, token_major
-
-_Float = ctypes.c_void_p
-_Int = ctypes.c_int64
-
-
-class _Tensor3(ctypes.Structure):
-    _fields_ = [("data", _Float), ("batch", _Int), ("channel", _Int), ("token", _Int)]
 
 
 class _Pass(ctypes.Structure):
     _fields_ = [
-        *((name, _Tensor3) for name in ("u", "delta")),
-        *((name, _Float) for name in ("A", "B", "C", "D", "bias", "states")),
-        *((name, _Int) for name in ("reverse", "masked")),
-        *((name, _Tensor3) for name in ("du", "ddelta")),
-        *((name, _Float) for name in ("dA", "dB", "dC", "dD", "dbias")),
+        *((name, Tensor3) for name in ("u", "delta")),
+        *((name, Pointer) for name in ("A", "B", "C", "D", "bias", "states")),
+        *((name, Int) for name in ("reverse", "masked")),
+        *((name, Tensor3) for name in ("du", "ddelta")),
+        *((name, Pointer) for name in ("dA", "dB", "dC", "dD", "dbias")),
     ]
 
 
 class _Job(ctypes.Structure):
     _fields_ = [
-        *((name, _Int) for name in ("batch", "channels", "length", "size")),
-        *((name, _Int) for name in ("softplus", "first_token", "num_passes", "num_threads")),
+        *((name, Int) for name in ("batch", "channels", "length", "size")),
+        *((name, Int) for name in ("softplus", "first_token", "num_passes", "num_threads")),
         ("passes", _Pass * 2),
-        *((name, _Tensor3) for name in ("z", "out", "pre_gate", "dout", "dz")),
+        *((name, Tensor3) for name in ("z", "out", "pre_gate", "dout", "dz")),
     ]
-
-
-@functools.cache
-def library() -> ctypes.CDLL:
-    """The compiled kernels. torch is already imported, so both share one OpenMP runtime."""
-    loaded = ctypes.CDLL(str(build_library()))
-    loaded.scan_chunk.restype = loaded.scan_width.restype = loaded.scan_group.restype = _Int
-    return loaded
 
 
 def supports(scan: Scan) -> bool:
@@ -87,8 +72,8 @@ def forward(scan: Scan, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         call.keep(states)
         if scan.z is not None:
             pre_gate = token_major(batch, channels, length, scan.u, torch.float32)
-            call.job.pre_gate = _tensor3(pre_gate)
-    call.job.out = _tensor3(out)
+            call.job.pre_gate = Tensor3.of(pre_gate)
+    call.job.out = Tensor3.of(out)
     library().scan_forward(ctypes.byref(call.job))
     return out.to(scan.u.dtype), pre_gate, states
 
@@ -102,7 +87,7 @@ def backward(scan: Scan, dout: Tensor, pre_gate: Tensor, states: Tensor) -> dict
     grads: dict[str, Tensor] = {}
     if scan.z is not None:
         grads["z"] = token_major(batch, channels, length, scan.u, torch.float32)
-        call.job.pre_gate, call.job.dz = _tensor3(pre_gate), _tensor3(grads["z"])
+        call.job.pre_gate, call.job.dz = Tensor3.of(pre_gate), Tensor3.of(grads["z"])
     blocks, padded = states.shape[2], call.job.size
     for pass_, direction in zip(call.job.passes, scan.directions(), strict=False):
         for name in ("u", "delta", "A", "B", "C", "D", "delta_bias"):
@@ -114,10 +99,10 @@ def backward(scan: Scan, dout: Tensor, pre_gate: Tensor, states: Tensor) -> dict
             if name in ("u", "delta"):
                 if owner not in grads:
                     grads[owner] = token_major(batch, channels, length, scan.u, torch.float32)
-                setattr(pass_, field, _tensor3(grads[owner]))
+                setattr(pass_, field, Tensor3.of(grads[owner]))
                 continue
             if owner not in grads:
-                shape = (batch, channels)
+                shape: tuple[int, ...] = (batch, channels)
                 if name == "A":
                     shape = (batch, channels, padded)
                 elif name in ("B", "C"):
@@ -140,7 +125,8 @@ class _Call:
     """A job for the library, and what it points to, kept alive."""
 
     def __init__(self, scan: Scan) -> None:
-        self._alive: list[Tensor] = []
+        self._arguments = Arguments()
+        self.tensor3 = self._arguments.tensor3
         self.job = _Job()
         self.job.batch, self.job.channels, self.job.length, size = scan.shape
         self.job.size = _tiling().padded(size)
@@ -158,28 +144,15 @@ class _Call:
         for pass_, kept in zip(self.job.passes, states, strict=False):
             pass_.states = kept.data_ptr()
 
-    def tensor3(self, tensor: Tensor) -> _Tensor3:
-        """A (B, D, L) tensor of any strides, as float32."""
-        self._alive.append(tensor.to(torch.float32))
-        return _tensor3(self._alive[-1])
-
     def _fill(self, pass_: _Pass, direction: Direction) -> None:
+        dense = self._arguments.dense
         pass_.u, pass_.delta = self.tensor3(direction.u), self.tensor3(direction.delta)
-        pass_.A = self._padded(direction.A)
-        pass_.B = self._padded(direction.B.transpose(1, 2))
-        pass_.C = self._padded(direction.C.transpose(1, 2))
-        pass_.D, pass_.bias = self._dense(direction.D), self._dense(direction.delta_bias)
+        pass_.A = dense(self._padded(direction.A))
+        pass_.B = dense(self._padded(direction.B.transpose(1, 2)))
+        pass_.C = dense(self._padded(direction.C.transpose(1, 2)))
+        pass_.D, pass_.bias = dense(direction.D), dense(direction.delta_bias)
         pass_.reverse, pass_.masked = direction.reverse, direction.mask_current
 
-    def _padded(self, tensor: Tensor) -> int | None:
-        return self._dense(F.pad(tensor, (0, self.job.size - tensor.shape[-1])))
-
-    def _dense(self, tensor: Tensor | None) -> int | None:
-        if tensor is None:
-            return None
-        self._alive.append(tensor.to(torch.float32).contiguous())
-        return self._alive[-1].data_ptr()
-
-
-def _tensor3(tensor: Tensor) -> _Tensor3:
-    return _Tensor3(tensor.data_ptr(), *tensor.stride())
+    def _padded(self, tensor: Tensor) -> Tensor:
+        missing = self.job.size - tensor.shape[-1]
+        return F.pad(tensor, (0, missing)) if missing else tensor

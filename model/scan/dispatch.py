@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.scan import cpu, op
-from model.scan.native.build import BuildError, build_library
+from model.scan.native.library import is_available
 from model.scan.problem import InitialState, Scan, ScanError
 from model.scan.reference import scan_reference
 
@@ -116,19 +116,9 @@ def bidirectional_scan(
 def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
     """Names of the backends that can run on ``device`` here, best first."""
     names = ["chunked", "reference"]
-    if torch.device(device).type == "cpu" and _cpu_kernels_build():
+    if torch.device(device).type == "cpu" and is_available():
         names.insert(0, "cpu")
     return tuple(names)
-
-
-@functools.cache
-def _cpu_kernels_build() -> bool:
-    try:
-        build_library()
-    except BuildError as error:
-        _log.warning("the scan falls back to PyTorch, which is many times slower: %s", error)
-        return False
-    return True
 
 
 def _run(scan: Scan, backend: str) -> Tensor:

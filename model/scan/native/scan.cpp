@@ -4,8 +4,6 @@
 // pass (direction) and writes its results once. Lanes are channels, so a read-out needs no
 // horizontal sum. States never leave the core: forward keeps the one before every CHUNK tokens and
 // backward recomputes the others. No sum depends on the number of threads.
-#include <cstdlib>
-#include <initializer_list>
 
 #include "tile.hpp"
 
@@ -14,7 +12,7 @@ constexpr int GROUP = 8;   // states scanned together, in registers; backward's 
 
 extern "C" {
 
-// One direction. N is a multiple of GROUP. B, C: (B, L, N); A: (D, N); D, bias: (D,) or null; states: see state_before.
+// One direction. N is a multiple of GROUP. B, C: (B, L, N); A: (D, N); D, bias: (D,) or null.
 // Gradients: dA (B, D, N); dD, dbias (B, D); dB, dC (blocks, B, L, N): to be summed over the first
 // dimension. Where both passes name the same tensor, the gradient is that of both.
 struct Pass {
@@ -36,39 +34,14 @@ struct Job {
 
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// A thread's memory; kept between calls, for fresh pages cost more than the arithmetic on them.
-class Workspace {
-  public:
-    ~Workspace() { std::free(memory_); }
-    Vec* take(int64_t vectors) { return (next_ += vectors) - vectors; }
-    Tile tile(int64_t tokens) { return {reinterpret_cast<float*>(take(tokens * VECS))}; }
-    void reset(int64_t vectors) {
-        if (vectors > capacity_) {
-            std::free(memory_);
-            memory_ = static_cast<Vec*>(std::aligned_alloc(sizeof(Vec), vectors * sizeof(Vec)));
-            capacity_ = vectors;
-        }
-        next_ = memory_;
-    }
-
-  private:
-    Vec *memory_ = nullptr, *next_ = nullptr;
-    int64_t capacity_ = 0;
-};
-
-thread_local Workspace workspace;
-
 // What one task works on. Index (n, v) of a state-shaped array is n * VECS + v.
 class Task {
   public:
     Task(const Job& job, int64_t index, bool backward) : job(job), size(job.size) {
         blocks = ceil_div(job.channels, WIDTH), chunks = ceil_div(job.length, CHUNK);
         sample = index / blocks, block = index % blocks;
-        first = block * WIDTH;
-        count = job.channels - first < WIDTH ? job.channels - first : WIDTH;
-        columns = {sample, first, count, job.length};
+        columns = columns_of(index, job.channels, job.length);
+        first = columns.first, count = columns.count;
 
         const int64_t tokens = job.length * VECS, states = size * VECS, chunk = CHUNK * GROUP * VECS;
         workspace.reset(backward ? 6 * tokens + 3 * states + 2 * chunk : 3 * tokens + 2 * states);
@@ -90,15 +63,6 @@ class Task {
     Vec *A, *state, *dA;   // A times log2(e); state: h_t, or in backward the gradient of h_t
     Vec *decay, *carried;  // (CHUNK, GROUP, VECS): a_t and a_t h_{t-1}
 
-    // Values of a (D,) tensor for one vector; zero where it is absent or padding.
-    Vec channel_values(const float* values, int v) const {
-        Vec result{};
-        const int64_t left = count - v * LANES;
-        if (values && left > 0)
-            std::memcpy(&result, values + first + v * LANES,
-                        (left < LANES ? left : LANES) * sizeof(float));
-        return result;
-    }
     // Where a (B, L, N) tensor has the given token.
     int64_t row(int64_t token) const { return (sample * job.length + token) * size; }
     // The token that the pass scans i-th.
@@ -123,7 +87,7 @@ class Task {
         read_columns(pass.delta, columns, delta);
         if (!pass.bias && !job.softplus) return;
         for (int v = 0; v < VECS; ++v) {
-            const Vec bias = channel_values(pass.bias, v);
+            const Vec bias = channel_values(pass.bias, columns, v);
             for (int64_t t = 0; t < job.length; ++t) {
                 const Vec raw = delta.get(t, v) + bias, e = job.softplus ? exp2v(raw * LOG2E) : raw;
                 if (backward && job.softplus) slope.set(t, v, raw > 20.0f ? splat(1.0f) : e / (1.0f + e));
@@ -171,7 +135,7 @@ void forward_task(const Job& job, int64_t index) {
         if (p == 0 || pass.delta.data != before.delta.data || pass.bias != before.bias)
             task.load_delta(pass, false);
         for (int v = 0; v < VECS; ++v) {
-            const Vec D = task.channel_values(pass.D, v);
+            const Vec D = channel_values(pass.D, task.columns, v);
             for (int64_t t = 0; t < job.length; ++t)
                 task.y.set(t, v, D * task.u.get(t, v) + (p ? task.y.get(t, v) : Vec{}));
         }
@@ -340,7 +304,7 @@ void backward_task(const Job& job, int64_t index) {
             std::memset(task.ddelta.rows, 0, tile_bytes);
         }
         for (int v = 0; v < VECS && pass.D; ++v) {
-            const Vec D = task.channel_values(pass.D, v);
+            const Vec D = channel_values(pass.D, task.columns, v);
             for (int64_t t = 0; t < job.length; ++t)
                 task.du.set(t, v, task.du.get(t, v) + D * task.y.get(t, v));
         }
@@ -374,12 +338,7 @@ void backward_task(const Job& job, int64_t index) {
 
 void for_each_task(const Job& job, void (*run)(const Job&, int64_t)) {
     const int64_t tasks = job.batch * ceil_div(job.channels, WIDTH);
-#pragma omp parallel num_threads(static_cast<int>(job.num_threads))
-    {
-        FlushDenormals flush;
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < tasks; ++i) run(job, i);
-    }
+    in_parallel(tasks, job.num_threads, [&](int64_t index) { run(job, index); });
 }
 
 }  // namespace

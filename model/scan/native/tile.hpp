@@ -1,5 +1,8 @@
 // Columns of a (B, D, L) tensor: every token x WIDTH channels in contiguous scratch memory.
 #pragma once
+#include <cstdlib>
+#include <initializer_list>
+
 #include "simd.hpp"
 
 constexpr int VECS = 2;  // vectors per row of a tile
@@ -24,6 +27,15 @@ struct Tile {
 struct Columns {
     int64_t sample, first, count, tokens;
 };
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Task number ``index`` when every task owns WIDTH channels of one sample.
+static inline Columns columns_of(int64_t index, int64_t channels, int64_t tokens) {
+    const int64_t blocks = ceil_div(channels, WIDTH), first = index % blocks * WIDTH;
+    const int64_t left = channels - first;
+    return {index / blocks, first, left < WIDTH ? left : WIDTH, tokens};
+}
 
 // Tokens are far apart in memory and hardware prefetchers stop at page borders.
 constexpr int64_t PREFETCH_TOKENS = 12;
@@ -60,5 +72,47 @@ static void write_columns(const Tensor3& to, const Columns& at, Tile from) {
             for (int v = 0; v < VECS; ++v) store(row + v * LANES, from.get(t, v));
         else
             std::memcpy(row, from.rows + t * WIDTH, at.count * sizeof(float));
+    }
+}
+
+// Values of a (D,) tensor for one vector of channels; zero where it is absent or padding.
+static inline Vec channel_values(const float* values, const Columns& at, int v) {
+    Vec result{};
+    const int64_t left = at.count - v * LANES;
+    if (values && left > 0)
+        std::memcpy(&result, values + at.first + v * LANES,
+                    (left < LANES ? left : LANES) * sizeof(float));
+    return result;
+}
+
+// A thread's memory; kept between calls, for fresh pages cost more than the arithmetic on them.
+class Workspace {
+  public:
+    ~Workspace() { std::free(memory_); }
+    Vec* take(int64_t vectors) { return (next_ += vectors) - vectors; }
+    Tile tile(int64_t tokens) { return {reinterpret_cast<float*>(take(tokens * VECS))}; }
+    void reset(int64_t vectors) {
+        if (vectors > capacity_) {
+            std::free(memory_);
+            memory_ = static_cast<Vec*>(std::aligned_alloc(sizeof(Vec), vectors * sizeof(Vec)));
+            capacity_ = vectors;
+        }
+        next_ = memory_;
+    }
+
+  private:
+    Vec *memory_ = nullptr, *next_ = nullptr;
+    int64_t capacity_ = 0;
+};
+
+inline thread_local Workspace workspace;
+
+template <typename Run>
+void in_parallel(int64_t tasks, int64_t num_threads, const Run& run) {
+#pragma omp parallel num_threads(static_cast<int>(num_threads))
+    {
+        FlushDenormals flush;
+#pragma omp for schedule(dynamic)
+        for (int64_t index = 0; index < tasks; ++index) run(index);
     }
 }

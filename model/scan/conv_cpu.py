@@ -1,0 +1,60 @@
+"""The fused C++ convolution for CPUs (native/conv.cpp), called through ctypes."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from model.scan.native.library import Arguments, Int, Pointer, Tensor3, library
+from model.scan.problem import token_major
+
+
+class _Job(ctypes.Structure):
+    _fields_ = [
+        *((n, Int) for n in ("batch", "channels", "length", "taps", "reverse", "num_threads")),
+        *((name, Tensor3) for name in ("x", "out", "dout", "dx")),
+        *((name, Pointer) for name in ("weight", "bias", "dweight", "dbias")),
+    ]
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
+    """SiLU(conv(x) + bias) for x (B, D, L) and weight (D, K), in the dtype of x."""
+    arguments = Arguments()
+    job = _job(arguments, x, weight, bias, reverse)
+    out = token_major(*_shape(x), x, torch.float32)
+    job.out = Tensor3.of(out)
+    library().conv_forward(ctypes.byref(job))
+    return out.to(x.dtype)
+
+
+def backward(
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias (empty without one) in float32."""
+    batch, channels, _ = x.shape
+    arguments = Arguments()
+    job = _job(arguments, x, weight, bias, reverse)
+    dx = token_major(*_shape(x), x, torch.float32)
+    dweight = x.new_empty((batch, weight.shape[1], channels), dtype=torch.float32)
+    dbias = x.new_empty((batch, 0 if bias is None else channels), dtype=torch.float32)
+    job.dout, job.dx = arguments.tensor3(dout), Tensor3.of(dx)
+    job.dweight, job.dbias = dweight.data_ptr(), None if bias is None else dbias.data_ptr()
+    library().conv_backward(ctypes.byref(job))
+    return dx, dweight.sum(0).t(), dbias.sum(0)
+
+
+def _job(
+    arguments: Arguments, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
+) -> _Job:
+    job = _Job()
+    job.batch, job.channels, job.length = x.shape
+    job.taps, job.reverse = weight.shape[1], reverse
+    job.num_threads = torch.get_num_threads()
+    job.x = arguments.tensor3(x)
+    job.weight, job.bias = arguments.dense(weight.t()), arguments.dense(bias)
+    return job
+
+
+def _shape(x: Tensor) -> tuple[int, int, int]:
+    batch, channels, length = x.shape
+    return batch, channels, length
