@@ -10,7 +10,7 @@ from model.config import ModelConfig
 # One update and read-out of one state: exp(delta A), delta u B, h = a h + b, sum of C h.
 # Counted as 9 since https://github.com/state-spaces/mamba/issues/110.
 SCAN_FLOPS_PER_STATE = 9
-# Tokens between two states that the scan keeps for its backward pass.
+# Tokens between two states that the scan keeps for its backward pass; the CPU kernel keeps more.
 SCAN_CHUNK = 64
 _FP32 = 4
 

@@ -68,6 +68,7 @@ def test_activation_bytes_agree_with_what_autograd_keeps(layout: str, setting: A
         layout=layout,
         depth=6,
         d_state=16,
+        scan_backend="chunked",
         activation_checkpointing=setting,
     )
     net = create_model(config)
