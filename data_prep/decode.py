@@ -7,6 +7,7 @@ decoded, and the first sign of damage rejects the file.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,10 +70,10 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     Raises `Rejection`: missing, unreadable, empty, not_video, no_video, unsupported_codec.
     """
     try:
-        size = os.stat(path).st_size
+        found = os.stat(path)
     except OSError as error:
         raise Rejection("missing", error.strerror or "no such file") from None
-    if size == 0:
+    if stat.S_ISREG(found.st_mode) and found.st_size == 0:
         raise Rejection("empty", "0 bytes")
     options = {"format_whitelist": _CONTAINERS}
     if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:

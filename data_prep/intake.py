@@ -14,7 +14,7 @@ from data_prep.datasets import read_listing
 from data_prep.datasets.inputs import Inputs
 from data_prep.durable import publish
 from data_prep.errors import DataError
-from data_prep.options import ShardConfig
+from data_prep.options import ShardConfig, absolute_out
 from data_prep.plan import PlannedShard, plan_shards
 from data_prep.seal import shaping
 from data_prep.workdir import SplitPlan, Workdir, fingerprint
@@ -105,10 +105,11 @@ def _per_split(
             dataset=dataset,
             classes=classes,
             format=config.format,
+            fold=config.fold,
             encode=config.encode,
             clips_per_shard=config.clips_per_shard,
             videos=config.videos.absolute(),
-            out=config.out,
+            out=absolute_out(config.out),
             caps=config.caps,
             num_shards=len(ours),
             num_clips=sum(len(shard.clips) for shard in ours),

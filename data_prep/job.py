@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.claims import Claim, Claims
+from data_prep.clip import ClipRequest, PreparedClip, RejectedClip
 from data_prep.errors import DataError
 from data_prep.plan import PlannedClip, PlannedShard
 from data_prep.pool import ClipPool
-from data_prep.prepare import ClipRequest, PreparedClip, RejectedClip
 from data_prep.progress import JobProgress, progress_bar
 from data_prep.record import record_name
 from data_prep.storage import Store, open_store

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from data_prep.clip import EncodeSettings
 from data_prep.errors import DataError
 from data_prep.pool import Caps
-from data_prep.prepare import EncodeSettings
 from data_prep.storage import is_url
 from data_prep.workdir import NAME as WORK_NAME
 
@@ -42,11 +42,16 @@ class ShardConfig(BaseModel):
     work: Path | None = None
     """Shared by all jobs; OUT/.prep by default, required when `out` is a URL."""
 
-    def work_dir(self) -> Path:
-        if self.work is not None:
-            return self.work.absolute()
-        if is_url(self.out):
-            raise DataError(
-                f"--out {self.out}: a URL also needs --work, a directory all jobs share"
-            )
-        return Path(self.out).absolute() / WORK_NAME
+
+def work_dir(out: str, work: Path | None) -> Path:
+    """What jobs share. Raises `DataError` when `out` is a URL and `work` is not given."""
+    if work is not None:
+        return work.absolute()
+    if is_url(out):
+        raise DataError(f"--out {out}: a URL also needs --work, a directory that all jobs share")
+    return Path(out).absolute() / WORK_NAME
+
+
+def absolute_out(out: str) -> str:
+    """The same place for jobs that start in other directories."""
+    return out if is_url(out) else str(Path(out).absolute())

@@ -20,7 +20,7 @@ from typing import IO, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep.prepare import ClipRequest, PreparedClip, RejectedClip
+from data_prep.clip import ClipRequest, PreparedClip, RejectedClip
 
 T = TypeVar("T")
 _QUEUE_PER_CHILD = 2  # the next request is there before the last answer is read

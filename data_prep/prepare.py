@@ -6,16 +6,15 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 
 import av
 from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
-from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.annotation import IMAGE_SUFFIXES
+from data_prep.clip import ClipRequest, EncodeSettings, PreparedClip, RejectedClip
 from data_prep.decode import (
     DecodedFrame,
     Original,
@@ -26,61 +25,15 @@ from data_prep.decode import (
     open_video,
 )
 from data_prep.h264 import BT601, LIMITED_RANGE, TIME_BASE, EncodedClip, encode_clip
+from data_prep.suitable import copy_if_suitable
 
 _MIN_SIDE = 16
 # Exact rounding, so that equal pixels give equal bytes on every CPU.
 _SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 
-class EncodeSettings(BaseModel):
-    """What shapes the bytes of a clip."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    short_side: int = Field(default=256, ge=16, multiple_of=2)
-    """Pixels; smaller sources keep their size."""
-    crf: int = Field(default=23, ge=0, le=51)
-    """x264 quality: lower is better and larger."""
-    min_frames: int = Field(default=2, ge=1)
-    """Shorter videos are left out; images are exempt."""
-    max_frames: int = Field(default=36_000, ge=1)
-    """Longer clips are left out (36 000 = 20 minutes at 30 per second)."""
-    apply_sample_aspect: bool = False
-    """Stretch pixels that are not square. The published pipelines do not."""
-    copy_suitable: bool = False
-    """Keep files that are in the normal form already, byte for byte."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClipRequest:
-    path: str
-    trim_start_s: float
-    trim_end_s: float | None
-    settings: EncodeSettings
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedClip:
-    video: bytes
-    sha256: str
-    frames: int
-    fps: float
-    width: int
-    height: int
-    duration_s: float
-    keyframes: tuple[int, ...]
-    copied: bool
-    original: Original
-
-
-@dataclass(frozen=True, slots=True)
-class RejectedClip:
-    code: str
-    detail: str
-
-
 def prepare_clip(request: ClipRequest) -> PreparedClip | RejectedClip:
-    """Decode strictly, turn upright, scale, encode. Reads the file once."""
+    """Decode strictly, turn upright, scale, encode; or keep what is in the normal form already."""
     try:
         before = _fingerprint(request.path)
         clip = _prepare(request)
@@ -88,6 +41,8 @@ def prepare_clip(request: ClipRequest) -> PreparedClip | RejectedClip:
             raise Rejection("changed", "the file changed while it was read")
     except Rejection as rejection:
         return RejectedClip(rejection.code, rejection.detail)
+    except MemoryError:
+        return RejectedClip("memory", "more than the memory cap")
     return clip
 
 
@@ -100,6 +55,9 @@ def _fingerprint(path: str) -> tuple[int, int, int] | None:
 
 
 def _prepare(request: ClipRequest) -> PreparedClip:
+    kept = copy_if_suitable(request) if request.settings.copy_suitable else None
+    if kept is not None:
+        return kept
     if request.trim_start_s <= 0:
         return _encode(request, start_s=0.0)
     try:
@@ -119,7 +77,7 @@ def _encode(request: ClipRequest, *, start_s: float, seek: bool = True) -> Prepa
         )
         first = next(decoded, None)
         if first is None:
-            raise Rejection("no_frames", "nothing to decode between start and end")
+            raise Rejection("no_frames", _empty_detail(request))
         original = describe(container, stream, first.frame)
         is_image = os.path.splitext(request.path)[1].lower() in IMAGE_SUFFIXES
         timeline = _Timeline(settings, 1 if is_image else settings.min_frames)
@@ -134,10 +92,19 @@ def _encode(request: ClipRequest, *, start_s: float, seek: bool = True) -> Prepa
                 fps=nominal,
                 crf=settings.crf,
             )
+        except MemoryError:  # FFmpeg's own is also an FFmpegError
+            raise
         except av.FFmpegError as error:
             raise Rejection("encode", str(error)) from None
         timeline.check_length()
     return _prepared(clip, timeline.fps(nominal), shaper, original)
+
+
+def _empty_detail(request: ClipRequest) -> str:
+    if request.trim_start_s <= 0:
+        return "a video stream without frames"
+    end = "" if request.trim_end_s is None else f"{request.trim_end_s:g}"
+    return f"none between {request.trim_start_s:g} and {end} s; is the file a cut clip already?"
 
 
 def _prepared(clip: EncodedClip, fps: float, shaper: _Shaper, original: Original) -> PreparedClip:

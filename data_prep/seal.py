@@ -66,9 +66,7 @@ def seal(work: Path) -> Manifest:
         store.write(QUARANTINE_NAME, quarantine.getvalue())
         raise DataError(f"{plans[0].out}: no input could be used ({listed}); see {QUARANTINE_NAME}")
 
-    (workdir.root / _SEALED_NAME).unlink(missing_ok=True)
-    # The old manifest must not vouch for new files.
-    store.remove(MANIFEST_NAME)
+    reopen(workdir, store)
     store.write(QUARANTINE_NAME, quarantine.getvalue())
     store.write(INDEX_NAME, table.getvalue())
     manifest = Manifest(
@@ -82,6 +80,12 @@ def seal(work: Path) -> Manifest:
     store.write(MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
     publish(workdir.root / _SEALED_NAME, _sealed_plans(plans))
     return manifest
+
+
+def reopen(workdir: Workdir, store: Store) -> None:
+    """Withdraw the seal: the old manifest must not vouch for new files."""
+    (workdir.root / _SEALED_NAME).unlink(missing_ok=True)
+    store.remove(MANIFEST_NAME)
 
 
 def seal_is_current(workdir: Workdir, plans: list[SplitPlan]) -> bool:
@@ -98,6 +102,7 @@ def shaping(plan: SplitPlan) -> dict[str, Any]:
     """The settings that all splits of a directory share."""
     return {
         "format": plan.format,
+        "fold": plan.fold,
         "encode": plan.encode.model_dump(mode="json"),
         "clips_per_shard": plan.clips_per_shard,
     }

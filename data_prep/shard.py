@@ -12,7 +12,7 @@ from pathlib import Path
 from data_prep.errors import DataError
 from data_prep.intake import plan_inputs
 from data_prep.job import run_jobs
-from data_prep.options import ShardConfig
+from data_prep.options import ShardConfig, absolute_out, work_dir
 from data_prep.record import read_result, record_name
 from data_prep.schema import MANIFEST_NAME, Manifest
 from data_prep.seal import seal, seal_is_current
@@ -40,9 +40,10 @@ def prepare(config: ShardConfig) -> Path:
     Raises `DataError` for bad input, and when the output holds the same split of other inputs or
     of other settings.
     """
-    workdir = Workdir(config.work_dir())
+    workdir = Workdir(work_dir(config.out, config.work))
     store = open_store(config.out, workdir.scratch)
     workdir.create()
+    workdir.relocate(absolute_out(config.out))
     known = {plan.split: plan for plan in workdir.plans()}
     for plan, shards, problems in plan_inputs(config, workdir, known):
         if plan.split not in known:
@@ -56,7 +57,7 @@ def prepare(config: ShardConfig) -> Path:
 
 def _difference(old: SplitPlan, new: SplitPlan) -> str:
     content = "the inputs"
-    for field in ("dataset", "classes", "format", "encode", "clips_per_shard", "num_clips"):
+    for field in ("dataset", "classes", "format", "fold", "encode", "clips_per_shard", "num_clips"):
         before, now = getattr(old, field), getattr(new, field)
         if before != now:
             content = f"{field} {before}, now {now}"

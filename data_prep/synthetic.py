@@ -69,7 +69,7 @@ class SynthOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    clips_per_split: Mapping[str, int] = Field(default={"train": 4000, "val": 800})
+    clips_per_split: Mapping[str, int] = Field(default={"train": 6000, "val": 800})
     size: int = Field(default=32, ge=16, multiple_of=2)
     """Pixels per side."""
     frames: int = Field(default=8, ge=2)
@@ -81,9 +81,9 @@ class SynthOptions(BaseModel):
     speed_max: float = 2.5
     turn_degrees: float = 22.0
     """Rotation per frame."""
-    growth: float = 1.16
+    growth: float = 1.14
     """Ratio of sizes of neighbouring frames."""
-    noise: float = 6.0
+    noise: float = 5.0
     """Standard deviation of the noise on 8-bit values."""
 
 
@@ -115,7 +115,7 @@ def _motion(label: str, options: SynthOptions, random: np.random.Generator) -> M
     unit = options.size / 32
     speed_x, speed_y = random.uniform(options.speed_min, options.speed_max, 2) * unit
     middle_x, middle_y = random.uniform(-1.5, 1.5, 2) * unit
-    height = random.uniform(9.0, 12.0) * unit
+    height = random.uniform(12.0, 15.0) * unit
     angle = random.uniform(0.0, 2 * np.pi)
 
     steps_x = {"left": -ramp, "right": ramp}.get(label, signs[0] * np.full(n, still_x))

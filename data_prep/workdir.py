@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from data_prep.annotation import Problem
+from data_prep.clip import EncodeSettings
 from data_prep.durable import move, publish
 from data_prep.errors import DataError
 from data_prep.plan import PlannedClip, PlannedShard
 from data_prep.pool import Caps
-from data_prep.prepare import EncodeSettings
 
 NAME = ".prep"
 # Paths are bytes: file names need not be UTF-8.
@@ -48,6 +48,7 @@ class SplitPlan(BaseModel):
     classes: tuple[str, ...]
     format: str
     encode: EncodeSettings
+    fold: int
     clips_per_shard: int
     videos: Path
     out: str
@@ -114,6 +115,13 @@ class Workdir:
         """Of every split, sorted by name."""
         headers = sorted(self.root.glob("plan-*.json"))
         return [SplitPlan.model_validate_json(header.read_text()) for header in headers]
+
+    def relocate(self, out: str) -> None:
+        """Shards that were moved together with their plans are continued where they are now."""
+        for plan in self.plans():
+            if plan.out != out:
+                moved = plan.model_copy(update={"out": out})
+                publish(self._header_path(plan.split), moved.model_dump_json(indent=1).encode())
 
     def shard(self, plan: SplitPlan, number: int) -> PlannedShard:
         table = pq.ParquetFile(self._clips_path(plan.split)).read_row_group(number)

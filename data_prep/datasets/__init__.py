@@ -6,14 +6,21 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 from data_prep.annotation import Listing
-from data_prep.datasets import csv, folder
+from data_prep.datasets import csv, folder, hmdb51, kinetics, ssv2, ucf101
 from data_prep.datasets.inputs import Inputs
 from data_prep.errors import DataError
 
-Format = Literal["csv", "folder"]
+Format = Literal["kinetics", "ssv2", "ucf101", "hmdb51", "folder", "csv"]
 
 
-_READERS: dict[str, Callable[[Inputs], Listing]] = {"csv": csv.read, "folder": folder.read}
+_READERS: dict[str, Callable[[Inputs], Listing]] = {
+    "kinetics": kinetics.read,
+    "ssv2": ssv2.read,
+    "ucf101": ucf101.read,
+    "hmdb51": hmdb51.read,
+    "folder": folder.read,
+    "csv": csv.read,
+}
 
 
 def read_listing(name: str, inputs: Inputs) -> Listing:

@@ -9,7 +9,8 @@ from pathlib import Path
 import av
 import pytest
 
-from data_prep.prepare import ClipRequest, EncodeSettings, PreparedClip, prepare_clip
+from data_prep.clip import ClipRequest, EncodeSettings, PreparedClip
+from data_prep.prepare import prepare_clip
 
 SETTINGS = EncodeSettings()
 

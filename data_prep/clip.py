@@ -1,0 +1,57 @@
+"""What goes into a decoding process and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_prep.decode import Original
+
+
+class EncodeSettings(BaseModel):
+    """What shapes the bytes of a clip."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    short_side: int = Field(default=256, ge=16, multiple_of=2)
+    """Pixels; smaller sources keep their size."""
+    crf: int = Field(default=23, ge=0, le=51)
+    """x264 quality: lower is better and larger."""
+    min_frames: int = Field(default=2, ge=1)
+    """Shorter videos are left out; images are exempt."""
+    max_frames: int = Field(default=36_000, ge=1)
+    """Longer clips are left out (36 000 = 20 minutes at 30 per second)."""
+    apply_sample_aspect: bool = False
+    """Stretch pixels that are not square. The published pipelines do not."""
+    copy_suitable: bool = False
+    """Keep files that are in the normal form already, byte for byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRequest:
+    path: str
+    trim_start_s: float
+    trim_end_s: float | None
+    settings: EncodeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedClip:
+    video: bytes
+    sha256: str
+    frames: int
+    fps: float
+    width: int
+    height: int
+    duration_s: float
+    keyframes: tuple[int, ...]
+    copied: bool
+    """Kept byte for byte instead of encoded."""
+    original: Original
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedClip:
+    code: str
+    detail: str

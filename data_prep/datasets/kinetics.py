@@ -1,0 +1,73 @@
+"""Kinetics-400/600/700: the official tables `label,youtube_id,time_start,time_end,split`.
+
+`--annotations` is one such file or a directory of them. A video is looked for anywhere below the
+video directory: `<id>_<start>_<end>` (with or without leading zeros) is a clip that is cut already;
+`<id>` is a whole download, from which the interval is cut.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.annotation import Annotation, Listing, Problem
+from data_prep.datasets.inputs import Inputs, read_lines, require_annotations
+from data_prep.datasets.locate import VideoFiles
+from data_prep.errors import DataError
+
+_SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
+_REQUIRED = ("youtube_id", "time_start", "time_end")
+
+
+def read(inputs: Inputs) -> Listing:
+    """Classes are the sorted labels, as in the published checkpoints."""
+    root = require_annotations(inputs, "the official Kinetics CSV files")
+    tables = sorted(root.glob("*.csv")) if root.is_dir() else [root]
+    if not tables:
+        raise DataError(f"--annotations {root}: no .csv file in this directory")
+    files = VideoFiles(inputs.videos)
+    annotations: list[Annotation] = []
+    problems: list[Problem] = []
+    labels: set[str] = set()
+    for table in tables:
+        for where, row in _rows(table):
+            split = _SPLITS.get((row.get("split") or "").strip(), inputs.split)
+            label = (row.get("label") or "").strip() or None
+            if label is not None:
+                labels.add(label)
+            try:
+                annotations.append(_annotation(row, label, split, files, where))
+            except ValueError as error:
+                problems.append(Problem(where, "malformed", str(error), split=split))
+    return Listing(annotations, problems, tuple(sorted(labels)))
+
+
+def _rows(table: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
+    reader = csv.DictReader(read_lines(table))
+    absent = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
+    if absent:
+        raise DataError(f"{table}:1: column {absent[0]!r} is missing; found {reader.fieldnames}")
+    for row in reader:
+        yield f"{table}:{reader.line_num}", row
+
+
+def _annotation(
+    row: dict[str, str | None], label: str | None, split: str, files: VideoFiles, where: str
+) -> Annotation:
+    identity, start, end = (row[name] for name in _REQUIRED)
+    if not identity or not start or not end or None in row:
+        raise ValueError(f"not one cell per column: {list(row.values())}")
+    start_s, end_s = float(start), float(end)
+    if not 0 <= start_s < end_s:
+        raise ValueError(f"time_start {start} is not before time_end {end}")
+    first, last = int(start_s), int(end_s)
+    names = (f"{identity}_{first:06d}_{last:06d}", f"{identity}_{first}_{last}")
+    cut = files.find(*names, directory=label)
+    if cut is not None:
+        return Annotation(cut, label, split, where=where)
+    whole = files.find(identity, directory=label)
+    if whole is not None:
+        return Annotation(whole, label, split, start_s, end_s, where)
+    # Absent: the name that it should have had, for the list of what is missing.
+    return Annotation(f"{names[0]}.mp4", label, split, where=where)

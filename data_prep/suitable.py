@@ -1,0 +1,88 @@
+"""Files that are in the normal form already and may be kept byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from data_prep.clip import ClipRequest, PreparedClip
+from data_prep.decode import describe, display_filters, frames, open_video
+from data_prep.h264 import GOP, LIMITED_RANGE
+
+_UNSPECIFIED = 0
+_BT601_MATRICES = frozenset({2, 5, 6})  # unspecified, BT.470BG, SMPTE 170M
+
+
+def copy_if_suitable(request: ClipRequest) -> PreparedClip | None:
+    """The file as it is, strictly decoded to the end; None when it has to be encoded.
+
+    Suitable: mp4 with one stream, H.264 yuv420p of limited range in the BT.601 matrix, upright, of
+    even size and not larger than wanted, no B-frames, times from 0, a keyframe every 16 frames or
+    more often, and no trim. Raises `Rejection` for a damaged file.
+    """
+    settings = request.settings
+    if request.trim_start_s > 0 or request.trim_end_s is not None:
+        return None
+    with open_video(request.path) as (container, stream):
+        if not _header_suits(container, stream, settings.short_side):
+            return None
+        keyframes: list[int] = []
+        first: VideoFrame | None = None
+        count, last = 0, Fraction(0)
+        for item in frames(container, stream):
+            if first is None:
+                first = item.frame
+                if item.time_s != 0 or not _frame_suits(first):
+                    return None
+                original = describe(container, stream, first)
+            elif item.time_s <= last:
+                return None
+            if item.frame.key_frame:
+                keyframes.append(count)
+            count, last = count + 1, item.time_s
+    bounded = all(after - before <= GOP for before, after in pairwise([*keyframes, count]))
+    if not settings.min_frames <= count <= settings.max_frames or count < 2 or not bounded:
+        return None
+    video = Path(request.path).read_bytes()
+    fps = round((count - 1) / float(last), 6)
+    return PreparedClip(
+        video=video,
+        sha256=hashlib.sha256(video).hexdigest(),
+        frames=count,
+        fps=fps,
+        width=original.width,
+        height=original.height,
+        duration_s=count / fps,
+        keyframes=tuple(keyframes),
+        copied=True,
+        original=original,
+    )
+
+
+def _header_suits(container: InputContainer, stream: VideoStream, short_side: int) -> bool:
+    context = stream.codec_context
+    return (
+        container.format.name.startswith("mov")
+        and len(container.streams) == 1
+        and context.name == "h264"
+        and context.pix_fmt == "yuv420p"
+        and not context.has_b_frames
+        and context.width % 2 == context.height % 2 == 0
+        and 16 <= min(context.width, context.height) <= short_side
+        and not stream.start_time
+    )
+
+
+def _frame_suits(first: VideoFrame) -> bool:
+    return (
+        first.key_frame
+        and not display_filters(first)
+        and first.colorspace in _BT601_MATRICES
+        and first.color_range in (_UNSPECIFIED, LIMITED_RANGE)
+    )

@@ -1,0 +1,85 @@
+"""One owner per shard, and dead owners lose theirs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from data_prep.claims import Claims
+
+
+def test_one_of_many_gets_it(tmp_path: Path) -> None:
+    jobs = [Claims(tmp_path) for _ in range(16)]
+    for number in range(20):
+        with ThreadPoolExecutor(16) as pool:
+            taken = list(pool.map(lambda job, n=number: job.take(f"s-{n}.tar"), jobs))
+        assert sum(claim is not None for claim in taken) == 1
+
+
+def test_released_claims_can_be_taken_again(tmp_path: Path) -> None:
+    with Claims(tmp_path) as first, Claims(tmp_path) as second:
+        claim = first.take("a.tar")
+        assert claim is not None
+        assert second.take("a.tar") is None
+        first.release(claim)
+        assert second.take("a.tar") is not None
+
+
+def test_leaving_gives_everything_back(tmp_path: Path) -> None:
+    with Claims(tmp_path) as first:
+        assert first.take("a.tar") is not None
+    with Claims(tmp_path) as second:
+        assert second.take("a.tar") is not None
+
+
+def test_a_dead_process_on_this_host_loses_its_claim_at_once(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from pathlib import Path; from data_prep.claims import Claims\n"
+        "assert Claims(Path(sys.argv[1])).take('a.tar'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    with Claims(tmp_path) as heirs:
+        claim = heirs.take("a.tar")
+    assert claim is not None
+    assert claim.generation == 1
+
+
+def _on_another_host(tmp_path: Path) -> None:
+    (path,) = tmp_path.glob("a.tar.*")
+    identity = json.loads(path.read_text())
+    path.write_text(json.dumps({**identity, "host": "far-away", "pid": 1}))
+
+
+def test_another_host_is_judged_by_its_heartbeat(tmp_path: Path) -> None:
+    absent = Claims(tmp_path)  # never entered: no thread touches its claim
+    assert absent.take("a.tar") is not None
+    _on_another_host(tmp_path)
+    with Claims(tmp_path, stale_s=0.6) as heir:
+        assert heir.take("a.tar") is None
+        time.sleep(1.0)
+        assert heir.take("a.tar") is not None
+
+
+def test_a_living_owner_keeps_beating(tmp_path: Path) -> None:
+    with Claims(tmp_path, stale_s=0.8) as owner, Claims(tmp_path, stale_s=0.8) as other:
+        assert owner.take("a.tar") is not None
+        _on_another_host(tmp_path)
+        for _ in range(8):
+            time.sleep(0.3)
+            assert other.take("a.tar") is None
+
+
+def test_stale_claims_are_inherited_by_one(tmp_path: Path) -> None:
+    assert Claims(tmp_path).take("a.tar") is not None
+    _on_another_host(tmp_path)
+    past = time.time() - 1000
+    os.utime(next(tmp_path.glob("a.tar.*")), (past, past))
+    jobs = [Claims(tmp_path) for _ in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        taken = list(pool.map(lambda job: job.take("a.tar"), jobs))
+    assert sum(claim is not None for claim in taken) == 1
