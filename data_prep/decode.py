@@ -127,13 +127,14 @@ def frames(
     Raises `Rejection` `corrupt` at the first damaged packet or frame and `resolution_change`.
     """
     origin = Fraction(stream.start_time or 0) * (stream.time_base or 1)
-    if seek and start_s > _PREROLL_S:
+    seeks = seek and start_s > _PREROLL_S
+    if seeks:
         target = float(origin) + start_s - _PREROLL_S
         container.seek(int(target / (stream.time_base or 1)), stream=stream, backward=True)
     guessed = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
     shape: tuple[int, int] | None = None
     previous: Fraction | None = None
-    for number, frame in enumerate(_decode(container, stream)):
+    for number, frame in enumerate(_decode(container, stream, from_start=not seeks)):
         if shape is None:
             shape = (frame.width, frame.height)
         elif shape != (frame.width, frame.height):
@@ -150,12 +151,19 @@ def frames(
             yield DecodedFrame(frame, time)
 
 
-def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+def _decode(
+    container: InputContainer, stream: VideoStream, *, from_start: bool
+) -> Iterator[VideoFrame]:
     count = 0
+    starts = from_start
     try:
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 raise Rejection("corrupt", f"damaged packet after {count} frames")
+            if starts and packet.size and not packet.is_keyframe:
+                # Decoders drop what they cannot predict, without a word.
+                raise Rejection("corrupt", "does not start with a keyframe")
+            starts = False
             for frame in packet.decode():
                 count += 1
                 yield frame
