@@ -39,7 +39,7 @@ def causal_conv1d_silu(
         case "torch":
             return conv_reference(x, taps.to(x.dtype), bias, reverse)
         case "cpu" if library.runs(x):
-            out: Tensor = _conv_op(x, taps, bias, reverse)
+            out: Tensor = conv_op(x, taps, bias, reverse)
             return out
         case "cpu":
             raise ScanError(f"conv: the cpu kernel cannot run {x.dtype} on {x.device} here")
@@ -59,11 +59,11 @@ def conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
 
 
 @torch.library.custom_op("videomambapro::conv_silu", mutates_args=())
-def _conv_op(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
+def conv_op(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
     return conv_cpu.forward(x, weight, bias, reverse)
 
 
-@_conv_op.register_fake
+@conv_op.register_fake
 def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
     batch, channels, length = x.shape
     return token_major(batch, channels, length, x, x.dtype)
@@ -99,4 +99,4 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     return dx, dweight, None if bias is None else dbias, None
 
 
-_conv_op.register_autograd(_backward, setup_context=_setup_context)
+conv_op.register_autograd(_backward, setup_context=_setup_context)

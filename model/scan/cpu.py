@@ -32,11 +32,6 @@ class _Job(ctypes.Structure):
     ]
 
 
-def supports(scan: Scan) -> bool:
-    """Whether the kernels can run ``scan``: anything but float64, on the CPU."""
-    return scan.u.device.type == "cpu" and scan.state_dtype == torch.float32
-
-
 def states_shape(passes: int, batch: int, channels: int, length: int, size: int) -> Sequence[int]:
     """Shape of the kept states: a block of channels of one sample is contiguous."""
     tiling = _tiling()

@@ -6,12 +6,13 @@ import logging
 import torch
 from torch import Tensor
 
-from model.scan import cpu, op
+from model.scan import op
 from model.scan.native.library import is_available
 from model.scan.problem import InitialState, Scan, ScanError
 from model.scan.reference import scan_reference
 
-BACKENDS = ("reference", "chunked", "cpu")
+FUSED = ("cpu",)
+BACKENDS = (*FUSED, "chunked", "reference")
 _log = logging.getLogger(__name__)
 
 
@@ -113,32 +114,41 @@ def bidirectional_scan(
     return _run(scan, backend)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
     """Names of the backends that can run on ``device`` here, best first."""
+    return probe(torch.device(device).type)
+
+
+@functools.cache
+def probe(device: str) -> tuple[str, ...]:
+    """``available_backends`` of a type of device, found out and logged once."""
     names = ["chunked", "reference"]
-    if torch.device(device).type == "cpu" and is_available():
+    if device == "cpu" and is_available():
         names.insert(0, "cpu")
+    _log.info("scan on %s uses the %s backend", device, names[0])
     return tuple(names)
 
 
 def _run(scan: Scan, backend: str) -> Tensor:
     scan.validate()
-    chosen = _choose(scan.u.device.type) if backend == "auto" else backend
-    if chosen == "cpu" and not cpu.supports(scan):
-        if backend == "cpu" and scan.u.device.type != "cpu":
-            raise ScanError(f"scan: backend 'cpu' got tensors on {scan.u.device}; use 'auto'")
-        chosen = "chunked"  # float64, which the fused kernels do not compute
-    if chosen not in BACKENDS:
-        known = ", ".join(("auto", *BACKENDS))
-        raise ScanError(f"scan: there is no backend {backend!r}; choose one of {known}")
+    device = scan.u.device.type
+    ready = available_backends(device)
+    chosen = ready[0] if backend == "auto" else backend
+    if chosen not in ready:
+        raise ScanError(_why_not(chosen, device))
+    if chosen in FUSED and scan.state_dtype == torch.float64:
+        chosen = "chunked"  # the fused kernels compute in float32
     return scan_reference(scan) if chosen == "reference" else op.run(scan, chosen)
 
 
-@functools.cache
-def _choose(device: str) -> str:
-    best = available_backends(device)[0]
-    _log.info("scan on %s uses the %s backend", device, best)
-    return best
+def _why_not(backend: str, device: str) -> str:
+    if backend not in BACKENDS:
+        return f"scan: there is no backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}"
+    needs = {
+        "cpu": "tensors on the CPU and a C++ compiler (install g++ or set CXX)",
+    }
+    return f"scan: backend {backend!r} cannot run on {device} here: it needs {needs[backend]}"
 
 
 def _starts_at_first_token(initial_state: str) -> bool:

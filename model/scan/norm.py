@@ -42,7 +42,7 @@ def rms_norm_residual(
         case "torch":
             return norm_reference(x, residual, weight, eps)
         case "cpu" if runs:
-            normed, total = _norm_op(x, residual, weight, eps)
+            normed, total = norm_op(x, residual, weight, eps)
             return normed, total
         case "cpu":
             raise ScanError(f"norm: the cpu kernel cannot run {x.dtype} on {x.device} here")
@@ -59,14 +59,14 @@ def norm_reference(
 
 
 @torch.library.custom_op("videomambapro::norm_residual", mutates_args=())
-def _norm_op(
+def norm_op(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     normed, total = norm_cpu.forward(x, residual, weight, eps)
     return normed.to(x.dtype), total
 
 
-@_norm_op.register_fake
+@norm_op.register_fake
 def _norm_fake(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -101,4 +101,4 @@ def _backward(ctx: Any, dnormed: Tensor, dtotal: Tensor) -> tuple[Tensor | None,
     return dx.to(x_dtype), None if residual_dtype is None else dx.to(residual_dtype), dweight, None
 
 
-_norm_op.register_autograd(_backward, setup_context=_setup_context)
+norm_op.register_autograd(_backward, setup_context=_setup_context)

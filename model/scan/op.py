@@ -16,7 +16,7 @@ from model.scan import chunked, cpu
 from model.scan.problem import Scan, token_major
 
 _NAMES = tuple(field.name for field in fields(Scan))
-_TENSORS = _NAMES[: _NAMES.index("delta_softplus")]
+TENSORS = _NAMES[: _NAMES.index("delta_softplus")]
 
 
 class Kernels(Protocol):
@@ -49,12 +49,12 @@ def run(scan: Scan, backend: str) -> Tensor:
     """Run ``scan`` with the kernels of ``backend``; differentiable once."""
     tensors = [tensor for _, tensor in scan.tensors()]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    out: Tensor = _forward_op(*(getattr(scan, name) for name in _NAMES), backend, keep)[0]
+    out: Tensor = forward_op(*(getattr(scan, name) for name in _NAMES), backend, keep)[0]
     return out
 
 
 @torch.library.custom_op("videomambapro::scan", mutates_args=())
-def _forward_op(
+def forward_op(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -83,7 +83,7 @@ def _forward_op(
         return kernels(backend).forward(scan, keep)
 
 
-@_forward_op.register_fake
+@forward_op.register_fake
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *values, backend, keep = arguments
     scan = Scan(**dict(zip(_NAMES, values, strict=True)))
@@ -103,7 +103,7 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.library.custom_op("videomambapro::scan_backward", mutates_args=())
-def _backward_op(
+def backward_op(
     dout: Tensor,
     pre_gate: Tensor,
     states: Tensor,
@@ -136,7 +136,7 @@ def _backward_op(
     return [_like(grads[name], tensor) for name, tensor in scan.tensors()]
 
 
-@_backward_op.register_fake
+@backward_op.register_fake
 def _backward_fake(dout: Tensor, pre_gate: Tensor, states: Tensor, *arguments: Any) -> list[Tensor]:
     scan = Scan(**dict(zip(_NAMES, arguments[:-1], strict=True)))
     return [_grad_memory(tensor) for _, tensor in scan.tensors()]
@@ -159,7 +159,7 @@ def _like(grad: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    tensors, flags = inputs[: len(_TENSORS)], inputs[len(_TENSORS) : len(_NAMES)]
+    tensors, flags = inputs[: len(TENSORS)], inputs[len(TENSORS) : len(_NAMES)]
     ctx.flags, ctx.backend = flags, inputs[len(_NAMES)]
     _, pre_gate, states = output
     ctx.mark_non_differentiable(pre_gate, states)
@@ -168,9 +168,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, dout: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     pre_gate, states, *tensors = ctx.saved_tensors
-    grads = iter(_backward_op(dout, pre_gate, states, *tensors, *ctx.flags, ctx.backend))
+    grads = iter(backward_op(dout, pre_gate, states, *tensors, *ctx.flags, ctx.backend))
     present = [next(grads) if tensor is not None else None for tensor in tensors]
     return (*present, *[None] * (len(ctx.flags) + 2))
 
 
-_forward_op.register_autograd(_backward, setup_context=_setup_context)
+forward_op.register_autograd(_backward, setup_context=_setup_context)

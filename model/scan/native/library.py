@@ -33,9 +33,15 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-@functools.cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_available() -> bool:
     """Whether the kernels exist or can be built; warns once when not."""
+    return builds()
+
+
+@functools.cache
+def builds() -> bool:
+    """``is_available`` before torch.compile treats it as a constant."""
     try:
         build_library()
     except BuildError as error:
@@ -45,7 +51,7 @@ def is_available() -> bool:
 
 
 def runs(tensor: Tensor) -> bool:
-    """Whether the kernels can take ``tensor``: on the CPU, not float64, not traced by vmap."""
+    """Whether the kernels can take ``tensor``: on the CPU, not float64."""
     return tensor.device.type == "cpu" and tensor.dtype != torch.float64 and is_available()
 
 

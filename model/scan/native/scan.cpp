@@ -269,14 +269,14 @@ void write_dA(const Task& task, const Pass& pass) {
         for (int64_t n = 0; n < task.size; ++n) to[c * task.size + n] = values[n * WIDTH + c];
 }
 
-// Takes task.ddelta back through softplus and bias; ``add`` to what the tensor holds already.
-void write_ddelta(const Task& task, const Pass& pass, bool add) {
+// Takes task.ddelta back through softplus and bias, adding to tensors that an earlier pass wrote.
+void write_ddelta(const Task& task, const Pass& pass, bool add_ddelta, bool add_dbias) {
     const int64_t length = task.job.length;
     for (int64_t t = 0; t < length && task.job.softplus; ++t)
         for (int v = 0; v < VECS; ++v)
             task.ddelta.set(t, v, task.ddelta.get(t, v) * task.slope.get(t, v));
-    write_channel_sums(task, pass.dbias, task.ddelta, nullptr, false);
-    if (add) {
+    write_channel_sums(task, pass.dbias, task.ddelta, nullptr, add_dbias);
+    if (add_ddelta) {
         read_columns(pass.ddelta, task.columns, task.delta);
         for (int64_t t = 0; t < length; ++t)
             for (int v = 0; v < VECS; ++v)
@@ -294,7 +294,8 @@ void backward_task(const Job& job, int64_t index) {
         const bool paired = job.num_passes > 1, later = p > 0;
         const bool same_u = paired && pass.du.data == other.du.data;
         const bool same_delta = paired && pass.ddelta.data == other.ddelta.data;
-        const bool same_step = same_delta && pass.bias == other.bias;
+        const bool same_bias = paired && pass.dbias == other.dbias;
+        const bool same_step = same_delta && same_bias;
         if (!later || !same_u) {
             read_columns(pass.u, task.columns, task.u);
             std::memset(task.du.rows, 0, tile_bytes);
@@ -332,7 +333,9 @@ void backward_task(const Job& job, int64_t index) {
         write_dA(task, pass);
         write_channel_sums(task, pass.dD, task.y, &task.u, later && pass.dD == other.dD);
         if (later || !same_u) write_columns(pass.du, task.columns, task.du);
-        if (later || !same_step) write_ddelta(task, pass, later && same_delta && !same_step);
+        if (later || !same_step)
+            write_ddelta(task, pass, later && same_delta && !same_step,
+                         later && same_bias && !same_step);
     }
 }
 

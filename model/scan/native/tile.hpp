@@ -109,7 +109,8 @@ inline thread_local Workspace workspace;
 
 template <typename Run>
 void in_parallel(int64_t tasks, int64_t num_threads, const Run& run) {
-#pragma omp parallel num_threads(static_cast<int>(num_threads))
+    const int64_t threads = num_threads < tasks ? num_threads : tasks;
+#pragma omp parallel num_threads(static_cast<int>(threads))
     {
         FlushDenormals flush;
 #pragma omp for schedule(dynamic)

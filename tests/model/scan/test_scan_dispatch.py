@@ -1,0 +1,78 @@
+"""Bad requests to the scan end in one clear line."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.scan import ScanError, available_backends, bidirectional_scan, selective_scan
+from model.scan.native import library
+
+Make = Callable[..., dict[str, Tensor]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"u": torch.zeros(2, 3)},
+            r"u is \(2, 3\) float32; it must be \(batch, channels, tokens\)",
+        ),
+        ({"u": torch.zeros(2, 5, 0)}, r"u is \(2, 5, 0\)"),
+        ({"A": torch.zeros(4, 4)}, r"A is \(4, 4\) float32; u asks for \(5, state size\)"),
+        ({"B": torch.zeros(2, 4, 8)}, r"B is \(2, 4, 8\) float32; .* \(2, 4, 7\)"),
+        ({"D": torch.zeros(4)}, r"D is \(4,\) float32; .* \(5,\)"),
+        ({"z": torch.zeros(2, 5, 7, dtype=torch.long)}, r"z is .* int64; it must be floating"),
+        ({"C": torch.zeros(2, 4, 7, device="meta")}, "C is on meta, u is on cpu"),
+        ({"initial_state": "one"}, "initial_state is 'one'"),
+        ({"backend": "cuda"}, "no backend 'cuda'; choose one of auto, "),
+    ],
+)
+def test_bad_arguments(random_scan: Make, change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = random_scan((2, 5, 7, 4))
+    del arguments["A_b"]
+    with pytest.raises(ScanError, match=message):
+        selective_scan(**(arguments | change))
+
+
+def test_every_available_backend_runs(random_scan: Make) -> None:
+    tensors = random_scan((1, 5, 7, 4))
+    outs = [bidirectional_scan(**tensors, backend=name) for name in available_backends()]
+    for out in outs[1:]:
+        torch.testing.assert_close(out, outs[0])
+
+
+def test_double_precision_is_kept(random_scan: Make) -> None:
+    tensors = random_scan((1, 5, 7, 4), dtype=torch.float64)
+    auto = bidirectional_scan(**tensors)
+    reference = bidirectional_scan(**tensors, backend="reference")
+    torch.testing.assert_close(auto, reference, rtol=1e-12, atol=1e-12)
+
+
+def test_without_a_compiler_it_warns_once_and_falls_back(
+    random_scan: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from model.scan import dispatch
+    from model.scan.native import build
+
+    caches = (library.builds, build.build_library, dispatch.probe)
+    for cache in caches:
+        cache.cache_clear()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with caplog.at_level(logging.INFO):
+        assert "cpu" not in available_backends()
+        for _ in range(2):
+            bidirectional_scan(**random_scan((1, 5, 7, 4)))
+        with pytest.raises(ScanError, match=r"needs .* C\+\+ compiler"):
+            bidirectional_scan(**random_scan((1, 5, 7, 4)), backend="cpu")
+    for cache in caches:
+        cache.cache_clear()
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "no-such-compiler" in warnings[0].getMessage()
+    assert "chunked" in caplog.text
