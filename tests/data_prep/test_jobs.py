@@ -1,0 +1,191 @@
+"""Several jobs, deaths at any moment, other places to write to."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep.errors import DataError
+from data_prep.job import run_shard_worker
+from data_prep.options import ShardConfig
+from data_prep.pool import Caps
+from data_prep.progress import RunProgress
+from data_prep.schema import Manifest
+from data_prep.seal import seal
+from data_prep.shard import prepare, sealed, shard
+from data_prep.verify import verify
+from data_prep.workdir import Workdir
+
+RUN = """
+import sys
+from data_prep.options import ShardConfig
+from data_prep.shard import shard
+shard(ShardConfig.model_validate_json(sys.argv[1]), show_progress=False)
+"""
+
+
+def test_prepare_work_seal_as_a_scheduler_does_it(csv_config: ShardConfig) -> None:
+    """Plan once, work in separate processes, seal once."""
+    work = prepare(csv_config)
+    with pytest.raises(DataError, match=r"7 of 7 shards are not done, first train-000000.tar"):
+        seal(work)
+    command = [sys.executable, "-m", "data_prep.job", str(work), "1"]
+    jobs = [subprocess.Popen(command) for _ in range(3)]
+    assert [job.wait() for job in jobs] == [0, 0, 0]
+    progress = RunProgress(work).read()
+    assert (progress.done, progress.total, progress.failed) == (64, 64, 0)
+    manifest = seal(work)
+    assert sealed(work) == manifest
+    other = csv_config.model_copy(update={"out": csv_config.out + "-other"})
+    assert shard(other, show_progress=False) == manifest
+
+
+def test_a_job_waits_for_living_owners_and_inherits_from_dead_ones(csv_config: ShardConfig) -> None:
+    work = prepare(csv_config)
+    program = (
+        "import os, sys; from pathlib import Path; from data_prep.claims import Claims\n"
+        "claims = Claims(Path(sys.argv[1]))\n"
+        "assert claims.take('train-000001.tar') and claims.take('val-000000.tar')\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program, str(Workdir(work).claims)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert owner.stdout is not None
+    owner.stdout.readline()
+    heir = subprocess.Popen([sys.executable, "-m", "data_prep.job", str(work), "1"])
+    out = Path(csv_config.out)
+    while len(list(out.glob("*.record.json"))) < 5:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    assert heir.poll() is None
+    assert len(list(out.glob("*.record.json"))) == 5
+    owner.kill()
+    owner.communicate()
+    assert heir.wait(timeout=60) == 0
+    assert seal(work).splits == {"train": 48, "val": 16}
+
+
+def test_work_without_a_plan_is_bad_input(tmp_path: Path) -> None:
+    for act in (run_shard_worker, seal):
+        with pytest.raises(DataError, match="no plan"):
+            act(tmp_path)
+
+
+def test_overdue_files_are_remembered(csv_config: ShardConfig, tmp_path: Path) -> None:
+    """A restart does not spend the time again: the file is on the poison list."""
+    work = prepare(csv_config)
+    workdir = Workdir(work)
+    plan = workdir.plans()[0]
+    victim = workdir.shard(plan, 0).clips[3]
+    # From a file to a pipe that nobody writes to, after planning.
+    assert csv_config.annotations is not None
+    videos = tmp_path / "videos"
+    shutil.copytree(csv_config.videos, videos)
+    (videos / victim.path).unlink()
+    os.mkfifo(videos / victim.path)
+    header = work / f"plan-{plan.split}.json"
+    content = plan.model_copy(update={"videos": videos, "caps": Caps(timeout_s=2.0)})
+    header.write_text(content.model_dump_json())
+    run_shard_worker(work, decoders=1)
+    assert workdir.poison() == {victim.key: ("timeout", "over 2 s")}
+    first = seal(work)
+    assert first.splits == {"train": 47, "val": 16}
+    (Path(csv_config.out) / "train-000000.record.json").unlink()
+    started = time.monotonic()
+    run_shard_worker(work, decoders=1)
+    assert time.monotonic() - started < 2.0, "the poisoned file was tried again"
+    assert seal(work) == first
+
+
+@pytest.mark.slow
+def test_twenty_sigkills_then_the_same_manifest(csv_config: ShardConfig, tmp_path: Path) -> None:
+    undisturbed = shard(csv_config, show_progress=False)
+    updates = {"out": str(tmp_path / "killed"), "clips_per_shard": 10, "jobs": 2, "decoders": 1}
+    config = csv_config.model_copy(update=updates)
+    moments = random.Random(4)
+    killed = 0
+    while killed < 20:
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, config.model_dump_json()], start_new_session=True
+        )
+        # Between "still importing" and "has just sealed".
+        time.sleep(moments.uniform(0.3, 2.0))
+        os.killpg(process.pid, 9)
+        killed += process.wait() == -9
+        if (Path(config.out) / "manifest.json").exists():
+            shutil.rmtree(config.out)  # it got to the end: start over
+    assert shard(config, show_progress=False) == undisturbed
+    assert verify(config.out, workers=1, show_progress=False).findings == []
+    assert [name for name in os.listdir(config.out) if name.endswith(".tmp")] == []
+
+
+def test_output_to_a_url(csv_config: ShardConfig, tmp_path: Path) -> None:
+    local = shard(csv_config, show_progress=False)
+    urls = (f"file://{tmp_path}/by_url", "memory://shards/glyphs")
+    for number, url in enumerate(urls):
+        work = tmp_path / f"work-{number}"
+        config = csv_config.model_copy(update={"out": url, "work": work})
+        assert shard(config, show_progress=False) == local
+        assert shard(config, show_progress=False) == local
+        outcome = verify(url, work=work, workers=1, show_progress=False)
+        assert outcome.findings == []
+        with fsspec.open(f"{url}/manifest.json", "rb") as file:
+            assert Manifest.model_validate_json(file.read()) == local
+        with fsspec.open(f"{url}/{local.shards[0].name}", "rb") as file:
+            content = file.read()
+        assert content == (Path(csv_config.out) / local.shards[0].name).read_bytes()
+        assert list((work / "scratch").iterdir()) == []
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file(f"/shards/glyphs/{local.shards[1].name}", b"damaged")
+    fixed = verify(urls[1], fix=True, work=tmp_path / "work-1", workers=1, show_progress=False)
+    assert (fixed.findings, fixed.rebuilt) == ([], [local.shards[1].name])
+
+
+def test_a_moved_directory_is_repaired_where_it_is(csv_config: ShardConfig, tmp_path: Path) -> None:
+    manifest = shard(csv_config, show_progress=False)
+    moved = tmp_path / "moved"
+    Path(csv_config.out).rename(moved)
+    (moved / manifest.shards[0].name).unlink()
+    outcome = verify(str(moved), fix=True, workers=1, show_progress=False)
+    assert (outcome.findings, outcome.digest) == ([], manifest.digest)
+    assert not Path(csv_config.out).exists()
+
+
+def test_copy_keeps_suitable_files_byte_for_byte(
+    csv_config: ShardConfig, real_videos: Path, tmp_path: Path
+) -> None:
+    """Synthetic clips are in the normal form already; a download is not."""
+    videos = tmp_path / "videos"
+    shutil.copytree(csv_config.videos, videos)
+    shutil.copy(real_videos / "structuralize.mp4", videos / "download.mp4")
+    table = videos / "annotations.csv"
+    table.write_text(table.read_text() + "download.mp4,left,train\n")
+    updates = {"videos": videos, "annotations": table}
+    config = csv_config.model_copy(update=updates).model_copy(
+        update={"encode": csv_config.encode.model_copy(update={"copy_suitable": True})}
+    )
+    shard(config, show_progress=False)
+    out = Path(config.out)
+    for row in pq.read_table(out / "index.parquet").to_pylist():
+        with (out / row["shard"]).open("rb") as tar:
+            tar.seek(row["offset"])
+            stored = tar.read(row["size"])
+        kept = stored == (videos / row["source"]).read_bytes()
+        assert kept == (row["source"] != "download.mp4")
+        assert row["keyframes"] == list(range(0, row["frames"], 16))
+    rows = [json.loads(p.read_text())["rows"] for p in out.glob("*.record.json")]
+    assert {row["source"]: row["copied"] for part in rows for row in part}["download.mp4"] is False
+    assert verify(config.out, workers=1, show_progress=False).findings == []
