@@ -106,8 +106,20 @@ class TrainClips(ClipMaker):
             config.stride,
             self._rng(slot, sample, 0, "frames"),
         )
-        frames = self.decode(sample, wanted)
-        return torch.stack([self._view(frames, slot, sample, v) for v in range(config.views)])
+        return self.views(slot, sample, self.decode(sample, wanted))
+
+    def views(self, slot: Slot, sample: Sample, frames: Frames) -> Tensor:
+        """Random views (V, 3, T, S, S) of decoded frames (T, H, W, 3)."""
+        number = range(self.config.views)
+        return torch.stack([self._view(frames, slot, sample, view) for view in number])
+
+    def frames_of_stored(self, slot: Slot, sample: Sample, stored: int) -> NDArray[np.int64]:
+        """Which of the frames that a cache keeps make the clip; all, if it keeps no more."""
+        if stored == self.num_frames:
+            return np.arange(stored)
+        # A dense cache already keeps every stride-th frame only.
+        rng = self._rng(slot, sample, 0, "frames")
+        return train_frames(self.config.sampling, stored, self.num_frames, 1, rng)
 
     def _view(self, frames: Frames, slot: Slot, sample: Sample, view: int) -> Tensor:
         config = self.config

@@ -117,6 +117,10 @@ class DataConfig(_Frozen):
     max_bad_samples: int = Field(100, ge=0)
     """Unreadable samples one rank accepts, as zero-weight samples, before the run stops."""
 
+    reader: Literal["decode", "ffcv"] = "decode"
+    """Where training clips come from: the videos, or `ffcv_cache`. Evaluation always decodes."""
+    ffcv_cache: Path | None = None
+    """Output directory of `vmp data cache`."""
     decoder: Literal["pyav", "torchcodec"] = "pyav"
     """Both give the same frames; torchcodec needs its package and FFmpeg's shared libraries."""
     workers: int = Field(2, ge=0)

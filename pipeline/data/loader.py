@@ -1,35 +1,27 @@
-"""Loader processes around the clip makers, for training without end and for exact evaluation."""
+"""Batches for training without end and for exact evaluation."""
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
-from typing import Any
-
-import torch
-from torch.utils.data import DataLoader
+from typing import Protocol
 
 from pipeline.data.batch import Batch
 from pipeline.data.clips import ClipMaker, EvalClips, Request, TrainClips, frame_decoder
 from pipeline.data.config import DataConfig
 from pipeline.data.errors import DataError
+from pipeline.data.ffcv_loader import CachedBatches
 from pipeline.data.order import ElasticBatches, ExactBatches, Slot
 from pipeline.data.reader import ShardReader
 from pipeline.data.shard_cache import ShardCache
 from pipeline.data.shards import Shards
+from pipeline.data.workers import WorkerBatches
 
 logger = logging.getLogger(__name__)
-
-# SLURM signals every process of a job step, but only the training process may act on it.
-_JOB_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def build_train_loader(
@@ -64,10 +56,13 @@ def build_train_loader(
             f"not {micro_batch}: change batch.max_micro or the number of ranks"
         )
     _check_labels(shards)
-    reader = open_reader(shards, config)
-    return TrainLoader(
-        shards, config, TrainClips(reader, config, img_size, num_frames, seed), batches
-    )
+    maker = TrainClips(open_reader(shards, config), config, img_size, num_frames, seed)
+    source: BatchSource
+    if config.reader == "ffcv":
+        source = CachedBatches(maker, shards, config, batches)
+    else:
+        source = WorkerBatches(maker, _train_requests(shards, batches), config)
+    return TrainLoader(shards, config, batches, source)
 
 
 def build_eval_loader(
@@ -94,14 +89,24 @@ def build_eval_loader(
     _check_labels(shards)
     reader = open_reader(shards, config)
     maker = EvalClips(reader, config, img_size, num_frames, seed, clips, crops, shuffle_frames)
-    return EvalLoader(shards, config, maker, ExactBatches(len(shards), batch_size, rank, world))
+    batches = ExactBatches(len(shards), batch_size, rank, world)
+    return EvalLoader(shards, config, batches, maker)
+
+
+class BatchSource(Protocol):
+    """Where a training loader's batches come from."""
+
+    @property
+    def processes(self) -> Iterable[BaseProcess]: ...
+    def __iter__(self) -> Iterator[Batch | DataError]: ...
+    def __next__(self) -> Batch | DataError: ...
+    def close(self) -> None: ...
 
 
 @dataclass
 class _Loader:
     shards: Shards
     config: DataConfig
-    maker: ClipMaker
     wait_s: float = field(default=0.0, init=False)
     """Seconds the caller has spent waiting for batches so far."""
     bad: dict[str, str] = field(default_factory=dict, init=False)
@@ -130,23 +135,21 @@ class TrainLoader(_Loader):
     """An endless iterator over one rank's micro-batches. Close it, or use it in a `with`."""
 
     batches: ElasticBatches
-
-    def __post_init__(self) -> None:
-        self._workers = _Workers(self.maker, self._requests(), self.config)
+    source: BatchSource = field(repr=False)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        return self._receive(self._workers)
+        return self._receive(self.source)
 
     @property
     def processes(self) -> Iterable[BaseProcess]:
         """The loader processes of this rank."""
-        return self._workers.processes
+        return self.source.processes
 
     def close(self) -> None:
-        self._workers.close()
+        self.source.close()
 
     def __enter__(self) -> TrainLoader:
         return self
@@ -154,23 +157,19 @@ class TrainLoader(_Loader):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _requests(self) -> Iterator[list[Request]]:
-        for slots in self.batches:
-            samples = self.shards.samples([slot.row for slot in slots])
-            yield list(zip(slots, samples, strict=True))
-
 
 @dataclass
 class EvalLoader(_Loader):
     """One pass per `iter()`; loader processes live for one pass."""
 
     batches: ExactBatches
+    maker: ClipMaker = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        workers = _Workers(self.maker, self._requests(), self.config)
+        workers = WorkerBatches(self.maker, self._requests(), self.config)
         try:
             for _ in range(len(self)):
                 yield self._receive(workers)
@@ -187,76 +186,10 @@ class EvalLoader(_Loader):
             yield rows + [(Slot(0, -1, -1), None)] * (self.batches.batch_size - len(rows))
 
 
-class _Workers:
-    """Batches made by `config.workers` processes (or here, for 0), in the order of the requests."""
-
-    def __init__(
-        self, maker: ClipMaker, requests: Iterable[list[Request]], config: DataConfig
-    ) -> None:
-        context = None
-        if config.workers:
-            context = multiprocessing.get_context(config.worker_start)
-            # The fork server imports torch once, in a process that never saw gloo, NCCL or CUDA.
-            context.set_forkserver_preload([TrainClips.__module__])
-        loader: DataLoader[Batch] = DataLoader(
-            maker,  # type: ignore[arg-type] # needs __getitems__ only
-            batch_sampler=requests,
-            num_workers=config.workers,
-            collate_fn=_as_is,
-            worker_init_fn=_ignore_job_signals,
-            multiprocessing_context=context,
-            prefetch_factor=config.prefetch if config.workers else None,
-            pin_memory=torch.cuda.is_available(),
-            # Its own generator, so that the training process' random state stays untouched.
-            generator=torch.Generator(),
-        )
-        before = set(multiprocessing.active_children())
-        with _job_signals_blocked():
-            self._batches: Iterator[Batch | DataError] | None = iter(loader)
-        self.processes = set(multiprocessing.active_children()) - before
-
-    def __iter__(self) -> Iterator[Batch | DataError]:
-        return self
-
-    def __next__(self) -> Batch | DataError:
-        if self._batches is None:
-            raise StopIteration
-        return next(self._batches)
-
-    def close(self) -> None:
-        """End the processes; one that hangs in a read is killed, for it ignores SIGTERM."""
-        self._batches = None
-        for process in self.processes:
-            process.join(timeout=1)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        self.processes.clear()
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-def _ignore_job_signals(_worker: int) -> None:
-    for number in _JOB_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
-@contextmanager
-def _job_signals_blocked() -> Iterator[None]:
-    """Processes started inside inherit the block, so no signal can end one before it ignores them.
-
-    A signal for this process itself is delivered when the block ends.
-    """
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
-    try:
-        # Starting multiprocessing's tracker unblocks two of the signals, so it goes first.
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+def _train_requests(shards: Shards, batches: ElasticBatches) -> Iterator[list[Request]]:
+    for slots in batches:
+        samples = shards.samples([slot.row for slot in slots])
+        yield list(zip(slots, samples, strict=True))
 
 
 def open_reader(shards: Shards, config: DataConfig) -> ShardReader:
