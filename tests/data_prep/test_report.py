@@ -1,0 +1,92 @@
+"""The page tells what is in the directory, and needs nothing beside it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import DataError
+from data_prep.options import ShardConfig
+from data_prep.report import report
+from data_prep.shard import shard
+
+
+class _Page(HTMLParser):
+    """Visible text, images and whether every tag is closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.images.append(dict(attrs))
+        elif tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data.strip())
+
+
+@pytest.fixture
+def leaking(csv_config: ShardConfig, tmp_path: Path) -> ShardConfig:
+    """A val clip that is a train clip under another name, a bad file, a name that is markup."""
+    videos = tmp_path / "videos"
+    shutil.copytree(csv_config.videos, videos)
+    shutil.copy(videos / "train/000003.mp4", videos / "renamed.mp4")
+    shutil.copy(videos / "train/000004.mp4", videos / "<b>&.mp4")
+    (videos / "text.mp4").write_text("text")
+    table = videos / "annotations.csv"
+    extra = "renamed.mp4,growing,val\ntext.mp4,left,train\n<b>&.mp4,left,train\n"
+    table.write_text(table.read_text() + extra)
+    return csv_config.model_copy(update={"videos": videos, "annotations": table})
+
+
+def test_the_page(leaking: ShardConfig) -> None:
+    manifest = shard(leaking, show_progress=False)
+    path = report(leaking.out)
+    html = path.read_text()
+    page = _Page(html)
+    assert page.open == []
+    assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(?!data:)[\w./]", html)
+    text = " | ".join(filter(None, page.text))
+    assert manifest.digest in text
+    assert "49 | clips in train" in text
+    assert "17 | clips in val" in text
+    assert "1 clip appears in more than one split." in text
+    assert "train and val | growing | train/000003.mp4, renamed.mp4" in text
+    assert "train/000004.mp4, <b>&.mp4" in text
+    assert "not_video | 1 | 100.0 %" in text
+    assert "32 x 32 | 66 | 100.0 %" in text
+    assert all(name in text for name in manifest.classes)
+    # Up to three clips of each of the eight classes.
+    assert len(page.images) == 24
+    assert all(
+        (image["src"] or "").startswith("data:image/jpeg;base64,/9j/") for image in page.images
+    )
+
+
+def test_the_same_seed_gives_the_same_page(csv_config: ShardConfig, tmp_path: Path) -> None:
+    shard(csv_config, show_progress=False)
+    first = report(csv_config.out, page=tmp_path / "a.html").read_bytes()
+    assert report(csv_config.out, page=tmp_path / "b.html").read_bytes() == first
+    assert report(csv_config.out, page=tmp_path / "c.html", seed=1).read_bytes() != first
+
+
+def test_not_a_shard_directory(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such directory"):
+        report(str(tmp_path / "absent"))
+    with pytest.raises(DataError, match="not a whole shard directory"):
+        report(str(tmp_path))
+    with pytest.raises(DataError, match="needs the path of the page"):
+        report("memory://somewhere")
