@@ -29,8 +29,10 @@ _UNDECAYED = {
 class VideoMamba(nn.Module):
     """VideoMamba or VideoMambaPro, as `config` says; state_dict keys are the published ones."""
 
-    zero3_leaf_modules: tuple[type[nn.Module], ...] = (Mixer, PatchEmbed)
-    """Modules that read their children's weights: gather them as a whole under ZeRO-3."""
+    zero3_leaf_modules: tuple[type[nn.Module], ...] = (Mixer,)
+    """Modules that read their children's weights: gather them as a whole under ZeRO-3. Not the
+    patch embedding: its input needs no gradient, and DeepSpeed would then release the weights of
+    a leaf before their own gradient arrives."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

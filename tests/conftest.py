@@ -1,0 +1,53 @@
+"""Shared fixtures. A missing component is a failure under VMP_CI=1 and a skip elsewhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from data_prep.options import ShardConfig
+from data_prep.shard import shard
+from data_prep.synthetic import SynthOptions, synthesize
+
+# Two cores are shared by the ranks that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+ROOT = Path(__file__).parents[1]
+
+
+def require(present: bool, what: str) -> None:
+    """Skip, or fail in CI, when a component that the test needs is missing."""
+    if present:
+        return
+    if os.environ.get("VMP_CI") == "1":
+        pytest.fail(f"VMP_CI=1, but {what} is missing")
+    pytest.skip(f"{what} is missing")
+
+
+@pytest.fixture(scope="session")
+def glyph_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small rendered data set: videos and annotations.csv."""
+    videos = tmp_path_factory.mktemp("glyphs") / "videos"
+    synthesize(videos, SynthOptions(clips_per_split={"train": 100, "val": 24}, seed=3), workers=1)
+    return videos
+
+
+@pytest.fixture(scope="session")
+def glyph_shards(glyph_videos: Path) -> Path:
+    """The same, sharded: 100 training and 24 validation clips of 8 classes."""
+    out = glyph_videos.parent / "shards"
+    shard(
+        ShardConfig(
+            format="csv",
+            annotations=glyph_videos / "annotations.csv",
+            videos=glyph_videos,
+            out=str(out),
+            clips_per_shard=32,
+            decoders=1,
+        ),
+        show_progress=False,
+    )
+    return out

@@ -1,0 +1,156 @@
+"""Killed, stopped, or resumed elsewhere: the run ends where the undisturbed one ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.checkpoint import layout
+from pipeline.metrics import read_metrics
+from pipeline.recorder import read_samples
+from tests import runs
+
+pytestmark = pytest.mark.dist
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root: Path, glyph_shards: Path) -> Path:
+    """Two ranks, ZeRO-1, 40 steps in one go."""
+    runs.run(
+        "train",
+        *runs.overrides(root, glyph_shards, "undisturbed", schedule__max_steps=STEPS),
+    )
+    return root / "undisturbed"
+
+
+def test_an_undisturbed_run_shows_each_sample_once_per_epoch(undisturbed: Path) -> None:
+    samples = read_samples(undisturbed)
+    assert list(samples) == list(range(STEPS))
+    for epoch in range(STEPS // 8):  # 100 samples are 8 global batches of 12
+        keys = [key for step in range(epoch * 8, epoch * 8 + 8) for key in samples[step]]
+        assert len(keys) == len(set(keys)) == 96
+
+
+def test_sigkill_in_mid_run_then_the_same_command_gives_the_same_bits(
+    root: Path, glyph_shards: Path, undisturbed: Path
+) -> None:
+    arguments = runs.overrides(
+        root, glyph_shards, "killed", schedule__max_steps=STEPS, checkpoint__every_steps=5
+    )
+    process = runs.start("train", *arguments)
+    saved = runs.wait_for_checkpoint(root / "killed", process)
+    runs.kill_group(process)
+    assert saved < STEPS, "the run was over before it could be killed"
+
+    output = runs.run("train", *arguments)
+
+    assert "resuming from" in output
+    runs.assert_bitwise_equal(runs.final_state(undisturbed), runs.final_state(root / "killed"))
+    assert read_samples(root / "killed") == read_samples(undisturbed)
+    assert_one_mlflow_run_with_increasing_steps(root / "killed")
+
+
+def test_sigterm_saves_and_exits_75_and_the_run_can_go_on(
+    root: Path, glyph_shards: Path, undisturbed: Path
+) -> None:
+    arguments = runs.overrides(
+        root, glyph_shards, "stopped", schedule__max_steps=STEPS, checkpoint__every_steps=1000
+    )
+    process = runs.start("train", *arguments)
+    while not (root / "stopped" / "metrics.jsonl").exists() or not read_metrics(root / "stopped"):
+        assert process.poll() is None, process.communicate()[0]
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert json.loads((root / "stopped" / "status.json").read_text())["state"] == "stopped"
+    assert len(layout.committed(root / "stopped" / "checkpoints")) == 1
+
+    runs.run("train", *arguments)
+
+    runs.assert_bitwise_equal(runs.final_state(undisturbed), runs.final_state(root / "stopped"))
+    assert read_samples(root / "stopped") == read_samples(undisturbed)
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 3), (3, 2)])
+def test_another_world_size_and_zero_stage_see_the_same_batches(
+    root: Path, glyph_shards: Path, undisturbed: Path, ranks: int, stage: int
+) -> None:
+    name = f"elastic-{ranks}-{stage}"
+    half = runs.overrides(root, glyph_shards, name, schedule__max_steps=STEPS, stop__after_s=1e9)
+    # Half the run on two ranks: a copy of the undisturbed run stopped at step 20.
+    first = [*half, "checkpoint.every_steps=20", "checkpoint.keep_every_steps=20"]
+    if not (root / name).exists():
+        runs.run("train", *first)
+        shutil.rmtree(root / name / "checkpoints" / f"step-{STEPS:08d}")
+        (root / name / "summary.json").unlink()
+
+    runs.run("train", *half, f"launch.ranks_per_node={ranks}", f"engine.zero_stage={stage}")
+
+    assert read_samples(root / name) == read_samples(undisturbed)
+    difference = runs.largest_relative_difference(
+        runs.final_state(undisturbed), runs.final_state(root / name)
+    )
+    assert difference < 1e-5
+
+
+def test_a_corrupt_checkpoint_falls_back_to_the_one_before(
+    root: Path, glyph_shards: Path, undisturbed: Path
+) -> None:
+    arguments = runs.overrides(
+        root, glyph_shards, "corrupt", schedule__max_steps=STEPS, checkpoint__every_steps=30
+    )
+    runs.run("train", *arguments)
+    newest = layout.committed(root / "corrupt" / "checkpoints")[-1]
+    shard = next(layout.shard_files(newest))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+
+    output = runs.run("train", *arguments)
+
+    assert "does not match its committed sha256; falling back" in output
+    assert "step-00000030" in output
+    runs.assert_bitwise_equal(runs.final_state(undisturbed), runs.final_state(root / "corrupt"))
+
+
+def test_summary_of_a_finished_run(undisturbed: Path) -> None:
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert set(summary) == {
+        "top1", "top5", "num_samples", "steps", "epochs", "checkpoint", "mlflow_run_id", "wall_s",
+    }  # fmt: skip
+    assert summary["num_samples"] == 24
+    assert summary["steps"] == STEPS
+    assert summary["epochs"] == STEPS / 8
+    assert Path(summary["checkpoint"]).is_dir()
+    assert_one_mlflow_run_with_increasing_steps(undisturbed)
+
+
+def assert_one_mlflow_run_with_increasing_steps(run_dir: Path) -> None:
+    client = MlflowClient(f"sqlite:///{run_dir.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("videomambapro")
+    assert experiment is not None
+    found = [
+        r
+        for r in client.search_runs([experiment.experiment_id], max_results=1000)
+        if r.info.run_name == run_dir.name
+    ]
+    assert [r.info.run_id for r in found] == [(run_dir / "mlflow_run_id").read_text().strip()]
+    assert found[0].info.status == "FINISHED"
+    history = client.get_metric_history(found[0].info.run_id, "train/loss")
+    assert [point.step for point in history] == list(range(1, STEPS + 1))
+    assert found[0].data.params["model.embed_dim"] == "32"
+    artifacts = {a.path for a in client.list_artifacts(found[0].info.run_id)}
+    assert {"config.yaml", "summary.json"} <= artifacts

@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import (
+    BatchConfig,
+    build_config,
+    config_difference,
+    load_config,
+    shipped_recipes,
+)
+from pipeline.errors import ConfigError
+
+
+@pytest.mark.parametrize("recipe", shipped_recipes())
+def test_shipped_recipes_are_valid_and_survive_yaml(recipe: str) -> None:
+    config = load_config(recipe)
+    again = build_config(yaml.safe_load(config.to_yaml()), source="round trip")
+    assert again == config
+    assert again.digest() == config.digest()
+
+
+def test_overrides_reach_nested_fields_with_their_types() -> None:
+    config = load_config("demo", ["optim.lr=1e-3", "data.crop.kind=random", "eval.crops=3"])
+    assert config.optim.lr == 1e-3
+    assert config.data.crop.kind == "random"
+    assert config.eval.crops == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.depht=3", "unknown key model.depht: did you mean 'depth'?"),
+        ("optim.learning=3", "unknown key optim.learning: "),
+        ("data.crop.knd=none", "unknown key data.crop.knd: did you mean 'kind'?"),
+        ("optim.lr=fast", "optim.lr: "),
+        ("optim.lr", "must have the form section.field=value"),
+        ("seed.x=1", "'seed' is a value, not a section"),
+        ("model.preset=videomambapro-n", "model.preset: "),
+        ("name=a/b", "name: must be a plain directory name"),
+        ("schedule.warmup_epochs=99", "must be smaller than epochs"),
+    ],
+)
+def test_a_bad_override_is_named_by_its_dotted_path(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config("demo", [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
+    with pytest.raises(ConfigError, match="unknown recipe 'demmo': did you mean 'demo'"):
+        load_config("demmo")
+
+
+def test_a_recipe_file_that_is_absent_or_no_mapping(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        load_config(tmp_path / "list.yaml")
+
+
+def test_a_missing_field_says_how_to_set_it(tmp_path: Path) -> None:
+    path = tmp_path / "short.yaml"
+    path.write_text("name: x\nmodel: {preset: videomambapro-nano}\ndata: {}\n")
+    with pytest.raises(ConfigError, match=r"data.train is missing: set it .* data.train=\.\.\."):
+        load_config(path)
+
+
+def test_identity_ignores_what_does_not_change_the_result() -> None:
+    base = load_config("demo")
+    same = load_config(
+        "demo", ["engine.zero_stage=3", "batch.max_micro=4", "data.workers=2", "log_every_steps=1"]
+    )
+    other = load_config("demo", ["optim.lr=1e-9"])
+    assert same.digest() == base.digest()
+    assert other.digest() != base.digest()
+    (line,) = config_difference(base, other)
+    assert line == f"optim.lr: {base.optim.lr} -> 1e-09"
+
+
+@pytest.mark.parametrize(
+    ("world", "expected"), [(1, (8, 3)), (2, (6, 2)), (3, (8, 1)), (8, (3, 1)), (24, (1, 1))]
+)
+def test_the_global_batch_stays_whatever_the_world(world: int, expected: tuple[int, int]) -> None:
+    micro, accumulation = BatchConfig(global_size=24, max_micro=8).split(world)
+    assert (micro, accumulation) == expected
+    assert micro * accumulation * world == 24
+
+
+def test_a_global_batch_that_cannot_be_dealt_out_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be dealt to 5 ranks"):
+        BatchConfig(global_size=24).split(5)
+    with pytest.raises(ConfigError, match="multiple of 2"):
+        BatchConfig(global_size=24).split(8, multiple_of=2)

@@ -1,0 +1,94 @@
+"""Small training runs for the tests of several ranks: started, killed, compared."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from pipeline.checkpoint import layout
+from pipeline.checkpoint.load import FullState, read_full_state
+
+TINY = [
+    "model.preset=videomambapro-tiny-test",
+    "model.num_classes=8",
+    "model.drop_path_rate=0.2",
+    "data.hflip=0.5",
+    "batch.global_size=12",
+    "batch.max_micro=3",
+    "schedule.warmup_epochs=0.5",
+    "eval.every_epochs=2",
+    "eval.batch_size=8",
+    "log_every_steps=1",
+    "log_samples=true",
+]
+
+
+def overrides(root: Path, shards: Path, name: str, **fields: object) -> list[str]:
+    """Arguments of `vmp train` for a tiny run; `a__b=c` sets a.b=c."""
+    own = [f"{key.replace('__', '.')}={value}" for key, value in fields.items()]
+    return ["demo", f"name={name}", f"runs_dir={root}", f"data.train={shards}", *TINY, *own]
+
+
+def start(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """`vmp ARGUMENTS` in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *arguments],
+        env=os.environ | (env or {}),
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(*arguments: str, expect: int = 0, env: dict[str, str] | None = None) -> str:
+    """Output of `vmp ARGUMENTS`, which must end with status `expect`."""
+    process = start(*arguments, env=env)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == expect, output
+    return output
+
+
+def wait_for_checkpoint(run_dir: Path, process: subprocess.Popen[str], after: int = 0) -> int:
+    """Step of the first checkpoint beyond `after` that the running process commits."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        steps = [layout.step_of(p) for p in layout.committed(run_dir / "checkpoints")]
+        if steps and max(steps) > after:
+            return max(steps)
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint after step {after}")
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """SIGKILL the process and all it has started; returns when their pipe is closed."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def final_state(run_dir: Path) -> FullState:
+    _, full = read_full_state(layout.committed(run_dir / "checkpoints")[-1])
+    return full
+
+
+def assert_bitwise_equal(first: FullState, second: FullState) -> None:
+    assert first.keys() == second.keys()
+    for name, tensors in first.items():
+        for key, tensor in tensors.items():
+            assert torch.equal(tensor, second[name][key]), f"{key} of {name} differs"
+
+
+def largest_relative_difference(first: FullState, second: FullState) -> float:
+    """Over all parameters: |difference| relative to the parameter's largest element."""
+    return max(
+        float((first[n]["param"] - second[n]["param"]).abs().max())
+        / float(first[n]["param"].abs().max())
+        for n in first
+    )
