@@ -43,7 +43,7 @@ def main() -> None:
 @data_app.command("synth")
 def data_synth(
     out: Annotated[Path, typer.Option(help="Directory for the videos and annotations.csv.")],
-    train: Annotated[int, typer.Option(help="Clips of the training split.")] = 4000,
+    train: Annotated[int, typer.Option(help="Clips of the training split.")] = 6000,
     val: Annotated[int, typer.Option(help="Clips of the validation split.")] = 800,
     seed: int = 0,
 ) -> None:
@@ -151,8 +151,10 @@ def eval_command(
 
 @app.command()
 def demo(
-    root: Annotated[Path, typer.Option(help="Where everything goes.")] = Path(),
     overrides: Overrides = None,
+    root: Annotated[Path, typer.Option(help="Where everything goes.")] = Path(),
+    train_clips: Annotated[int, typer.Option(min=1, help="Videos to render and learn.")] = 6000,
+    val_clips: Annotated[int, typer.Option(min=1, help="Videos to test on.")] = 800,
 ) -> None:
     """The whole road on this machine: videos, shards, a submitted training, evaluation, MLflow.
 
@@ -160,7 +162,7 @@ def demo(
     """
     from pipeline.demo import run_demo
 
-    sys.exit(run_demo(root, overrides or []))
+    sys.exit(run_demo(root, overrides or [], {"train": train_clips, "val": val_clips}))
 
 
 @app.command()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -23,14 +23,14 @@ from pipeline.evaluate_checkpoint import evaluate_checkpoint
 console = Console(highlight=False)
 
 
-def run_demo(root: Path, overrides: Sequence[str] = ()) -> int:
+def run_demo(root: Path, overrides: Sequence[str], clips_per_split: Mapping[str, int]) -> int:
     """The whole road under `root`; returns the exit status of the training."""
     videos, shards = root / "demo" / "videos", root / "demo" / "shards"
     overrides = [f"data.train={shards}", f"runs_dir={root / 'runs'}", *overrides]
     started = time.monotonic()
 
     console.rule("1/4  rendering videos whose class is the motion")
-    annotations = synthesize(videos, SynthOptions())
+    annotations = synthesize(videos, SynthOptions(clips_per_split=clips_per_split))
 
     console.rule("2/4  sharding them into WebDataset tars")
     shard(ShardConfig(format="csv", annotations=annotations, videos=videos, out=str(shards)))

@@ -1,0 +1,131 @@
+"""`vmp` as a user meets it: bad input is one line and status 2, good input goes all the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from pipeline.evaluate_checkpoint import evaluate_checkpoint
+from tests import runs
+from tests.conftest import ROOT, require
+
+pytestmark = pytest.mark.dist
+
+
+def refused(*arguments: str) -> str:
+    """The single line that `vmp ARGUMENTS` prints before it exits with status 2."""
+    output = runs.run(*arguments, expect=2)
+    lines = [line for line in output.splitlines() if line]
+    assert len(lines) == 1, output
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_an_unknown_key_names_its_path_and_the_closest_match() -> None:
+    assert "model.depht: did you mean 'depth'" in refused("train", "demo", "model.depht=3")
+
+
+def test_an_unknown_recipe() -> None:
+    assert "unknown recipe 'dmo'" in refused("submit", "dmo")
+
+
+def test_no_such_shard_directory(tmp_path: Path) -> None:
+    line = refused("train", *runs.overrides(tmp_path, tmp_path / "nothing", "x"), "--print-config")
+    assert "nothing" in line
+
+
+def test_a_run_directory_that_cannot_be_made(tmp_path: Path, glyph_shards: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = refused("train", *runs.overrides(tmp_path / "file", glyph_shards, "x"))
+    assert "cannot be written" in line
+
+
+def test_a_run_directory_of_another_configuration(tmp_path: Path, glyph_shards: Path) -> None:
+    first = runs.overrides(tmp_path, glyph_shards, "x", schedule__max_steps=1)
+    runs.run("train", *first, "launch.ranks_per_node=1")
+    line = refused("train", *first, "optim.lr=0.5")
+    assert "optim.lr: 0.0" in line
+    assert "-> 0.5" in line
+
+
+def test_a_head_that_does_not_fit_the_data(tmp_path: Path, glyph_shards: Path) -> None:
+    arguments = runs.overrides(tmp_path, glyph_shards, "x", launch__ranks_per_node=1)
+    output = runs.run("train", *arguments, "model.num_classes=5", expect=2)
+    assert "set model.num_classes=8" in output
+
+
+@pytest.mark.parametrize(
+    ("format", "make", "message"),
+    [
+        ("folder", None, "no such directory"),
+        ("csv", "path\nclip.mp4\n", "label"),
+        ("nonsense", "path,label\n", "format"),
+    ],
+)
+def test_sharding_refuses_bad_annotations(
+    tmp_path: Path, format: str, make: str | None, message: str
+) -> None:
+    videos = tmp_path / "videos"
+    arguments = ["--format", format, "--videos", str(videos), "--out", str(tmp_path / "out")]
+    if make is not None:
+        videos.mkdir()
+        (tmp_path / "a.csv").write_text(make)
+        arguments += ["--annotations", str(tmp_path / "a.csv")]
+    assert message in refused("data", "shard", *arguments)
+
+
+def test_evaluating_what_is_no_checkpoint(tmp_path: Path, glyph_shards: Path) -> None:
+    line = refused("eval", str(tmp_path), str(glyph_shards))
+    assert "neither a committed checkpoint nor a run" in line
+
+
+@pytest.mark.slow
+def test_the_demo_goes_the_whole_road_and_a_second_call_is_done_at_once(tmp_path: Path) -> None:
+    demo = ["demo", "--root", str(tmp_path), "--train-clips", "48", "--val-clips", "16"]
+    demo += ["model.preset=videomambapro-tiny-test", "model.num_classes=8"]
+    demo += ["schedule.max_steps=4", "log_every_steps=1"]
+
+    output = runs.run(*demo)
+
+    assert "VideoMambaPro demo" in output
+    assert "step 4 train" in output
+    summary = json.loads((tmp_path / "runs/demo/summary.json").read_text())
+    assert summary["steps"] == 4
+    assert summary["mlflow_run_id"]
+    again = runs.run(*demo)
+    assert "step 4 train" not in again
+    assert "VideoMambaPro demo" in again
+
+
+@pytest.mark.slow
+def test_real_clips_in_class_folders_are_sharded_trained_on_and_evaluated(tmp_path: Path) -> None:
+    clips = ROOT.parent / "shared" / "videos"
+    require(clips.is_dir(), "../shared/videos")
+    videos = sorted(path for path in clips.iterdir() if path.suffix in (".mp4", ".avi"))
+    for number, path in enumerate(videos):
+        folder = tmp_path / "videos" / ("even" if number % 2 == 0 else "odd")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder)
+    shards = tmp_path / "shards"
+    arguments = ["--videos", str(tmp_path / "videos"), "--out", str(shards)]
+    runs.run("data", "shard", "--format", "folder", *arguments)
+
+    runs.run(
+        "train",
+        *("demo", "name=real", f"runs_dir={tmp_path / 'runs'}", f"data.train={shards}"),
+        *("data.val_split=train", "model.num_classes=2", "schedule.max_steps=20"),
+        *("batch.global_size=4", "eval.every_epochs=20"),
+    )
+
+    result = evaluate_checkpoint(tmp_path / "runs/real", shards)
+    assert result.num_samples == len(videos)
+    summary = json.loads((tmp_path / "runs/real/summary.json").read_text())
+    assert summary["top1"] == pytest.approx(result.top1)
+    urls = [str(path) for path in sorted(shards.glob("*.tar"))]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert len(samples) == len(videos)
+    assert all({"mp4", "json"} <= set(sample) for sample in samples)
