@@ -1,5 +1,6 @@
 """Depthwise causal convolution + bias + SiLU, the local mixing in front of the scan."""
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.scan import conv_cpu
-from model.scan.native import library
+from model.scan.fused import check_backend, fused_backend
 from model.scan.problem import ScanError, token_major
 
 
@@ -19,7 +20,7 @@ def causal_conv1d_silu(
     Args:
         x: (B, D, L), any strides. weight: (D, K) or (D, 1, K). bias: (D,) or None.
         reverse: anti-causal: what flipping the tokens, convolving and flipping back gives.
-        backend: "auto", "torch" or "cpu" (the fused C++ kernel).
+        backend: "auto", "torch", "cpu" (C++) or "triton".
 
     Returns:
         (B, D, L) in the dtype of x.
@@ -33,17 +34,13 @@ def causal_conv1d_silu(
             f"conv: weight is {tuple(weight.shape)}; x {tuple(x.shape)} asks for ({channels}, K)"
         )
     if backend == "auto":
-        backend = "cpu" if library.runs(x) else "torch"
+        backend = fused_backend(x)
+    check_backend("conv", backend, x)
     taps = weight.reshape(channels, -1)
-    match backend:
-        case "torch":
-            return conv_reference(x, taps.to(x.dtype), bias, reverse)
-        case "cpu" if library.runs(x):
-            out: Tensor = conv_op(x, taps, bias, reverse)
-            return out
-        case "cpu":
-            raise ScanError(f"conv: the cpu kernel cannot run {x.dtype} on {x.device} here")
-    raise ScanError(f"conv: there is no backend {backend!r}; choose auto, torch or cpu")
+    if backend == "torch":
+        return conv_reference(x, taps.to(x.dtype), bias, reverse)
+    out: Tensor = conv_op(x, taps, bias, reverse, backend)
+    return out
 
 
 def conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
@@ -58,29 +55,40 @@ def conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
     return F.silu(F.conv1d(padded, kernel, bias, groups=x.shape[1]))
 
 
+def _kernels(backend: str) -> ModuleType:
+    if backend == "triton":
+        from model.scan.gpu import conv as gpu_conv  # Triton takes a second to import
+
+        return gpu_conv
+    return conv_cpu
+
+
 @torch.library.custom_op("videomambapro::conv_silu", mutates_args=())
-def conv_op(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
-    return conv_cpu.forward(x, weight, bias, reverse)
+def conv_op(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, backend: str) -> Tensor:
+    out: Tensor = _kernels(backend).forward(x, weight, bias, reverse)
+    return out
 
 
 @conv_op.register_fake
-def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
+def _conv_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, backend: str
+) -> Tensor:
     batch, channels, length = x.shape
     return token_major(batch, channels, length, x, x.dtype)
 
 
 @torch.library.custom_op("videomambapro::conv_silu_backward", mutates_args=())
 def _conv_backward_op(
-    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dweight, dbias = conv_cpu.backward(dout, x, weight, bias, reverse)
+    dx, dweight, dbias = _kernels(backend).backward(dout, x, weight, bias, reverse)
     dbias = dbias if bias is None else dbias.to(bias.dtype)
     return dx.to(x.dtype), dweight.to(weight.dtype).contiguous(), dbias
 
 
 @_conv_backward_op.register_fake
 def _conv_backward_fake(
-    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels, length = x.shape
     dx = token_major(batch, channels, length, x, x.dtype)
@@ -89,14 +97,14 @@ def _conv_backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ctx.reverse = inputs
+    x, weight, bias, ctx.reverse, ctx.backend = inputs
     ctx.save_for_backward(x, weight, bias)
 
 
 def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
-    dx, dweight, dbias = _conv_backward_op(dout, x, weight, bias, ctx.reverse)
-    return dx, dweight, None if bias is None else dbias, None
+    dx, dweight, dbias = _conv_backward_op(dout, x, weight, bias, ctx.reverse, ctx.backend)
+    return dx, dweight, None if bias is None else dbias, None, None
 
 
 conv_op.register_autograd(_backward, setup_context=_setup_context)

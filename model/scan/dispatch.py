@@ -6,12 +6,12 @@ import logging
 import torch
 from torch import Tensor
 
-from model.scan import op
-from model.scan.native.library import is_available
+from model.scan import gpu, op
+from model.scan.native import library
 from model.scan.problem import InitialState, Scan, ScanError
 from model.scan.reference import scan_reference
 
-FUSED = ("cpu",)
+FUSED = ("triton", "cpu")
 BACKENDS = (*FUSED, "chunked", "reference")
 _log = logging.getLogger(__name__)
 
@@ -123,9 +123,13 @@ def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
 @functools.cache
 def probe(device: str) -> tuple[str, ...]:
     """``available_backends`` of a type of device, found out and logged once."""
-    names = ["chunked", "reference"]
-    if device == "cpu" and is_available():
-        names.insert(0, "cpu")
+    fused = [
+        *(["triton"] if device == "cuda" and gpu.is_available(device) else []),
+        *(["cpu"] if device == "cpu" and library.is_available() else []),
+    ]
+    names = [*fused, "chunked", "reference"]
+    if device == "cpu" and gpu.is_available(device):  # interpreted: for tests, never for speed
+        names.append("triton")
     _log.info("scan on %s uses the %s backend", device, names[0])
     return tuple(names)
 
@@ -146,6 +150,7 @@ def _why_not(backend: str, device: str) -> str:
     if backend not in BACKENDS:
         return f"scan: there is no backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}"
     needs = {
+        "triton": "a CUDA device and the triton package (pip install 'videomambapro[gpu]')",
         "cpu": "tensors on the CPU and a C++ compiler (install g++ or set CXX)",
     }
     return f"scan: backend {backend!r} cannot run on {device} here: it needs {needs[backend]}"

@@ -41,6 +41,10 @@ class Kernels(Protocol):
 
 def kernels(backend: str) -> Kernels:
     """The module behind the name of a fused backend."""
+    if backend == "triton":
+        from model.scan.gpu import scan as gpu_scan  # Triton takes a second to import
+
+        return gpu_scan
     modules: dict[str, Kernels] = {"chunked": chunked, "cpu": cpu}
     return modules[backend]
 

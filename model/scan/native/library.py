@@ -50,11 +50,6 @@ def builds() -> bool:
     return True
 
 
-def runs(tensor: Tensor) -> bool:
-    """Whether the kernels can take ``tensor``: on the CPU, not float64."""
-    return tensor.device.type == "cpu" and tensor.dtype != torch.float64 and is_available()
-
-
 class Arguments:
     """Keeps alive what the pointers of a call point to."""
 

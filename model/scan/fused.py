@@ -1,0 +1,38 @@
+"""Which fused kernels can take given tensors, for the small operators around the scan."""
+
+import torch
+from torch import Tensor
+
+from model.scan import gpu
+from model.scan.native import library
+from model.scan.problem import ScanError
+
+
+def fused_backend(*tensors: Tensor) -> str:
+    """The fastest of "cpu", "triton" and "torch" for ``tensors``."""
+    device = tensors[0].device.type
+    is_double = any(tensor.dtype == torch.float64 for tensor in tensors)
+    if is_double or tensors[0].numel() == 0:
+        return "torch"
+    if device == "cpu" and library.is_available():
+        return "cpu"
+    return "triton" if device == "cuda" and gpu.is_available(device) else "torch"
+
+
+def check_backend(operator: str, backend: str, *tensors: Tensor) -> None:
+    """Raise ScanError unless ``backend`` exists and can take ``tensors``."""
+    device, dtypes = tensors[0].device.type, {tensor.dtype for tensor in tensors}
+    match backend:
+        case "torch":
+            return
+        case "cpu":
+            able = device == "cpu" and library.is_available()
+        case "triton":
+            able = gpu.is_available(device)
+        case _:
+            raise ScanError(
+                f"{operator}: there is no backend {backend!r}; choose auto, torch, cpu or triton"
+            )
+    if not able or torch.float64 in dtypes:
+        kinds = ", ".join(sorted(str(dtype) for dtype in dtypes))
+        raise ScanError(f"{operator}: the {backend} kernel cannot run {kinds} on {device} here")
