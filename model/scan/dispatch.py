@@ -1,18 +1,19 @@
 """The public scan: checks its arguments and hands them to the best backend that can run them."""
 
 import functools
+import importlib.util
 import logging
 
 import torch
 from torch import Tensor
 
-from model.scan import gpu, op
+from model.scan import gpu, mamba, op
 from model.scan.native import library
 from model.scan.problem import InitialState, Scan, ScanError
 from model.scan.reference import scan_reference
 
 FUSED = ("triton", "cpu")
-BACKENDS = (*FUSED, "chunked", "reference")
+BACKENDS = (*FUSED, "chunked", "reference", "mamba_ssm")
 _log = logging.getLogger(__name__)
 
 
@@ -128,6 +129,8 @@ def probe(device: str) -> tuple[str, ...]:
         *(["cpu"] if device == "cpu" and library.is_available() else []),
     ]
     names = [*fused, "chunked", "reference"]
+    if device == "cuda" and importlib.util.find_spec("mamba_ssm") is not None:
+        names.append("mamba_ssm")
     if device == "cpu" and gpu.is_available(device):  # interpreted: for tests, never for speed
         names.append("triton")
     _log.info("scan on %s uses the %s backend", device, names[0])
@@ -143,7 +146,11 @@ def _run(scan: Scan, backend: str) -> Tensor:
         raise ScanError(_why_not(chosen, device))
     if chosen in FUSED and scan.state_dtype == torch.float64:
         chosen = "chunked"  # the fused kernels compute in float32
-    return scan_reference(scan) if chosen == "reference" else op.run(scan, chosen)
+    if chosen == "reference":
+        return scan_reference(scan)
+    if chosen == "mamba_ssm":
+        return mamba.run(scan, mamba.kernel())
+    return op.run(scan, chosen)
 
 
 def _why_not(backend: str, device: str) -> str:
@@ -151,6 +158,7 @@ def _why_not(backend: str, device: str) -> str:
         return f"scan: there is no backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}"
     needs = {
         "triton": "a CUDA device and the triton package (pip install 'videomambapro[gpu]')",
+        "mamba_ssm": "a CUDA device and the mamba-ssm package (pip install 'videomambapro[gpu]')",
         "cpu": "tensors on the CPU and a C++ compiler (install g++ or set CXX)",
     }
     return f"scan: backend {backend!r} cannot run on {device} here: it needs {needs[backend]}"
