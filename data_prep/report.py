@@ -121,8 +121,8 @@ def _distributions(found: Survey) -> str:
         _histogram("Duration, seconds", [row.duration_s for row in rows]),
         _histogram("Frames", [float(row.frames) for row in rows]),
         _histogram("Frames per second", [row.fps for row in rows]),
-        _counts("Size of the sources", (f"{r.source_width} x {r.source_height}" for r in rows)),
-        _counts("Size in the shards", (f"{r.width} x {r.height}" for r in rows)),
+        _counts("Size of the sources", (f"{r.source_width}x{r.source_height}" for r in rows)),
+        _counts("Size in the shards", (f"{r.width}x{r.height}" for r in rows)),
         _counts("Codec of the sources", (row.codec for row in rows)),
         _counts("Container of the sources", (row.container for row in rows)),
         _counts("Pixel format of the sources", (row.pixel_format for row in rows)),
@@ -231,7 +231,7 @@ def _bars(counts: Sequence[tuple[str, int]], total: int) -> str:
     rows = "".join(
         f'<tr><td>{escape(name)}</td><td class="n">{count:,}</td>'
         f'<td class="n">{100 * count / total:.1f} %</td>'
-        f'<td class="bars" style="width:40%">{_bar(count / largest)}</td></tr>'
+        f'<td class="bars" style="width:30%">{_bar(count / largest)}</td></tr>'
         for name, count in counts
     )
     return f"<table>{rows}</table>"

@@ -67,7 +67,7 @@ def test_the_page(leaking: ShardConfig) -> None:
     assert "train and val | growing | train/000003.mp4, renamed.mp4" in text
     assert "train/000004.mp4, <b>&.mp4" in text
     assert "not_video | 1 | 100.0 %" in text
-    assert "32 x 32 | 66 | 100.0 %" in text
+    assert "32x32 | 66 | 100.0 %" in text
     assert all(name in text for name in manifest.classes)
     # Up to three clips of each of the eight classes.
     assert len(page.images) == 24
