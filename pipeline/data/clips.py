@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from pipeline.data.augment import Frames, augment, square_crops
 from pipeline.data.batch import Batch
@@ -47,8 +49,11 @@ class ClipMaker:
     def num_views(self) -> int:
         raise NotImplementedError
 
-    def make(self, slot: Slot, sample: Sample) -> Tensor:
-        """All views of one sample. Raises SampleError or OSError when it cannot be read."""
+    def make(self, slot: Slot, sample: Sample, out: Tensor) -> None:
+        """Write all views of one sample to `out`: (V, 3, T, S, S) uint8.
+
+        Raises SampleError or OSError when it cannot be read.
+        """
         raise NotImplementedError
 
     def decode(self, sample: Sample, wanted: NDArray[np.int64]) -> Frames:
@@ -66,16 +71,18 @@ class ClipMaker:
 
     def _batch(self, requests: list[Request]) -> Batch:
         shape = (self.num_views, 3, self.num_frames, self.img_size, self.img_size)
-        clips = torch.zeros(len(requests), *shape, dtype=torch.uint8)
+        clips = _handed_over((len(requests), *shape))
         weight = torch.zeros(len(requests))
         bad: list[tuple[str, str]] = []
         for row, (slot, sample) in enumerate(requests):
             if sample is None:
+                clips[row] = 0
                 continue
             try:
-                clips[row] = self.make(slot, sample)
+                self.make(slot, sample, clips[row])
                 weight[row] = 1
             except (SampleError, OSError) as error:
+                clips[row] = 0
                 bad.append((sample.key, str(error)))
         slots, samples = zip(*requests, strict=True)
         return Batch(
@@ -97,7 +104,7 @@ class TrainClips(ClipMaker):
     def num_views(self) -> int:
         return self.config.views
 
-    def make(self, slot: Slot, sample: Sample) -> Tensor:
+    def make(self, slot: Slot, sample: Sample, out: Tensor) -> None:
         config = self.config
         wanted = train_frames(
             config.sampling,
@@ -106,12 +113,12 @@ class TrainClips(ClipMaker):
             config.stride,
             self._rng(slot, sample, 0, "frames"),
         )
-        return self.views(slot, sample, self.decode(sample, wanted))
+        self.cut(slot, sample, self.decode(sample, wanted), out)
 
-    def views(self, slot: Slot, sample: Sample, frames: Frames) -> Tensor:
-        """Random views (V, 3, T, S, S) of decoded frames (T, H, W, 3)."""
-        number = range(self.config.views)
-        return torch.stack([self._view(frames, slot, sample, view) for view in number])
+    def cut(self, slot: Slot, sample: Sample, frames: Frames, out: Tensor) -> None:
+        """Write random views of decoded frames (T, H, W, 3) to `out`: (V, 3, T, S, S)."""
+        for view in range(self.config.views):
+            out[view] = self._view(frames, slot, sample, view)
 
     def frames_of_stored(self, slot: Slot, sample: Sample, stored: int) -> NDArray[np.int64]:
         """Which of the frames that a cache keeps make the clip; all, if it keeps no more."""
@@ -149,7 +156,7 @@ class EvalClips(ClipMaker):
     def num_views(self) -> int:
         return self.clips * self.crops
 
-    def make(self, slot: Slot, sample: Sample) -> Tensor:
+    def make(self, slot: Slot, sample: Sample, out: Tensor) -> None:
         wanted = eval_frames(
             self.config.sampling, sample.frames, self.num_frames, self.config.stride, self.clips
         )
@@ -158,5 +165,14 @@ class EvalClips(ClipMaker):
                 sample_rng(self.seed, 0, sample.key, clip, "shuffle_frames").shuffle(frames)
         decoded = self.decode(sample, wanted.ravel())
         squares = square_crops(decoded, self.img_size, self.crops)
-        # (crops, 3, clips * T, S, S) -> (clips * crops, 3, T, S, S)
-        return torch.stack(torch.split(squares, self.num_frames, dim=2)).flatten(0, 1)
+        for clip, views in enumerate(torch.split(squares, self.num_frames, dim=2)):
+            out[clip * self.crops : (clip + 1) * self.crops] = views
+
+
+def _handed_over(shape: tuple[int, ...]) -> Tensor:
+    """Uninitialised uint8; in a loader process the queue passes it on without a copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    # What torch's default collate does for its batches.
+    shared = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)

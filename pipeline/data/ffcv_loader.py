@@ -54,6 +54,8 @@ class CachedBatches:
                 "`vmp data cache` or change data.sampling"
             )
         self._maker = maker
+        size = maker.img_size
+        self._view_shape = (maker.num_views, 3, maker.num_frames, size, size)
         self._shards = shards
         self._batches = batches
         threads = max(1, config.workers)
@@ -91,7 +93,8 @@ class CachedBatches:
             rows = [slot.row for slots in plan for slot in slots]
             for slots, clips in zip(plan, self._reader.batches(rows), strict=True):
                 samples = self._shards.samples([slot.row for slot in slots])
-                views = torch.stack(list(self._cutters.map(self._views, slots, samples, clips)))
+                views = torch.empty((len(slots), *self._view_shape), dtype=torch.uint8)
+                list(self._cutters.map(self._cut, slots, samples, clips, views))
                 yield Batch(
                     views.pin_memory() if torch.cuda.is_available() else views,
                     torch.tensor([sample.label for sample in samples]),
@@ -102,9 +105,11 @@ class CachedBatches:
                     [],
                 )
 
-    def _views(self, slot: Slot, sample: Sample, frames: Frames) -> Tensor:
+    def _cut(self, slot: Slot, sample: Sample, frames: Frames, out: Tensor) -> None:
         chosen = self._maker.frames_of_stored(slot, sample, len(frames))
-        return self._maker.views(slot, sample, frames[chosen])
+        if len(chosen) < len(frames):
+            frames = frames[chosen]
+        self._maker.cut(slot, sample, frames, out)
 
 
 def _single_threaded(count: int) -> ThreadPoolExecutor:

@@ -10,19 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from data_prep.schema import INDEX_NAME, INDEX_SCHEMA, MANIFEST_NAME, SCHEMA_VERSION, Manifest
+from data_prep.schema import INDEX_NAME, MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from pipeline.data.errors import DataError
+from pipeline.data.index import Index, read_index
 from pipeline.data.randomness import shuffled
 from pipeline.data.reader import Sample, ShardReader
 from pipeline.data.shard_cache import ShardCache
 from pipeline.data.storage import CachedStorage, LocalStorage, RemoteStorage, Storage, is_url
-
-_COLUMNS = list(Sample._fields)
 
 
 @dataclass(frozen=True)
@@ -31,11 +28,10 @@ class Shards:
 
     location: str
     manifest: Manifest
-    table: pa.Table = field(repr=False)
-    """Columns of INDEX_SCHEMA that training needs; the shard name is dictionary-encoded."""
+    index: Index = field(repr=False)
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return len(self.index)
 
     @property
     def digest(self) -> str:
@@ -49,14 +45,24 @@ class Shards:
     @cached_property
     def labels(self) -> NDArray[np.int32]:
         """Class of every sample, shape (N,)."""
-        labels: NDArray[np.int32] = self.table["label"].to_numpy()
-        return labels
+        return self.index.column("label")
 
     def samples(self, indices: NDArray[np.int64] | list[int]) -> list[Sample]:
         """The index rows with these numbers, in the given order."""
-        columns = self.table.take(pa.array(indices, pa.int64())).to_pydict()
-        columns["keyframes"] = [tuple(frames) for frames in columns["keyframes"]]
-        return [Sample(*row) for row in zip(*(columns[name] for name in _COLUMNS), strict=True)]
+        shards = self.manifest.shards
+        return [
+            Sample(
+                key=row["key"],
+                shard=shards[row["shard"]].name,
+                offset=row["offset"],
+                size=row["size"],
+                sha256=row["sha256"],
+                label=row["label"],
+                frames=row["frames"],
+                keyframes=tuple(row["keyframes"]),
+            )
+            for row in self.index.rows(indices)
+        ]
 
     def read(self, index: int) -> bytes:
         """The video file of one sample, its size and sha256 checked."""
@@ -102,8 +108,7 @@ class Shards:
     @cached_property
     def _shard_starts(self) -> NDArray[np.int64]:
         """First row of every shard, in storage order."""
-        codes = self.table["shard"].combine_chunks().indices.to_numpy()
-        return np.flatnonzero(np.diff(codes, prepend=-1))
+        return np.flatnonzero(np.diff(self.index.column("shard"), prepend=-1))
 
 
 def open_shards(directory: Path | str, split: str | None = None) -> Shards:
@@ -118,12 +123,10 @@ def open_shards(directory: Path | str, split: str | None = None) -> Shards:
         raise DataError(
             f"{location}: no split '{split}' in this data set; it has {', '.join(manifest.splits)}"
         )
-    table = _parse_index(f"{location}/{INDEX_NAME}", _fetch(location, INDEX_NAME), manifest)
+    index = _open_index(location, manifest, split)
     if not is_url(location):
         _check_sizes(Path(location), manifest)
-    if split is not None:
-        table = table.filter(pc.equal(table["split"], split))
-    return Shards(location, manifest, table.select(_COLUMNS).combine_chunks())
+    return Shards(location, manifest, index)
 
 
 def _fetch(location: str, name: str) -> bytes:
@@ -160,16 +163,19 @@ def _parse_manifest(path: str, content: bytes) -> Manifest:
     return manifest
 
 
-def _parse_index(path: str, content: bytes, manifest: Manifest) -> pa.Table:
+def _open_index(location: str, manifest: Manifest, split: str | None) -> Index:
+    content = _fetch(location, INDEX_NAME)
+    path = f"{location}/{INDEX_NAME}"
     if hashlib.sha256(content).hexdigest() != manifest.index_sha256:
         raise DataError(
             f"{path}: not the index its manifest vouches for (sha256 differs); "
             "run `vmp data verify` on the directory"
         )
-    table = pq.read_table(pa.BufferReader(content), columns=[*_COLUMNS, "split"])
-    table = table.cast(pa.schema([INDEX_SCHEMA.field(name) for name in [*_COLUMNS, "split"]]))
-    shard = table["shard"].combine_chunks().dictionary_encode()
-    return table.set_column(table.schema.get_field_index("shard"), "shard", shard)
+    names = [record.name for record in manifest.shards]
+    try:
+        return read_index(pa.BufferReader(content), split, names, manifest.digest)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be unpacked on this node: {error}") from None
 
 
 def _check_sizes(root: Path, manifest: Manifest) -> None:

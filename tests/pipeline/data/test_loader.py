@@ -8,6 +8,7 @@ from contextlib import closing
 from itertools import islice
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from pipeline.data import DataConfig, build_eval_loader, build_train_loader, nor
 from pipeline.data.batch import Batch
 from pipeline.data.config import CropConfig
 from pipeline.data.errors import DataError
+from pipeline.data.index import Index
 from pipeline.data.shards import Shards
 
 BASE = DataConfig(train="unused", workers=0, crop=CropConfig(scale=(0.3, 1.0)))
@@ -226,13 +228,12 @@ def test_a_corrupt_sample_stops_training_with_one_line(make_shards) -> None:
 
 def test_labels_are_needed(make_shards) -> None:
     shards = open_shards(make_shards({"train": [8] * 8}))
-    unlabelled = shards.table.set_column(
-        shards.table.schema.get_field_index("label"),
-        "label",
-        [np.full(len(shards), -1, np.int32)],
+    (part,) = shards.index.parts
+    unlabelled = part.set_column(
+        part.schema.get_field_index("label"), "label", pa.array([-1] * 8, pa.int32())
     )
     with pytest.raises(DataError, match="8 samples have no label"):
-        train_batches(Shards(shards.location, shards.manifest, unlabelled))
+        train_batches(Shards(shards.location, shards.manifest, Index((unlabelled,))))
 
 
 def test_settings_that_cannot_work_are_refused(val_shards: Shards) -> None:

@@ -1,0 +1,116 @@
+"""The columns of the index that training needs, in memory or mapped from a file of the node.
+
+A small index is read into memory. A large one is unpacked once per node and user into a file that
+all ranks map, so that its memory is the page cache's and is shared.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data_prep.schema import INDEX_SCHEMA
+from pipeline.checkpoint.durable import rename
+
+COLUMNS = ("key", "shard", "offset", "size", "sha256", "label", "frames", "keyframes")
+_BATCH_ROWS = 1 << 17
+# Above this many rows (about 300 MB) the unpacked index is shared between the ranks of a node.
+_SHARED_ROWS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Index:
+    """Rows in storage order; the shard is a position in the manifest's list."""
+
+    parts: tuple[pa.RecordBatch, ...]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.cumsum([part.num_rows for part in self.parts])
+
+    def column(self, name: str) -> NDArray[np.int32]:
+        """A whole numeric column, shape (N,)."""
+        parts = [part[name].to_numpy() for part in self.parts]
+        return np.concatenate(parts) if parts else np.empty(0, np.int32)
+
+    def rows(self, indices: NDArray[np.int64] | Sequence[int]) -> list[dict[str, Any]]:
+        """These rows, in the given order."""
+        wanted = np.asarray(indices, np.int64)
+        owner = np.searchsorted(self._ends, wanted, side="right")
+        rows: list[dict[str, Any]] = [{}] * len(wanted)
+        for number in np.unique(owner):
+            places = np.flatnonzero(owner == number)
+            part = self.parts[number]
+            inside = wanted[places] - (self._ends[number] - part.num_rows)
+            for place, row in zip(places, part.take(pa.array(inside)).to_pylist(), strict=True):
+                rows[place] = row
+        return rows
+
+
+def read_index(
+    source: pa.NativeFile, split: str | None, shard_names: Sequence[str], digest: str
+) -> Index:
+    """The rows of `split` (None: all) out of index.parquet, whose content was verified before.
+
+    `digest` names the data set in the shared file of a large index.
+    """
+    parquet = pq.ParquetFile(source)
+    if parquet.metadata.num_rows <= _SHARED_ROWS:
+        return Index(tuple(_parts(parquet, split, shard_names)))
+    path = _node_directory() / f"{digest}-{split or 'all'}.arrow"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            _unpack(_parts(parquet, split, shard_names), path)
+    with pa.memory_map(str(path)) as mapped:
+        reader = pa.ipc.open_file(mapped)
+        return Index(tuple(reader.get_batch(i) for i in range(reader.num_record_batches)))
+
+
+def _parts(
+    parquet: pq.ParquetFile, split: str | None, shard_names: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    names = pa.array(shard_names, pa.string())
+    for batch in parquet.iter_batches(_BATCH_ROWS, columns=[*COLUMNS, "split"]):
+        if split is not None:
+            batch = batch.filter(pc.equal(batch["split"], split))
+        if batch.num_rows:
+            columns = [batch[name].cast(INDEX_SCHEMA.field(name).type) for name in COLUMNS]
+            columns[1] = pc.index_in(columns[1], names)
+            yield pa.record_batch(columns, names=COLUMNS)
+
+
+def _unpack(parts: Iterator[pa.RecordBatch], path: Path) -> None:
+    first = next(parts, None)
+    if first is None:
+        raise ValueError("a large index without rows")
+    temporary = path.with_suffix(".tmp")
+    with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, first.schema) as writer:
+        writer.write_batch(first)
+        for part in parts:
+            writer.write_batch(part)
+    rename(temporary, path)
+
+
+def _node_directory() -> Path:
+    """A directory in the node's temporary storage that belongs to this user alone."""
+    path = Path(tempfile.gettempdir()) / f"videomambapro-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    if path.stat().st_uid != os.getuid():
+        raise PermissionError(f"{path} belongs to somebody else")
+    return path
