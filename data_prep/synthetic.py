@@ -132,14 +132,17 @@ def _motion(label: str, options: SynthOptions, random: np.random.Generator) -> M
 
 
 def _coverage(glyph: _FloatArray, motion: Motion, size: int) -> _FloatArray:
-    """(frames, size, size) share of ink per pixel, by bilinear lookup in the letter's bitmap."""
+    """(frames, size, size) share of ink per pixel, by bilinear lookup in the letter's bitmap.
+
+    (x, y) is the letter's foot, which it turns about like the hand of a clock.
+    """
     axis = np.arange(size, dtype=np.float32) - (size - 1) / 2
     dx = axis[None, None, :] - motion.x[:, None, None]
     dy = axis[None, :, None] - motion.y[:, None, None]
     cells_per_pixel = (7.0 / motion.height)[:, None, None]
     cos, sin = np.cos(motion.angle)[:, None, None], np.sin(motion.angle)[:, None, None]
     column = (cos * dx + sin * dy) * cells_per_pixel + (glyph.shape[1] - 1) / 2
-    row = (-sin * dx + cos * dy) * cells_per_pixel + (glyph.shape[0] - 1) / 2
+    row = (-sin * dx + cos * dy) * cells_per_pixel + (glyph.shape[0] - 1) / 2 + 3
     limit_row, limit_column = glyph.shape[0] - 1.001, glyph.shape[1] - 1.001
     column, row = np.clip(column, 0, limit_column), np.clip(row, 0, limit_row)
     c, r = column.astype(np.intp), row.astype(np.intp)
