@@ -2,8 +2,8 @@
 
     python benchmarks/scan_gpu.py
 
-Needs a CUDA device and triton; mamba-ssm is measured when it can be imported. Backends are bf16 with
-float32 parameters, as under autocast. Ratios are of medians within one run.
+Needs a CUDA device and triton; mamba-ssm is measured when it can be imported. Activations are bf16,
+parameters float32, as under autocast. Ratios are of medians within one run.
 """
 
 import importlib.util
@@ -103,7 +103,7 @@ def _median_s(run: Callable[[], object], rounds: int = 20) -> float:
         run()
         end.record()
         torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
+        times.append(float(start.elapsed_time(end)) / 1e3)
     return statistics.median(times)
 
 

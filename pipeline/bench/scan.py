@@ -310,6 +310,6 @@ def _transformers_line(shape: tuple[int, int, int, int], lines: Sequence[Measure
         seconds = best_of(lambda: mixer(hidden), 2)
     fastest = lines[0].forward_s or math.nan
     return (
-        f"transformers MambaMixer in plain torch (one direction, with its projections, zero start): "
+        "transformers MambaMixer in plain torch (one direction, projections included, zero start): "
         f"{seconds * 1e3:.0f} ms; two of them are {2 * seconds / fastest:.0f}x our forward.\n"
     )
