@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make and inspect shard directories.")
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure, each time beside a peer.")
+app.add_typer(bench_app, name="bench")
 
 Recipe = Annotated[str, typer.Argument(help="A .yaml file, or the name of a shipped recipe.")]
 Overrides = Annotated[
@@ -65,6 +67,13 @@ def data_shard(
     annotations: Annotated[Path | None, typer.Option(help="Annotation file or directory.")] = None,
     split: Annotated[str, typer.Option(help="For clips whose annotation names none.")] = "train",
     jobs: Annotated[int, typer.Option(min=1, help="Jobs that claim shards.")] = 1,
+    max_missing: Annotated[float, typer.Option(help="Share of clips that may be absent.")] = 0.1,
+    fold: Annotated[int, typer.Option(help="Official division of ucf101 and hmdb51.")] = 1,
+    clips_per_shard: int = 256,
+    copy: Annotated[bool, typer.Option("--copy", help="Keep suitable files as they are.")] = False,
+    work: Annotated[Path | None, typer.Option(help="Shared directory, when OUT is a URL.")] = None,
+    cluster: Annotated[Cluster, typer.Option(help="Where the jobs run.")] = "local",
+    profile: Annotated[Path | None, typer.Option(help="Cluster profile, YAML.")] = None,
 ) -> None:
     """Probe, re-encode and pack videos into sealed WebDataset shards; safe to kill and repeat.
 
@@ -79,6 +88,59 @@ def data_shard(
     manifest = shard(config)
     counts = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
     typer.echo(f"{out}: {len(manifest.classes)} classes; samples: {counts}")
+
+
+@data_app.command("verify")
+def data_verify(
+    shards: Annotated[str, typer.Argument(help="Shard directory.")],
+    fix: Annotated[bool, typer.Option("--fix", help="Rebuild what is damaged.")] = False,
+) -> None:
+    """Re-read everything the manifest names and prove it; status 1 when something is wrong.
+
+    Example: vmp data verify shards
+    """
+    from data_prep.verify import verify
+
+    found = verify(shards, fix=fix)
+    for name in found.rebuilt:
+        typer.echo(f"rebuilt {name}")
+    for finding in found.findings:
+        typer.echo(finding)
+    state = "unsound" if found.findings else "sound"
+    typer.echo(f"{shards}: {state}; {found.shards} shards, {found.samples} samples")
+    sys.exit(1 if found.findings else 0)
+
+
+@data_app.command("report")
+def data_report(shards: Annotated[str, typer.Argument(help="Shard directory.")]) -> None:
+    """Write a self-contained HTML page about a shard directory.
+
+    Example: vmp data report shards
+    """
+    from data_prep.report import report
+
+    typer.echo(report(shards))
+
+
+@data_app.command("cache")
+def data_cache(
+    shards: Annotated[Path, typer.Argument(help="Shard directory.")],
+    out: Annotated[Path, typer.Option(help="Directory for the .beton files.")],
+    split: str = "train",
+    frames: int = 16,
+    size: int = 224,
+    quality: Annotated[int, typer.Option(help="Of the JPEG frames; 0 keeps raw pixels.")] = 85,
+) -> None:
+    """Decode a split once into an FFCV file, for `data.reader=ffcv`.
+
+    Example: vmp data cache shards --out cache
+    """
+    from pipeline.data.ffcv_cache import CacheOptions, build_cache
+
+    manifest = build_cache(
+        shards, split, out, CacheOptions(frames=frames, size=size, quality=quality)
+    )
+    typer.echo(f"{out / split}.beton: {manifest.model_dump_json(exclude={'source'})}")
 
 
 @app.command()
@@ -150,6 +212,87 @@ def eval_command(
 
 
 @app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run directory.")],
+    videos: Annotated[list[Path], typer.Argument(help="Video files of any format.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to show per video.")] = 5,
+) -> None:
+    """Classify videos.
+
+    Example: vmp predict runs/demo demo/videos/val/000000.mp4
+    """
+    from pipeline.predict import Predictor
+
+    predictor = Predictor.load(checkpoint)
+    for video in videos:
+        shown = ", ".join(f"{label} {share:.3f}" for label, share in predictor(video)[:top])
+        typer.echo(f"{video}: {shown}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Released weights, .pth or .safetensors.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    model: Annotated[str | None, typer.Option(help="Preset to fit; default: as it is.")] = None,
+    num_frames: int | None = None,
+    num_classes: int | None = None,
+    allow_lossy: Annotated[bool, typer.Option("--allow-lossy")] = False,
+) -> None:
+    """Bring released VideoMamba or VideoMambaPro weights into this project's format.
+
+    Example: vmp convert videomamba_m16_k400.pth m16.safetensors
+    """
+    from model import resolve_config
+    from model.convert import convert as convert_weights
+
+    fields = {"num_frames": num_frames, "num_classes": num_classes}
+    given = {key: value for key, value in fields.items() if value is not None}
+    config = resolve_config(model, **given) if model else None
+    typer.echo(str(convert_weights(source, out, config, allow_lossy)))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run directory, or a checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+) -> None:
+    """Write the weights of a run as one safetensors file with its model configuration.
+
+    Example: vmp export runs/demo demo.safetensors
+    """
+    from pipeline.predict import export_weights
+
+    typer.echo(export_weights(run, out))
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    world: Annotated[int, typer.Option(min=1, help="GPUs in all.")] = 8,
+) -> None:
+    """Parameters, FLOPs, memory per GPU at every ZeRO stage; needs no GPU.
+
+    Example: vmp plan k400_m16_f16 --world 16
+    """
+    from pipeline.config import load_config
+    from pipeline.estimate import print_plan
+
+    print_plan(load_config(recipe, overrides or []), world)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: each line is OK or says what to do; status 1 when something must be done.
+
+    Example: vmp doctor
+    """
+    from pipeline.doctor import examine
+
+    sys.exit(examine())
+
+
+@app.command()
 def demo(
     overrides: Overrides = None,
     root: Annotated[Path, typer.Option(help="Where everything goes.")] = Path(),
@@ -177,6 +320,50 @@ def ui(
     from pipeline.tracking import serve_ui
 
     sys.exit(serve_ui(runs, port))
+
+
+@bench_app.command("scan")
+def bench_scan(
+    size: Annotated[list[str] | None, typer.Option(help="ti, s or m; may be repeated.")] = None,
+    frames: Annotated[list[int] | None, typer.Option(help="8, 16, 32 or 64.")] = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> None:
+    """The scan of every backend beside its peers: time, memory, bandwidth, exponentials.
+
+    Example: vmp bench scan --size m --frames 8
+    """
+    from pipeline.bench.scan import run
+
+    run(size or ("m",), frames or (8,), dtype=dtype, device=device)
+
+
+@bench_app.command("loader")
+def bench_loader_command(
+    shards: Annotated[Path, typer.Argument(help="Shard directory of prepared clips.")],
+    split: str = "train",
+) -> None:
+    """The loader beside pure decoding, plain webdataset and the FFCV cache.
+
+    Example: vmp bench loader shards
+    """
+    from pipeline.bench.loader import bench_loader
+
+    report = bench_loader(shards, split=split, progress=lambda line: typer.echo(line, err=True))
+    typer.echo("\n".join(report.lines()))
+
+
+@bench_app.command("shard")
+def bench_shard_command(
+    videos: Annotated[Path | None, typer.Option(help="One folder per class.")] = None,
+) -> None:
+    """Sharding beside plain encoding.
+
+    Example: vmp bench shard
+    """
+    from pipeline.bench.shard import ShardBench, bench_shard
+
+    bench_shard(ShardBench(videos=videos))
 
 
 if __name__ == "__main__":

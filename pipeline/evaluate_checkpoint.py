@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from model import create_model
+from model import VideoMamba, create_model
 from pipeline import rundir
 from pipeline.assemble import evaluation_loader
 from pipeline.checkpoint import layout
@@ -39,6 +39,13 @@ def checkpoint_config(checkpoint: Path, overrides: Sequence[str] = ()) -> RunCon
     return build_config(raw, source=str(path))
 
 
+def load_trained(checkpoint: Path, config: RunConfig) -> VideoMamba:
+    """The model of a committed checkpoint, on the CPU."""
+    model = create_model(config.model)
+    model.load_state_dict(read_weights(checkpoint))
+    return model
+
+
 def evaluate_checkpoint(path: Path, data: Path, overrides: Sequence[str] = ()) -> EvalResult:
     """Accuracy of a checkpoint on the validation split of `data`.
 
@@ -54,9 +61,7 @@ def evaluate_checkpoint(path: Path, data: Path, overrides: Sequence[str] = ()) -
             f"{len(shards.classes)}: it was trained on other data"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = create_model(config.model)
-    model.load_state_dict(read_weights(checkpoint))
-    model.to(device).eval()
+    model = load_trained(checkpoint, config).to(device).eval()
     autocast = torch.autocast(
         device.type,
         torch.bfloat16,

@@ -147,6 +147,7 @@ class Trainer:
             world_size=self.world.size,
             zero_stage=self.engine.stage,
             shapes=self.engine.shapes,
+            classes=self.train_loader.shards.classes,
             manifest_digest=self.train_loader.shards.digest,
             config_digest=self.config.digest(),
             skipped_steps=self.guard.skipped,

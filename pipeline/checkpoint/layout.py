@@ -46,6 +46,8 @@ class RunState(BaseModel):
     zero_stage: int
     shapes: dict[str, tuple[int, ...]]
     """Parameter name -> shape."""
+    classes: tuple[str, ...]
+    """Names of the rows of the head."""
     manifest_digest: str
     config_digest: str
     skipped_steps: int = 0

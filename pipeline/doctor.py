@@ -1,0 +1,102 @@
+"""What this machine has: each line is OK, or says what to do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from importlib import metadata, util
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from model.scan import available_backends
+
+_FREE_GIB = 10
+
+
+class Finding(NamedTuple):
+    state: str
+    """OK, note (works without) or BAD (training will not work)."""
+    text: str
+
+
+def examine() -> int:
+    """Print all findings; 1 when one of them is BAD."""
+    findings = [finding for check in CHECKS for finding in check()]
+    for finding in findings:
+        print(f"{finding.state:<5}{finding.text}")
+    return int(any(finding.state == "BAD" for finding in findings))
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("OK", f"python {platform.python_version()} on {platform.platform()}")
+    for name in ("torch", "deepspeed", "submitit", "mlflow", "webdataset", "av"):
+        try:
+            yield Finding("OK", f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            yield Finding("BAD", f"{name} is missing: make venv")
+    for name, extra in (("mamba_ssm", "gpu"), ("ffcv", "ffcv"), ("torchcodec", "torchcodec")):
+        if util.find_spec(name):
+            yield Finding("OK", f"{name} is installed")
+        else:
+            yield Finding("note", f"{name} is not installed: pip install -e '.[{extra}]' for it")
+
+
+def _devices() -> Iterator[Finding]:
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        yield Finding("OK", f"GPU {index}: {name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB")
+    if not torch.cuda.is_available():
+        yield Finding("note", f"no GPU: training on {os.cpu_count()} CPU cores")
+    elif torch.distributed.is_nccl_available():
+        yield Finding("OK", "NCCL is built in")
+    else:
+        yield Finding("BAD", "no NCCL: install a CUDA build of torch with it")
+
+
+def _kernels() -> Iterator[Finding]:
+    backends = available_backends()
+    yield Finding("OK", f"scan backends: {', '.join(backends)}")
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        yield Finding("note", "no C++ compiler: the CPU scan falls back to plain PyTorch; apt g++")
+
+
+def _disk() -> Iterator[Finding]:
+    for name, path in (("working directory", Path()), ("shared memory", Path("/dev/shm"))):
+        if path.exists():
+            free = shutil.disk_usage(path).free / 2**30
+            advice = "" if free >= _FREE_GIB else f": less than {_FREE_GIB} GiB, loaders may fail"
+            yield Finding("note" if advice else "OK", f"{name}: {free:.0f} GiB free{advice}")
+
+
+def _slurm() -> Iterator[Finding]:
+    if shutil.which("sinfo") is None:
+        yield Finding("note", "no SLURM here: --cluster local works, --cluster slurm does not")
+        return
+    answer = subprocess.run(["sinfo", "-h", "-o", "%P %a %D"], capture_output=True, text=True)
+    if answer.returncode:
+        yield Finding("BAD", f"SLURM does not answer: {answer.stderr.strip()}")
+    for line in answer.stdout.splitlines():
+        yield Finding("OK", f"SLURM partition, state, nodes: {line}")
+
+
+def _mlflow() -> Iterator[Finding]:
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    yield Finding(
+        "OK", f"MLflow store: {uri or 'sqlite beside the runs (MLFLOW_TRACKING_URI unset)'}"
+    )
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    _versions,
+    _devices,
+    _kernels,
+    _disk,
+    _slurm,
+    _mlflow,
+)

@@ -1,0 +1,57 @@
+"""What a run will cost, from its configuration alone."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from model.config import ModelConfig
+from model.flops import activation_bytes, count_parameters, published_flops, training_flops
+from pipeline.config import RunConfig
+
+# fp32 parameter, fp32 gradient, fp32 master copy, two Adam moments.
+_BYTES = {"parameters": 4, "gradients": 4, "optimizer": 12}
+
+
+def memory_gib(model: ModelConfig, stage: int, world: int, micro_batch: int) -> dict[str, float]:
+    """GiB on one GPU: model states by the ZeRO papers' partitioning, and kept activations.
+
+    Estimates from tensor sizes: allocator slack, buckets and kernels' workspaces come on top.
+    """
+    count = count_parameters(model)
+    shards = {
+        "parameters": world if stage >= 3 else 1,
+        "gradients": world if stage >= 2 else 1,
+        "optimizer": world if stage >= 1 else 1,
+    }
+    # At stage 0 torch's AdamW works on the parameters themselves, without a master copy.
+    sizes = _BYTES | ({"optimizer": 8} if stage == 0 else {})
+    parts = {name: count * sizes[name] / shards[name] / 2**30 for name in sizes}
+    parts["activations"] = micro_batch * activation_bytes(model) / 2**30
+    return parts
+
+
+def print_plan(config: RunConfig, world: int) -> None:
+    """The plan of `config` on `world` GPUs. Raises ConfigError when the batch does not fit them."""
+    console = Console(highlight=False)
+    model = config.model
+    micro, accumulation = config.batch_split(world)
+    clips = config.batch.global_size * config.data.views
+    console.print(
+        f"parameters           {count_parameters(model):,}\n"
+        f"tokens per clip      {model.num_tokens:,}\n"
+        f"FLOPs per view       {published_flops(model) / 1e9:.1f} G (convention of the papers)\n"
+        f"training FLOPs/step  {clips * training_flops(model) / 1e12:.1f} T ({clips} clips)\n"
+        f"batch                {config.batch.global_size} videos = {micro} x {accumulation} "
+        f"accumulation x {world} ranks"
+    )
+    table = Table(title=f"GiB per GPU, {world} GPUs, bf16 autocast over fp32 parameters")
+    table.add_column("ZeRO stage")
+    names = (*_BYTES, "activations", "sum")
+    for name in names:
+        table.add_column(name, justify="right")
+    for stage in range(4):
+        parts = memory_gib(model, stage, world, micro * config.data.views)
+        values = [*parts.values(), sum(parts.values())]
+        table.add_row(str(stage), *(f"{value:.2f}" for value in values))
+    console.print(table)

@@ -1,0 +1,90 @@
+"""Class probabilities of videos that were never sharded, and weights to give away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from model import VideoMamba, save_model
+from pipeline.checkpoint.layout import read_state
+from pipeline.config import RunConfig
+from pipeline.data import DataError, normalize
+from pipeline.data.augment import square_crops
+from pipeline.data.sampling import eval_frames
+from pipeline.evaluate_checkpoint import checkpoint_config, find_checkpoint, load_trained
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained model with the frame sampling and the crops of its evaluation."""
+
+    config: RunConfig
+    model: VideoMamba
+    classes: tuple[str, ...]
+    device: torch.device
+
+    @classmethod
+    def load(cls, checkpoint: Path | str) -> Predictor:
+        """From a checkpoint or a run directory. Raises CheckpointError."""
+        path = find_checkpoint(Path(checkpoint))
+        config = checkpoint_config(path)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_trained(path, config).to(device).eval()
+        return cls(config, model, read_state(path).classes, device)
+
+    @torch.no_grad()
+    def __call__(self, video: Path | str) -> list[tuple[str, float]]:
+        """(class, probability), most probable first. Raises DataError for an unreadable video."""
+        config, size = self.config, self.config.model
+        frames = decode_all(Path(video))
+        wanted = eval_frames(
+            config.data.sampling,
+            len(frames),
+            size.num_frames,
+            config.data.stride,
+            config.eval.clips,
+        )
+        views = [square_crops(frames[clip], size.img_size, config.eval.crops) for clip in wanted]
+        clips = normalize(torch.cat(views)[None].to(self.device), config.data.mean, config.data.std)
+        shares = F.softmax(self.model(clips).float(), dim=-1).mean(0).tolist()
+        return sorted(zip(self.classes, shares, strict=True), key=lambda pair: -pair[1])
+
+
+def decode_all(path: Path, short_side: int = 256) -> NDArray[np.uint8]:
+    """All frames, upright, the short side at most `short_side`: (T, H, W, 3) uint8 RGB.
+
+    The same picture as `vmp data shard` would store, but for its compression.
+    Raises DataError when there is no video, or it cannot be decoded to the end.
+    """
+    scaler = VideoReformatter()
+    frames = []
+    try:
+        with av.open(path) as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise DataError(f"{path}: has no video stream")
+            for frame in container.decode(stream):
+                assert isinstance(frame, av.VideoFrame)
+                scale = min(1.0, short_side / min(frame.width, frame.height))
+                width, height = (max(2, round(n * scale)) for n in (frame.width, frame.height))
+                picture = scaler.reformat(frame, width, height, "rgb24").to_ndarray()
+                frames.append(np.rot90(picture, frame.rotation // 90))
+    except (av.FFmpegError, OSError) as error:
+        raise DataError(f"{path}: cannot be decoded: {error}") from error
+    if not frames:
+        raise DataError(f"{path}: has no frames")
+    return np.stack(frames)
+
+
+def export_weights(run: Path, out: Path) -> Path:
+    """Write a run's newest intact checkpoint as safetensors with its ModelConfig."""
+    checkpoint = find_checkpoint(run)
+    save_model(out, load_trained(checkpoint, checkpoint_config(checkpoint)))
+    return out
