@@ -51,6 +51,8 @@ _LETTERS = {  # 5 x 7, none of them looks like itself turned around
     "Y": "10001 10001 01010 00100 00100 00100 00100",
 }
 _LUMA = np.array([0.299, 0.587, 0.114])
+_STRAIGHT = frozenset({"left", "right", "up", "down"})
+_MIN_RADIUS = 6.0  # pixels at a size of 32
 _MIN_CONTRAST = 80.0
 _FloatArray = npt.NDArray[np.float32]
 
@@ -79,7 +81,7 @@ class SynthOptions(BaseModel):
     speed_min: float = 1.2
     """Slowest displacement in pixels per frame at 32 pixels; grows with `size`."""
     speed_max: float = 2.5
-    turn_degrees: float = 22.0
+    turn_degrees: float = 30.0
     """Rotation per frame."""
     growth: float = 1.14
     """Ratio of sizes of neighbouring frames."""
@@ -121,28 +123,30 @@ def _motion(label: str, options: SynthOptions, random: np.random.Generator) -> M
     steps_x = {"left": -ramp, "right": ramp}.get(label, signs[0] * np.full(n, still_x))
     steps_y = {"up": -ramp, "down": ramp}.get(label, signs[1] * np.full(n, still_y))
     steps_size = {"growing": ramp, "shrinking": -ramp}.get(label, np.full(n, still_size))
-    turn = np.deg2rad(options.turn_degrees)
     steps_angle = {"clockwise": ramp, "counter_clockwise": -ramp}.get(label, np.zeros(n))
+    place = (middle_x + speed_x * steps_x) + 1j * (middle_y + speed_y * steps_y)
+    if label not in _STRAIGHT:
+        # Off the centre, about which the picture turns: there, turning would hardly show.
+        place *= np.maximum(1.0, _MIN_RADIUS * unit / np.abs(place))
+    turn = np.deg2rad(options.turn_degrees) * steps_angle
+    place = place * np.exp(1j * turn)
     return Motion(
-        x=_f32(middle_x + speed_x * steps_x),
-        y=_f32(middle_y + speed_y * steps_y),
+        x=_f32(place.real),
+        y=_f32(place.imag),
         height=_f32(height * options.growth**steps_size),
-        angle=_f32(angle + turn * steps_angle),
+        angle=_f32(angle + turn),
     )
 
 
 def _coverage(glyph: _FloatArray, motion: Motion, size: int) -> _FloatArray:
-    """(frames, size, size) share of ink per pixel, by bilinear lookup in the letter's bitmap.
-
-    (x, y) is the letter's foot, which it turns about like the hand of a clock.
-    """
+    """(frames, size, size) share of ink per pixel, by bilinear lookup in the letter's bitmap."""
     axis = np.arange(size, dtype=np.float32) - (size - 1) / 2
     dx = axis[None, None, :] - motion.x[:, None, None]
     dy = axis[None, :, None] - motion.y[:, None, None]
     cells_per_pixel = (7.0 / motion.height)[:, None, None]
     cos, sin = np.cos(motion.angle)[:, None, None], np.sin(motion.angle)[:, None, None]
     column = (cos * dx + sin * dy) * cells_per_pixel + (glyph.shape[1] - 1) / 2
-    row = (-sin * dx + cos * dy) * cells_per_pixel + (glyph.shape[0] - 1) / 2 + 3
+    row = (-sin * dx + cos * dy) * cells_per_pixel + (glyph.shape[0] - 1) / 2
     limit_row, limit_column = glyph.shape[0] - 1.001, glyph.shape[1] - 1.001
     column, row = np.clip(column, 0, limit_column), np.clip(row, 0, limit_row)
     c, r = column.astype(np.intp), row.astype(np.intp)

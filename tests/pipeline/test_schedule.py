@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from pipeline.schedule import Schedule, ScheduleConfig
@@ -11,7 +13,7 @@ def test_warms_up_linearly_then_falls_as_a_cosine_to_min_lr() -> None:
     assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
     assert rates[10] == pytest.approx(1.0)
     assert rates[30] == pytest.approx(0.55)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert schedule.lr(50) == pytest.approx(0.1)
 
 

@@ -1,0 +1,111 @@
+"""Run by test_engine.py under torchrun: train a little model at one ZeRO stage, move its state to
+another, go on, and print what came out as JSON. Not a test by itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import torch
+from torch import nn
+
+from pipeline import distributed
+from pipeline.distributed import World
+from pipeline.engine import STATE_KEYS, Engine, EngineConfig
+
+State = dict[str, dict[str, torch.Tensor]]
+
+
+def build(stage: int, world: World) -> Engine:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 13), nn.GELU(), nn.Linear(13, 5))
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups = [
+        {"params": matrices, "weight_decay": 0.05, "lr_scale": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "lr_scale": 0.5},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    return Engine(
+        model,
+        optimizer,
+        EngineConfig(zero_stage=stage),
+        world=world,
+        micro_batch=4 // world.size,
+        accumulation=2,
+        clip_grad=1.0,
+    )
+
+
+def train(engine: Engine, steps: range, *, discard: int, poison: int = -1) -> None:
+    """One optimizer step per number; `discard` is thrown away, `poison` has a NaN on one rank."""
+    share = 4 // engine.world.size
+    for step in steps:
+        for part in range(2):
+            batch = torch.randn(4, 7, generator=torch.Generator().manual_seed(step * 10 + part))
+            mine = batch[engine.world.rank * share :][:share].clone()
+            if step == poison and engine.world.rank == engine.world.size - 1:
+                mine[0, 0] = float("nan")
+            engine.backward(engine(mine).pow(2).mean())
+        finite = bool(engine.gradients_are_finite())
+        if distributed.any_rank(not finite) or step == discard:
+            assert step in (discard, poison)
+            engine.discard_gradients()
+        else:
+            engine.step(1e-2)
+
+
+def whole_state(engine: Engine) -> State:
+    mine = [
+        (f.name, f.start, {key: t.clone() for key, t in f.tensors.items()})
+        for f in engine.fragments()
+    ]
+    parts = [mine] * engine.world.size
+    torch.distributed.all_gather_object(parts, mine)
+    state: State = {}
+    for name, shape in engine.shapes.items():
+        numel = math.prod(shape)
+        state[name] = {k: torch.full((numel,), float("nan")) for k in STATE_KEYS}
+    for part in parts:
+        for name, start, tensors in part:
+            for key, tensor in tensors.items():
+                state[name][key][start : start + tensor.numel()] = tensor
+    return state
+
+
+def difference(first: State, second: State) -> float:
+    return max(float((first[n][k] - second[n][k]).abs().max()) for n in first for k in STATE_KEYS)
+
+
+def main() -> None:
+    stage = int(sys.argv[1])
+    world = distributed.join(timeout_s=120)
+    undisturbed = build(stage, world)
+    train(undisturbed, range(8), discard=3)
+    expected = whole_state(undisturbed)
+    poisoned = build(stage, world)
+    train(poisoned, range(8), discard=-1, poison=3)
+
+    half = build(stage, world)
+    train(half, range(5), discard=3)
+    state, steps = whole_state(half), half.adam_steps
+    results: dict[str, object] = {
+        "steps": steps,
+        "complete": all(t.isfinite().all().item() for p in state.values() for t in p.values()),
+        "poisoned": difference(expected, whole_state(poisoned)),
+        "resumed": {},
+    }
+    for other in range(4):
+        engine = build(other, world)
+        engine.load_fragments(state, steps)
+        train(engine, range(5, 8), discard=-1)
+        results["resumed"][other] = difference(expected, whole_state(engine))  # type: ignore[index]
+        assert engine.adam_steps == 7
+    if world.is_main:
+        print("RESULT", json.dumps(results))
+    distributed.leave()
+
+
+if __name__ == "__main__":
+    main()
