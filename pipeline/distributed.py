@@ -85,6 +85,11 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def _alone() -> bool:
+    """Is there nobody to agree with? True outside a process group as well."""
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
 def any_rank(flag: bool) -> bool:
     """True on every rank when it is true on one. Collective; runs on the CPU, never syncs a GPU."""
     return max_over_ranks(int(flag)) > 0
@@ -92,7 +97,7 @@ def any_rank(flag: bool) -> bool:
 
 def max_over_ranks(value: int) -> int:
     """The largest of the ranks' values. Collective."""
-    if dist.get_world_size() == 1:
+    if _alone():
         return value
     tensor = torch.tensor([value])
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
@@ -100,15 +105,15 @@ def max_over_ranks(value: int) -> int:
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """Element-wise sum, in place. Collective; outside a process group the world is this rank."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    """Element-wise sum, in place. Collective."""
+    if not _alone():
         dist.all_reduce(tensor)
     return tensor
 
 
 def from_main(value: T) -> T:
     """Rank 0's value on every rank. Collective."""
-    if dist.get_world_size() == 1:
+    if _alone():
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
@@ -122,7 +127,7 @@ def on_main(decide: Callable[[], T]) -> T:
     """
     value: T | None = None
     error: Exception | None = None
-    if dist.get_rank() == 0:
+    if _alone() or dist.get_rank() == 0:
         try:
             value = decide()
         except (ValueError, OSError, RuntimeError) as caught:
@@ -135,8 +140,7 @@ def on_main(decide: Callable[[], T]) -> T:
 
 def barrier() -> None:
     """Collective: call on every rank."""
-    if dist.get_world_size() > 1:
-        max_over_ranks(0)
+    max_over_ranks(0)
 
 
 def free_port() -> int:

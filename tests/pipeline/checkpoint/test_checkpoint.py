@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.checkpoint import layout, save
+from pipeline.checkpoint.config import CheckpointConfig
+from pipeline.checkpoint.layout import RunState
+from pipeline.checkpoint.load import newest_valid, read_full_state, read_weights
+from pipeline.checkpoint.save import CheckpointSaver
+from pipeline.distributed import World
+from pipeline.engine import STATE_KEYS, Fragment
+from pipeline.errors import CheckpointError
+
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+
+
+class TwoFragments:
+    """What the saver needs of an engine: a parameter of 6 elements in two fragments."""
+
+    def __init__(self, step: int) -> None:
+        self.values = torch.arange(6.0) + step
+
+    def fragments(self) -> Iterator[Fragment]:
+        for start in (0, 4):
+            piece = self.values[start : start + 4 if start == 0 else 6]
+            yield Fragment("w", start, {key: piece * (i + 1) for i, key in enumerate(STATE_KEYS)})
+
+
+def state(step: int, top1: float | None = None) -> RunState:
+    return RunState(
+        step=step,
+        position=step * 8,
+        adam_steps=step,
+        world_size=1,
+        zero_stage=1,
+        shapes={"w": (2, 3)},
+        classes=("a", "b"),
+        manifest_digest="m",
+        config_digest="c",
+        metrics={} if top1 is None else {"top1": top1},
+    )
+
+
+def saver(root: Path, **config: object) -> CheckpointSaver:
+    return CheckpointSaver(root, CheckpointConfig.model_validate(config), ALONE)
+
+
+def write(target: CheckpointSaver, step: int, top1: float | None = None) -> Path:
+    target.save(TwoFragments(step), state(step, top1), "name: x\n")  # type: ignore[arg-type]
+    target.finish()
+    return target.path_of(step)
+
+
+def test_fragments_come_back_whole(tmp_path: Path) -> None:
+    path = write(saver(tmp_path), 7)
+    read, full = read_full_state(path)
+    assert read == state(7)
+    assert torch.equal(full["w"]["param"], torch.arange(7.0, 13.0).view(2, 3))
+    assert torch.equal(full["w"]["exp_avg_sq"], 3 * torch.arange(7.0, 13.0).view(2, 3))
+    assert list(read_weights(path)) == ["w"]
+
+
+def flip_a_bit(path: Path) -> None:
+    shard = next(layout.shard_files(path))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    shard = next(layout.shard_files(path))
+    shard.write_bytes(shard.read_bytes()[:-4])
+
+
+def lose_a_file(path: Path) -> None:
+    (path / layout.STATE_FILE).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_a_bit, "does not match its committed sha256"),
+        (truncate, "bytes were committed|were committed"),
+        (lose_a_file, "state.json is missing"),
+    ],
+)
+def test_damage_is_found_and_the_checkpoint_before_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage, message: str
+) -> None:
+    target = saver(tmp_path)
+    older, newer = write(target, 1), write(target, 2)
+    damage(newer)
+    with pytest.raises(CheckpointError, match=message):
+        layout.verify(newer)
+    with caplog.at_level(logging.ERROR):
+        assert newest_valid(tmp_path) == older
+    assert "falling back" in caplog.text
+    damage(older)
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        newest_valid(tmp_path)
+
+
+def test_without_a_marker_nothing_is_there_and_leftovers_are_removed(tmp_path: Path) -> None:
+    path = write(saver(tmp_path), 3)
+    (path / layout.MARKER).unlink()
+    (tmp_path / "step-00000004.tmp").mkdir()
+    assert newest_valid(tmp_path) is None
+    with pytest.raises(CheckpointError, match="no COMMITTED marker"):
+        read_full_state(path)
+    saver(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_retention_keeps_the_newest_the_best_and_every_nth(tmp_path: Path) -> None:
+    target = saver(tmp_path, keep_last=2, keep_every_steps=4)
+    for step, top1 in enumerate([0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.5], start=1):
+        write(target, step, top1)
+    assert [layout.step_of(path) for path in layout.committed(tmp_path)] == [2, 4, 6, 7]
+
+
+def test_a_full_disk_stops_the_run_and_leaves_older_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = saver(tmp_path)
+    older = write(target, 1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(save, "save_file", full)
+    target.save(TwoFragments(2), state(2), "")  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"No space left on device.*older .* intact"):
+        target.finish()
+    assert newest_valid(tmp_path) == older
+
+
+@pytest.mark.parametrize("instant", ["sync_file", "rename", "write_json", "write_text"])
+@pytest.mark.parametrize("occurrence", [1, 2, 3, 4])
+def test_death_at_any_instant_of_a_save_is_never_read_as_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: str, occurrence: int
+) -> None:
+    """Every durable step of the second save is where the process dies, in turn."""
+    older = write(saver(tmp_path), 1)
+    calls = 0
+    real = getattr(save.durable, instant)
+
+    def dying(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == occurrence:
+            raise RuntimeError("killed here")
+        return real(*arguments)
+
+    monkeypatch.setattr(save.durable, instant, dying)
+    target = saver(tmp_path)
+    target.save(TwoFragments(2), state(2), "")  # type: ignore[arg-type]
+    try:
+        target.finish()
+    except CheckpointError:
+        assert newest_valid(tmp_path) == older
+    else:
+        assert calls < occurrence
+        layout.verify(target.path_of(2))
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    target = saver(tmp_path)
+    flip_a_bit(write(target, 5))
+    layout.verify(write(target, 5))
