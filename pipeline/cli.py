@@ -72,18 +72,27 @@ def data_shard(
     clips_per_shard: int = 256,
     copy: Annotated[bool, typer.Option("--copy", help="Keep suitable files as they are.")] = False,
     work: Annotated[Path | None, typer.Option(help="Shared directory, when OUT is a URL.")] = None,
-    cluster: Annotated[Cluster, typer.Option(help="Where the jobs run.")] = "local",
-    profile: Annotated[Path | None, typer.Option(help="Cluster profile, YAML.")] = None,
 ) -> None:
     """Probe, re-encode and pack videos into sealed WebDataset shards; safe to kill and repeat.
 
     Example: vmp data shard --format folder --videos my_videos --out shards
     """
+    from data_prep.clip import EncodeSettings
     from data_prep.options import ShardConfig
     from data_prep.shard import shard
 
     config = ShardConfig(
-        format=format, videos=videos, annotations=annotations, out=out, split=split, jobs=jobs
+        format=format,
+        videos=videos,
+        annotations=annotations,
+        out=out,
+        split=split,
+        jobs=jobs,
+        max_missing=max_missing,
+        fold=fold,
+        clips_per_shard=clips_per_shard,
+        encode=EncodeSettings(copy_suitable=copy),
+        work=work,
     )
     manifest = shard(config)
     counts = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
