@@ -4,8 +4,8 @@
     python benchmarks/order_scale.py --samples 240000 10000000
 
 Every line is a process of its own, so that its peak memory is its own. Beside each full shuffle
-stands `torch.randperm` of the same length, in the same process. The index is a real index.parquet
-of up to `--index-samples` rows with the columns of Kinetics clips (10 s, a keyframe every 16 frames).
+stands `torch.randperm` of the same length, in the same process. The index is a real parquet file
+of `--index-samples` rows like those of Kinetics (10 s per clip, a keyframe every 16 frames).
 """
 
 from __future__ import annotations

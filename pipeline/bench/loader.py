@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 import webdataset
 from pydantic import BaseModel, ConfigDict, Field
@@ -57,53 +58,60 @@ class LoaderBench(BaseModel):
     seconds: float = Field(6.0, gt=0)
     """Per contender and round."""
     with_ffcv: bool = True
-    """Also build FFCV caches of the data in a temporary directory and read them."""
+    """Also build FFCV caches of the data in a temporary directory and read them, if installed."""
+
+
+class Speed(NamedTuple):
+    clips_per_s: float
+    cpu_ms: float
+    """CPU time of all processes involved, per clip: what a busy machine cannot distort much."""
 
 
 @dataclass(frozen=True)
 class LoaderReport:
-    """Clips per second of every contender, one entry per round."""
+    """The speed of every contender, one entry per round."""
 
     bench: LoaderBench
-    rates: dict[str, list[float]] = field(default_factory=dict)
+    speeds: dict[str, list[Speed]] = field(default_factory=dict)
 
-    def median(self, name: str) -> float:
-        return float(statistics.median(self.rates[name]))
+    def clips_per_s(self, name: str) -> float:
+        return float(statistics.median(speed.clips_per_s for speed in self.speeds[name]))
+
+    def cpu_ms(self, name: str) -> float:
+        return float(statistics.median(speed.cpu_ms for speed in self.speeds[name]))
 
     def ratio(self, name: str, peer: str) -> float:
-        """Median over the rounds of the ratio within a round."""
-        pairs = zip(self.rates[name], self.rates[peer], strict=True)
-        return float(statistics.median(own / other for own, other in pairs))
+        """Throughput over that of the peer; the median of the rounds' ratios."""
+        pairs = zip(self.speeds[name], self.speeds[peer], strict=True)
+        return float(statistics.median(a.clips_per_s / b.clips_per_s for a, b in pairs))
 
     def lines(self) -> list[str]:
         """The table that `vmp bench loader` prints."""
         workers = self.bench.workers
         all_cores = ALL_CORES.format(workers=workers)
-        table = [f"{'contender':<28}{'clips/s':>10}{'of loader':>11}"]
-        for name in self.rates:
-            table.append(f"{name:<28}{self.median(name):>10.1f}{self.ratio(name, LOADER):>10.2f}x")
-        table += [
-            "",
-            f"loader / ({workers} x one core's decode rate)   "
-            f"{self.ratio(LOADER, ONE_CORE) / workers:.2f}",
-            f"loader / decode rate of {workers} busy cores    {self.ratio(LOADER, all_cores):.2f}",
-            f"loader / webdataset                   {self.ratio(LOADER, WEBDATASET):.2f}",
-        ]
-        table += [
-            f"{name} / loader                     {self.ratio(name, LOADER):.1f}"
-            for name in (FFCV_RAW, FFCV_JPEG)
-            if name in self.rates
-        ]
-        table.append(self._limit(all_cores))
-        return table
+        table = [f"{'contender':<28}{'clips/s':>10}{'CPU ms/clip':>13}{'of loader':>11}"]
+        for name in self.speeds:
+            rate, cpu = self.clips_per_s(name), self.cpu_ms(name)
+            table.append(f"{name:<28}{rate:>10.1f}{cpu:>13.1f}{self.ratio(name, LOADER):>10.2f}x")
+        efficiency = self.cpu_ms(all_cores) / self.cpu_ms(LOADER)
+        of_cores = self.ratio(LOADER, ONE_CORE) / workers
+        ratios = {
+            f"loader / ({workers} x one core's decode rate)": of_cores,
+            f"loader / decode rate of {workers} busy cores": self.ratio(LOADER, all_cores),
+            "share of the loader's CPU time that is decoding": efficiency,
+            "loader / webdataset": self.ratio(LOADER, WEBDATASET),
+        }
+        for name in (FFCV_RAW, FFCV_JPEG):
+            if name in self.speeds:
+                ratios[f"{name} / loader"] = self.ratio(name, LOADER)
+        table += ["", *(f"{name:<52}{ratio:>7.2f}" for name, ratio in ratios.items())]
+        return [*table, self._limit(all_cores)]
 
     def _limit(self, all_cores: str) -> str:
         scaling = self.ratio(all_cores, ONE_CORE) / self.bench.workers
-        spent = 1 - self.ratio(LOADER, all_cores)
         return (
-            f"limit: decoding; {self.bench.workers} busy cores decode at {scaling:.0%} of their "
-            f"lone speed each, and {max(0.0, spent):.0%} of the loader's time goes to cutting, "
-            "resizing and handing over"
+            f"limit: decoding on the CPU; {self.bench.workers} busy cores decode at {scaling:.0%} "
+            "of a lone one's speed each"
         )
 
 
@@ -122,33 +130,47 @@ def bench_loader(
     shards = open_shards(directory, split)
     report = LoaderReport(bench)
     with tempfile.TemporaryDirectory() as scratch:
-        contenders = _contenders(shards, split, bench, Path(scratch))
+        contenders = _contenders(shards, split, bench, Path(scratch), progress)
         for number in range(bench.rounds):
             for name, measure in contenders.items():
-                rate = measure()
-                report.rates.setdefault(name, []).append(rate)
-                progress(f"round {number + 1}: {name} {rate:.1f} clips/s")
+                speed = measure()
+                report.speeds.setdefault(name, []).append(speed)
+                progress(f"round {number + 1}: {name} {speed.clips_per_s:.1f} clips/s")
     return report
 
 
 def _contenders(
-    shards: Shards, split: str, bench: LoaderBench, scratch: Path
-) -> dict[str, Callable[[], float]]:
-    contenders: dict[str, Callable[[], float]] = {
-        ONE_CORE: lambda: _decode_rate(shards, bench, 1),
-        ALL_CORES.format(workers=bench.workers): lambda: _decode_rate(shards, bench, bench.workers),
-        LOADER: lambda: _loader_rate(shards, bench, _config(shards, split, bench)),
-        WEBDATASET: lambda: _webdataset_rate(shards, bench),
+    shards: Shards,
+    split: str,
+    bench: LoaderBench,
+    scratch: Path,
+    progress: Callable[[str], object],
+) -> dict[str, Callable[[], Speed]]:
+    contenders: dict[str, Callable[[], Speed]] = {
+        ONE_CORE: lambda: _decode_speed(shards, bench, 1),
+        ALL_CORES.format(workers=bench.workers): lambda: _decode_speed(
+            shards, bench, bench.workers
+        ),
+        LOADER: lambda: _loader_speed(shards, bench, _config(shards, split, bench)),
+        WEBDATASET: lambda: _webdataset_speed(shards, bench),
     }
-    if bench.with_ffcv:
-        import_ffcv()
+    if bench.with_ffcv and _ffcv_is_installed(progress):
         for name, quality in ((FFCV_RAW, 0), (FFCV_JPEG, 85)):
             out = scratch / name.replace(" ", "_")
             options = CacheOptions(frames=bench.num_frames, size=bench.img_size, quality=quality)
             build_cache(shards.location, split, out, options, workers=bench.workers)
             config = _config(shards, split, bench, reader="ffcv", ffcv_cache=out)
-            contenders[name] = lambda config=config: _loader_rate(shards, bench, config)  # type: ignore[misc]
+            contenders[name] = lambda config=config: _loader_speed(shards, bench, config)  # type: ignore[misc]
     return contenders
+
+
+def _ffcv_is_installed(progress: Callable[[str], object]) -> bool:
+    try:
+        import_ffcv()
+    except DataError as error:
+        progress(f"without FFCV: {error}")
+        return False
+    return True
 
 
 def _config(shards: Shards, split: str, bench: LoaderBench, **changes: Any) -> DataConfig:
@@ -161,7 +183,7 @@ def _config(shards: Shards, split: str, bench: LoaderBench, **changes: Any) -> D
     )
 
 
-def _loader_rate(shards: Shards, bench: LoaderBench, config: DataConfig) -> float:
+def _loader_speed(shards: Shards, bench: LoaderBench, config: DataConfig) -> Speed:
     with build_train_loader(
         shards,
         config,
@@ -171,28 +193,38 @@ def _loader_rate(shards: Shards, bench: LoaderBench, config: DataConfig) -> floa
         global_batch=bench.batch_size,
         micro_batch=bench.batch_size,
     ) as loader:
-        return _clips_per_s((len(batch.keys) for batch in loader), bench)
+        return _speed((len(batch.keys) for batch in loader), bench)
 
 
-def _clips_per_s(batches: Iterator[int], bench: LoaderBench) -> float:
-    """Clips per second once the processes have started and their queues are full."""
+def _speed(batches: Iterator[int], bench: LoaderBench) -> Speed:
+    """Of an endless loader, once its processes have started and its queues are full."""
     for _ in itertools.islice(batches, 3 * bench.workers):
         pass
-    count, begin = 0, time.perf_counter()
+    count, begin, cpu = 0, time.perf_counter(), _cpu_s()
     for clips in batches:
         count += clips
         elapsed = time.perf_counter() - begin
         if elapsed > bench.seconds:
-            return count / elapsed
-    raise DataError("the data ended before the measurement; this is a bug of the benchmark")
+            break
+    return Speed(count / elapsed, 1e3 * (_cpu_s() - cpu) / count)
 
 
-def _decode_rate(shards: Shards, bench: LoaderBench, processes: int) -> float:
-    """Clips per second that `processes` decode from memory, without anything else."""
+def _cpu_s() -> float:
+    """CPU seconds of this process and of the loader processes it has now."""
+    processes = [child.pid for child in multiprocessing.active_children()]
+    times = [psutil.Process(pid).cpu_times() for pid in [os.getpid(), *processes]]
+    return float(sum(spent.user + spent.system for spent in times))
+
+
+def _decode_speed(shards: Shards, bench: LoaderBench, processes: int) -> Speed:
+    """What `processes` decode from memory, without anything else."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     with context.Pool(processes, _set_barrier, (barrier,)) as pool:
-        return sum(pool.starmap(_decode_alone, [(shards, bench)] * processes, chunksize=1))
+        speeds = pool.starmap(_decode_alone, [(shards, bench)] * processes, chunksize=1)
+    return Speed(
+        sum(speed.clips_per_s for speed in speeds), statistics.mean(s.cpu_ms for s in speeds)
+    )
 
 
 def _set_barrier(barrier: Any) -> None:
@@ -203,21 +235,21 @@ def _set_barrier(barrier: Any) -> None:
 _barrier: Any = None
 
 
-def _decode_alone(shards: Shards, bench: LoaderBench) -> float:
+def _decode_alone(shards: Shards, bench: LoaderBench) -> Speed:
     torch.set_num_threads(1)
     samples = shards.samples(list(range(min(len(shards), 200))))
     reader = shards.reader()
     videos = [(sample, reader.read(sample)) for sample in samples]
     _decode(*videos[0], bench)
     _barrier.wait()
-    count, begin = 0, time.perf_counter()
+    count, begin, cpu = 0, time.perf_counter(), time.process_time()
     for sample, video in itertools.cycle(videos):
         _decode(sample, video, bench)
         count += 1
         elapsed = time.perf_counter() - begin
         if elapsed > bench.seconds:
             break
-    return count / elapsed
+    return Speed(count / elapsed, 1e3 * (time.process_time() - cpu) / count)
 
 
 def _decode(sample: Sample, video: bytes, bench: LoaderBench) -> Any:
@@ -226,7 +258,7 @@ def _decode(sample: Sample, video: bytes, bench: LoaderBench) -> Any:
     return decode_frames(video, wanted, sample.keyframes)
 
 
-def _webdataset_rate(shards: Shards, bench: LoaderBench) -> float:
+def _webdataset_speed(shards: Shards, bench: LoaderBench) -> Speed:
     """The usual pipeline: shuffled tars, the same decoding and cutting, torch's DataLoader."""
     rows = {sample.key: sample for sample in shards.samples(list(range(len(shards))))}
     names = sorted({sample.shard for sample in rows.values()})
@@ -248,7 +280,7 @@ def _webdataset_rate(shards: Shards, bench: LoaderBench) -> float:
         num_workers=bench.workers,
         multiprocessing_context="forkserver",
     )
-    return _clips_per_s((len(label) for _, label in loader), bench)
+    return _speed((len(label) for _, label in loader), bench)
 
 
 @dataclass(frozen=True)
