@@ -1,6 +1,9 @@
 # Everything a new machine needs: python3 (3.11 or 3.12) with venv, make, and a C++ compiler for the fused scan.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+comma := ,
 BIN := .venv/bin
+# CI runs the tests of the optional packages too; their libraries come from .ci/apt-packages.txt.
+EXTRAS := dev$(if $(filter 1,$(VMP_CI)),$(comma)ffcv$(comma)torchcodec)
 
 .PHONY: demo test lint venv clean
 
@@ -22,7 +25,7 @@ venv: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 clean:
