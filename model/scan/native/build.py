@@ -63,7 +63,9 @@ def _compile(command: list[str], library: Path) -> None:
         unfinished.chmod(0o755)
         unfinished.rename(library)
     except subprocess.CalledProcessError as error:
-        raise BuildError(f"scan: {' '.join(command)} failed: {error.stderr.strip()}") from error
+        lines = error.stderr.strip().splitlines() or [f"status {error.returncode}"]
+        first = next((line for line in lines if "error" in line), lines[0])
+        raise BuildError(f"scan: {' '.join(command)} failed: {first}") from error
     except subprocess.TimeoutExpired as error:
         raise BuildError(f"scan: {command[0]} took more than {_TIMEOUT_S} s") from error
     finally:

@@ -38,7 +38,7 @@ static inline Columns columns_of(int64_t index, int64_t channels, int64_t tokens
 }
 
 // Tokens are far apart in memory and hardware prefetchers stop at page borders.
-constexpr int64_t PREFETCH_TOKENS = 12;
+constexpr int64_t PREFETCH_TOKENS = 32;
 
 static void read_columns(const Tensor3& from, const Columns& at, Tile to) {
     const float* base = from.data + at.sample * from.batch + at.first * from.channel;
