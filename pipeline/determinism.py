@@ -19,4 +19,6 @@ def configure(seed: int, *, deterministic: bool, threads: int | None) -> None:
         # cuBLAS reads this when its handle is made; without it, it picks algorithms by workspace.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # A debugging aid that comes with it: filling every fresh tensor, at half a step's cost.
+        torch.utils.deterministic.fill_uninitialized_memory = False
         torch.backends.cudnn.benchmark = False

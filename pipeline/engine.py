@@ -22,6 +22,7 @@ from pipeline.distributed import World, barrier
 # The phantom-step and precision traps that shaped this list are measured in docs/training.md.
 Precision = Literal["fp32", "bf16"]
 STATE_KEYS = ("param", "exp_avg", "exp_avg_sq")
+_LARGEST_BUCKET = 50_000_000
 
 
 class EngineConfig(BaseModel):
@@ -81,11 +82,16 @@ class Engine:
             model=model,
             optimizer=optimizer,
             dist_init_required=False,
-            config=self._deepspeed_config(micro_batch, accumulation),
+            config=self._deepspeed_config(
+                micro_batch, accumulation, sum(p.numel() for p in model.parameters())
+            ),
         )
         self.module: nn.Module = self._engine.module
 
-    def _deepspeed_config(self, micro_batch: int, accumulation: int) -> dict[str, Any]:
+    def _deepspeed_config(
+        self, micro_batch: int, accumulation: int, num_parameters: int
+    ) -> dict[str, Any]:
+        bucket = min(num_parameters, _LARGEST_BUCKET)
         return {
             "train_batch_size": micro_batch * accumulation * self.world.size,
             "train_micro_batch_size_per_gpu": micro_batch,
@@ -95,6 +101,9 @@ class Engine:
             "zero_optimization": {
                 "stage": self.stage,
                 "overlap_comm": self.world.device.type == "cuda",
+                # The default of 5e8 elements is allocated anew in every step: 2 GB for any model.
+                "reduce_bucket_size": bucket,
+                "allgather_bucket_size": bucket,
                 # Small models: partition every parameter, so that stage 3 is the same at any size.
                 "stage3_param_persistence_threshold": 0,
             },

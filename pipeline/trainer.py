@@ -69,7 +69,8 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train to the end of the schedule or until any rank is asked to stop. Collective.
 
-        Raises NonFiniteError, DataError or CheckpointError on every rank alike.
+        Raises NonFiniteError or CheckpointError on every rank alike. A DataError (too many
+        unreadable samples) rises on the rank that met it; the others lose it and fail.
         """
         while self.progress.step < self.schedule.total_steps:
             self._train_step()
