@@ -1,7 +1,7 @@
 """What sharding costs besides encoding, as the data set grows: planning, one job's start, sealing.
 
 python benchmarks/shard_plan.py                 # 1 thousand to 1 million videos
-python benchmarks/shard_plan.py 10000000        # takes minutes and some 20 GB of memory
+python benchmarks/shard_plan.py 10000000        # takes half an hour and some 7 GB of memory
 
 Listings and records are made up; everything that touches them is the real thing. Files are not
 looked for and nothing is decoded: that part is `vmp bench shard`.
