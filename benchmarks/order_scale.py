@@ -81,8 +81,8 @@ def measure_index(samples: int) -> dict[str, float]:
             before = psutil.Process().memory_full_info().uss
             seconds, shards = timed(open_shards, directory, "train")
             private = psutil.Process().memory_full_info().uss - before
-            rows = np.random.default_rng(0).integers(0, samples, 64)
-            rows_s, _ = timed(shards.samples, rows)
+            rows = np.random.default_rng(0).integers(0, samples, (20, 64))
+            rows_s = np.median([timed(shards.samples, some)[0] for some in rows])
             result = {"again_s": seconds, "private_mb": private / 2**20, "row_us": rows_s / 64e-6}
             os.write(write, json.dumps(result).encode())
             os._exit(0)

@@ -1,0 +1,48 @@
+"""`vmp bench loader` measures every contender on real shards and says what limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.bench import loader as bench
+from pipeline.data.errors import DataError
+
+QUICK = bench.LoaderBench(
+    workers=1, batch_size=2, num_frames=4, img_size=16, rounds=2, seconds=0.2, with_ffcv=False
+)
+
+
+def test_every_contender_is_measured_in_every_round(shard_dir: Path) -> None:
+    said: list[str] = []
+    report = bench.bench_loader(shard_dir, QUICK, progress=said.append)
+    names = [bench.ONE_CORE, "decode only, 1 processes", bench.LOADER, bench.WEBDATASET]
+    assert list(report.speeds) == names
+    assert len(said) == 8
+    for name in names:
+        assert len(report.speeds[name]) == 2
+        assert all(speed.clips_per_s > 0 < speed.cpu_ms for speed in report.speeds[name])
+    assert report.ratio(bench.LOADER, bench.LOADER) == 1
+    text = "\n".join(report.lines())
+    assert all(name in text for name in names)
+    assert "limit: decoding" in text
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """A machine that slows down to a half between the rounds changes no ratio."""
+    speeds = {
+        "a": [bench.Speed(40.0, 25.0), bench.Speed(20.0, 50.0)],
+        "b": [bench.Speed(20.0, 50.0), bench.Speed(10.0, 100.0)],
+    }
+    assert bench.LoaderReport(QUICK, speeds).ratio("a", "b") == 2
+
+
+def test_missing_ffcv_is_said_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> None:
+        raise DataError("FFCV cannot be used here (no cv2)")
+
+    monkeypatch.setattr(bench, "import_ffcv", absent)
+    said: list[str] = []
+    assert not bench._ffcv_is_installed(said.append)
+    assert said == ["without FFCV: FFCV cannot be used here (no cv2)"]
