@@ -5,7 +5,7 @@ BIN := .venv/bin
 # CI runs the tests of the optional packages too; their libraries come from .ci/apt-packages.txt.
 EXTRAS := dev$(if $(filter 1,$(VMP_CI)),$(comma)ffcv$(comma)torchcodec)
 
-.PHONY: demo test lint venv clean
+.PHONY: demo test lint venv clean slurm-dev
 
 demo: venv
 	$(BIN)/vmp demo
@@ -18,6 +18,10 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# A SLURM of three nodes on this machine, until Ctrl-C; prints the SLURM_CONF line to export.
+slurm-dev: venv
+	$(BIN)/python -m tests.slurm.cluster
 
 venv: .venv/.installed
 
