@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.panel import Panel
 
+from data_prep.clip import EncodeSettings
 from data_prep.options import ShardConfig
 from data_prep.shard import shard
 from data_prep.synthetic import SynthOptions, synthesize
@@ -33,7 +34,16 @@ def run_demo(root: Path, overrides: Sequence[str], clips_per_split: Mapping[str,
     annotations = synthesize(videos, SynthOptions(clips_per_split=clips_per_split))
 
     console.rule("2/4  sharding them into WebDataset tars")
-    shard(ShardConfig(format="csv", annotations=annotations, videos=videos, out=str(shards)))
+    # Rendered in the normal form already: kept byte for byte, where videos of your own are encoded.
+    shard(
+        ShardConfig(
+            format="csv",
+            annotations=annotations,
+            videos=videos,
+            out=str(shards),
+            encode=EncodeSettings(copy_suitable=True),
+        )
+    )
 
     console.rule("3/4  training VideoMambaPro through Submitit and DeepSpeed")
     status = launch.submit("demo", overrides, "local", None, 1, None, True)
