@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from data_prep.options import ShardConfig
+    from data_prep.schema import Manifest
 
 app = typer.Typer(
     name="vmp",
@@ -72,6 +76,8 @@ def data_shard(
     clips_per_shard: int = 256,
     copy: Annotated[bool, typer.Option("--copy", help="Keep suitable files as they are.")] = False,
     work: Annotated[Path | None, typer.Option(help="Shared directory, when OUT is a URL.")] = None,
+    cluster: Annotated[Cluster, typer.Option(help="slurm: one array of --jobs jobs.")] = "local",
+    profile: Annotated[Path | None, typer.Option(help="Cluster profile, YAML.")] = None,
 ) -> None:
     """Probe, re-encode and pack videos into sealed WebDataset shards; safe to kill and repeat.
 
@@ -94,9 +100,39 @@ def data_shard(
         encode=EncodeSettings(copy_suitable=copy),
         work=work,
     )
-    manifest = shard(config)
+    manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)
     counts = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
     typer.echo(f"{out}: {len(manifest.classes)} classes; samples: {counts}")
+
+
+def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
+    """Plan here, work in a SLURM array, seal here."""
+    from data_prep.errors import DataError
+    from data_prep.progress import progress_bar
+    from data_prep.seal import seal
+    from data_prep.shard import prepare, sealed
+    from pipeline import exits
+    from slurm.array import run_array
+    from slurm.job import ShardJob
+    from slurm.profile import load_profile
+
+    cluster_profile = load_profile(profile)
+    work = prepare(config)
+    manifest = sealed(work)
+    if manifest is not None:
+        return manifest
+    tasks = [ShardJob(str(work.resolve()))] * config.jobs
+    with progress_bar(work):
+        outcome = run_array(
+            tasks, work / "logs", cluster_profile, name="vmp-shard", announce=typer.echo
+        )
+    try:
+        return seal(work)
+    except DataError as error:
+        if outcome.all_completed:
+            raise
+        typer.echo(f"error: {error} ({outcome})", err=True)
+        sys.exit(exits.FAILED)
 
 
 @data_app.command("verify")
@@ -171,9 +207,12 @@ def train(
     if print_config:
         typer.echo(config.to_yaml(), nl=False)
         return
-    run_dir = rundir.prepare(config)
     from pipeline import spawn
+    from pipeline.assemble import open_data
     from pipeline.train import run
+
+    open_data(config)  # a wrong path or head is said once, here, before any rank starts
+    run_dir = rundir.prepare(config)
 
     ranks = spawn.ranks_here(config.launch)
     one_process = spawn.inside_launcher() or ranks == 1
@@ -191,6 +230,9 @@ def submit(
         int | None, typer.Option(min=0, help="GPUs (and ranks) per node; default: those here.")
     ] = None,
     follow: Annotated[bool, typer.Option(help="Show the log and wait for the end.")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the sbatch text, submit nothing.")
+    ] = False,
 ) -> None:
     """Submit a training run through Submitit; the same command resumes a run that has stopped.
 
@@ -198,7 +240,10 @@ def submit(
     """
     from pipeline import launch
 
-    sys.exit(launch.submit(recipe, overrides or [], cluster, profile, nodes, gpus_per_node, follow))
+    status = launch.submit(
+        recipe, overrides or [], cluster, profile, nodes, gpus_per_node, follow, dry_run
+    )
+    sys.exit(status)
 
 
 @app.command("eval")

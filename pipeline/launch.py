@@ -9,8 +9,10 @@ import torch
 import typer
 
 from pipeline import exits, rundir
+from pipeline.assemble import open_data
 from pipeline.config import RunConfig, load_config
 from slurm import launch
+from slurm.errors import ClusterError
 from slurm.executor import Cluster
 from slurm.profile import load_profile
 
@@ -23,15 +25,26 @@ def submit(
     nodes: int,
     gpus_per_node: int | None,
     follow: bool,
+    dry_run: bool = False,
 ) -> int:
     """Submit a run and, with `follow`, wait for it; returns its exit status.
 
-    Raises ConfigError or ClusterError before anything is submitted.
+    `dry_run` prints what sbatch would get and writes nothing. Raises ConfigError or ClusterError
+    before anything is submitted.
     """
     config = load_config(recipe, overrides)
     cluster_profile = load_profile(profile)
     gpus, ranks = _layout(config, gpus_per_node)
     config.batch_split(nodes * ranks)
+    if dry_run:
+        if cluster != "slurm":
+            raise ClusterError("--dry-run shows the sbatch text: it needs --cluster slurm")
+        text = launch.dry_run(
+            config.run_dir, cluster_profile, nodes=nodes, ranks_per_node=ranks, gpus_per_node=gpus
+        )
+        typer.echo(text, nl=False)
+        return exits.DONE
+    open_data(config)
     run_dir = rundir.prepare(config)
     submission = launch.submit(
         run_dir,
