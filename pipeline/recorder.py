@@ -55,8 +55,8 @@ class Recorder:
             self._samples.write(step, keys)
 
     def mlflow_run_id(self) -> str | None:
-        """Rank 0 only; None while no store has answered."""
-        return self._tracker.run_id
+        """Rank 0 only; None when no store has answered in `tracking.flush_timeout_s`."""
+        return self._tracker.await_run_id()
 
     def close(
         self,

@@ -67,6 +67,7 @@ class Tracker:
         self._queue: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._stored: dict[str, int] | None = None
         self._giving_up = threading.Event()
+        self._connected = threading.Event()
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
         if config.enabled:
             self._thread.start()
@@ -76,6 +77,12 @@ class Tracker:
         """The run's id once the store has given one; the same over all attempts."""
         path = self.run_dir / RUN_ID_FILE
         return path.read_text().strip() if path.exists() else None
+
+    def await_run_id(self) -> str | None:
+        """`run_id`, waiting `flush_timeout_s` for a store that has not answered yet."""
+        if self.config.enabled and self.run_id is None:
+            self._connected.wait(self.config.flush_timeout_s)
+        return self.run_id
 
     def log_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Queue rows of metrics.jsonl; those that the store has already are left out."""
@@ -169,6 +176,7 @@ class Tracker:
             self._stored = {}
         else:
             client.update_run(self.run_id, status="RUNNING")
+        self._connected.set()
         return client
 
     def _send(self, client: Any, items: list[tuple[str, Any]]) -> None:
