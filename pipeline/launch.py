@@ -54,7 +54,7 @@ def submit(
         ranks_per_node=ranks,
         gpus_per_node=gpus,
     )
-    how = "submitted" if submission.job is not None else "already running"
+    how = "submitted" if submission.job is not None else "already submitted"
     typer.echo(f"{how}: job {submission.job_id} ({cluster}), run {run_dir}, log {submission.log}")
     if not follow:
         return exits.DONE

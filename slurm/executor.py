@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, Literal
 
 import submitit
 from submitit.core.utils import FailedJobError, UncompletedJobError
 
+from slurm import queue
 from slurm.errors import ClusterError, JobDiedError
 from slurm.profile import ClusterProfile
 
@@ -78,10 +82,44 @@ def _slurm_parameters(
         "stderr_to_stdout": True,
         "setup": list(profile.setup),
         # srun stopped inheriting --cpus-per-task from sbatch in SLURM 22.05.
-        "srun_args": [f"--cpus-per-task={profile.cpus_per_task}", *profile.srun_args],
+        # srun truncates logs by default: the log of a requeued job must go on, not start again.
+        "srun_args": [
+            f"--cpus-per-task={profile.cpus_per_task}",
+            "--open-mode=append",
+            *profile.srun_args,
+        ],
         "additional_parameters": {"requeue": True, "open_mode": "append", **profile.extra},
         **{key: value for key, value in optional.items() if value is not None},
     }
+
+
+def submit(executor: submitit.Executor, task: Callable[[], int]) -> submitit.Job[int]:
+    """Hand one job to the executor. Raises ClusterError with sbatch's reason."""
+    return submit_array(executor, [task])[0]
+
+
+def submit_array(
+    executor: submitit.Executor, tasks: Sequence[Callable[[], int]]
+) -> list[submitit.Job[int]]:
+    """Hand several jobs to the executor; on SLURM they are one array.
+
+    Raises ClusterError with sbatch's reason.
+    """
+    try:
+        # Submitit prints sbatch's complaint and raises it as well: once is enough.
+        with redirect_stderr(io.StringIO()), executor.batch():
+            jobs: list[submitit.Job[int]] = [executor.submit(task) for task in tasks]
+    except FailedJobError as error:
+        reason = str(error).strip().splitlines()[-1].split("error: ", 1)[-1]
+        raise ClusterError(f"sbatch: {reason}; see the cluster profile") from error
+    return jobs
+
+
+def sbatch_text(executor: submitit.SlurmExecutor) -> str:
+    """The script that `submit` would hand to sbatch."""
+    # Submitit has no public way to see it without submitting.
+    text: str = executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
+    return text
 
 
 def rank_environment() -> dict[str, str]:
@@ -92,6 +130,7 @@ def rank_environment() -> dict[str, str]:
     """
     here = submitit.JobEnvironment()
     local = "SUBMITIT_LOCAL_JOB_ID" in os.environ
+    address = "127.0.0.1" if local else queue.node_address(here.hostnames[0])
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     # A requeued job keeps its id: another port keeps its dead predecessor out of the group.
     port = 20000 + (int(here.job_id.partition("_")[0]) * 17 + restart) % 20000
@@ -100,10 +139,10 @@ def rank_environment() -> dict[str, str]:
         "LOCAL_RANK": str(here.local_rank),
         "WORLD_SIZE": str(here.num_tasks),
         "LOCAL_WORLD_SIZE": str(here.num_tasks // here.num_nodes),
-        "MASTER_ADDR": "127.0.0.1" if local else here.hostnames[0],
+        "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
     }
-    if local:
+    if address in ("127.0.0.1", "localhost"):
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     return environment
 

@@ -12,15 +12,21 @@ from typing import Any
 
 import psutil
 
+from slurm import queue
 from slurm.errors import JobDiedError
-from slurm.executor import Cluster, Job, make_executor, results
+from slurm.executor import Cluster, Job, make_executor, results, sbatch_text
+from slurm.executor import submit as hand_over
 from slurm.follow import LogFollower
 from slurm.job import TrainJob
 from slurm.profile import ClusterProfile
 
 JOB_FILE = "job.json"
-_POLL_S = 0.2
+STATUS_FILE = "status.json"
+"""Written by rank 0, see `pipeline.rundir`."""
+# squeue is a question to the controller that all users share.
+_POLL_S: dict[Cluster, float] = {"local": 0.2, "slurm": 2.0}
 FAILED = 1
+_RESUMES = "the same command resumes from the last committed checkpoint"
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ def submit(
     ranks_per_node: int,
     gpus_per_node: int,
 ) -> Submission:
-    """Hand the run to the executor, unless a job of this machine is running it: then find that one.
+    """Hand the run to the executor, unless a job has it already: then find that one.
 
     Raises ClusterError.
     """
@@ -61,10 +67,29 @@ def submit(
         tasks_per_node=ranks_per_node,
         gpus_per_node=gpus_per_node,
     )
-    job = executor.submit(TrainJob(str(run_dir.resolve())))
+    job = hand_over(executor, TrainJob(str(run_dir.resolve()), profile.max_requeues))
+    # From the last job: it must not be taken for how this one ended.
+    (run_dir / STATUS_FILE).unlink(missing_ok=True)
     submission = Submission(run_dir, cluster, job.job_id, job.paths.stdout, job)
     _remember(submission)
     return submission
+
+
+def dry_run(
+    run_dir: Path, profile: ClusterProfile, *, nodes: int, ranks_per_node: int, gpus_per_node: int
+) -> str:
+    """What `submit` would hand to sbatch; nothing is written. Raises ClusterError."""
+    return sbatch_text(
+        make_executor(
+            "slurm",
+            run_dir / "logs",
+            profile,
+            name=run_dir.name,
+            nodes=nodes,
+            tasks_per_node=ranks_per_node,
+            gpus_per_node=gpus_per_node,
+        )
+    )
 
 
 def wait(submission: Submission, echo: Callable[[str], None]) -> int:
@@ -80,7 +105,7 @@ def wait(submission: Submission, echo: Callable[[str], None]) -> int:
                 echo(line)
             if ended:
                 return _exit_status(submission, echo)
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S[submission.cluster])
         except KeyboardInterrupt:
             echo("stopping: the run saves a checkpoint and ends")
             stop(submission)
@@ -91,19 +116,28 @@ def stop(submission: Submission) -> None:
     if submission.cluster == "local":
         # Submitit's controller passes the signal on to its tasks.
         psutil.Process(int(submission.job_id)).terminate()
-    elif submission.job is not None:
-        submission.job.cancel()
+    else:
+        queue.save_and_stop(submission.job_id)
 
 
 def find_running(run_dir: Path) -> Submission | None:
-    """The local job that is running `run_dir` now, started by this or another process."""
+    """The job that has `run_dir` now, running or in the queue, whoever submitted it."""
+    submission = last_submission(run_dir)
+    return None if submission is None or _has_ended(submission) else submission
+
+
+def last_submission(run_dir: Path) -> Submission | None:
+    """The newest job of a run, ended or not."""
+    record = _recall(run_dir)
+    if record is None:
+        return None
+    return Submission(run_dir, record["cluster"], record["job_id"], Path(record["log"]), None)
+
+
+def _recall(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / JOB_FILE
-    if not path.exists():
-        return None
-    record = json.loads(path.read_text())
-    if record["cluster"] != "local" or not _is_alive(record):
-        return None
-    return Submission(run_dir, "local", record["job_id"], Path(record["log"]), None)
+    record: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return record
 
 
 def _remember(submission: Submission) -> None:
@@ -131,18 +165,27 @@ def _is_alive(record: dict[str, Any]) -> bool:
 
 
 def _has_ended(submission: Submission) -> bool:
+    if submission.cluster == "slurm":
+        return queue.has_ended(submission.job_id)
     if submission.job is not None:
         return bool(submission.job.done())
-    return find_running(submission.run_dir) is None
+    record = _recall(submission.run_dir)
+    return record is None or not _is_alive(record)
 
 
 def _exit_status(submission: Submission, echo: Callable[[str], None]) -> int:
-    """The worst of the ranks; FAILED when one was killed and left nothing."""
-    if submission.job is not None:
+    """The worst of the ranks, or what rank 0 wrote; FAILED when it was killed and left nothing.
+
+    Results of a SLURM job are not read: those of an attempt before a requeue would still be there.
+    """
+    if submission.cluster == "local" and submission.job is not None:
         try:
             return max(results(submission.job), default=FAILED)
         except JobDiedError as error:
-            echo(f"{error}; the same command resumes from the last committed checkpoint")
+            echo(f"{error}; {_RESUMES}")
             return FAILED
-    status = json.loads((submission.run_dir / "status.json").read_text())
+    path = submission.run_dir / STATUS_FILE
+    status = json.loads(path.read_text()) if path.exists() else {}
+    if "exit_status" not in status:
+        echo(f"job {submission.job_id} ended without a word; {_RESUMES}")
     return int(status.get("exit_status", FAILED))

@@ -1,0 +1,59 @@
+"""Equal jobs that share their work through files: submitted as one array, awaited together."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from slurm import queue
+from slurm.executor import make_executor, submit_array
+from slurm.profile import ClusterProfile
+
+_POLL_S = 2.0
+
+
+@dataclass(frozen=True)
+class ArrayOutcome:
+    """How the elements of an array ended."""
+
+    job_id: str
+    states: dict[str, int]
+    """SLURM state -> elements in it."""
+    logs: Path
+
+    @property
+    def all_completed(self) -> bool:
+        return set(self.states) <= {"COMPLETED", queue.FORGOTTEN}
+
+    def __str__(self) -> str:
+        ended = ", ".join(f"{count} {state}" for state, count in self.states.items())
+        return f"job {self.job_id}: {ended}; logs in {self.logs}"
+
+
+def run_array(
+    tasks: Sequence[Callable[[], int]],
+    folder: Path,
+    profile: ClusterProfile,
+    *,
+    name: str,
+    announce: Callable[[str], None],
+) -> ArrayOutcome:
+    """Submit the tasks to SLURM, each as a job of its own on one node, and wait for all.
+
+    Ctrl-C cancels them. Raises ClusterError when sbatch refuses.
+    """
+    executor = make_executor(
+        "slurm", folder, profile, name=name, nodes=1, tasks_per_node=1, gpus_per_node=0
+    )
+    array_id = submit_array(executor, tasks)[0].job_id.partition("_")[0]
+    announce(f"submitted: job {array_id} (slurm), {len(tasks)} elements, logs in {folder}")
+    try:
+        while not queue.has_ended(array_id):
+            time.sleep(_POLL_S)
+    except KeyboardInterrupt:
+        queue.cancel(array_id)
+        raise
+    return ArrayOutcome(array_id, dict(Counter(queue.states(array_id))), folder)
