@@ -148,6 +148,12 @@ class RunConfig(_Section):
 _NOT_IDENTITY = frozenset(
     {
         "batch.max_micro",
+        # Which data it is, the manifest's digest says; where it lies may change.
+        "data.train",
+        "data.val",
+        "data.ffcv_cache",
+        "data.max_bad_samples",
+        "data.verify_reads",
         "data.cache_dir",
         "data.cache_gib",
         "data.decoder",
