@@ -25,6 +25,8 @@ data_app = typer.Typer(no_args_is_help=True, help="Make and inspect shard direct
 app.add_typer(data_app, name="data")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure, each time beside a peer.")
 app.add_typer(bench_app, name="bench")
+jobs_app = typer.Typer(no_args_is_help=True, help="Watch and end submitted runs.")
+app.add_typer(jobs_app, name="jobs")
 
 Recipe = Annotated[str, typer.Argument(help="A .yaml file, or the name of a shipped recipe.")]
 Overrides = Annotated[
@@ -244,6 +246,53 @@ def submit(
         recipe, overrides or [], cluster, profile, nodes, gpus_per_node, follow, dry_run
     )
     sys.exit(status)
+
+
+RunsDir = Annotated[Path, typer.Option("--runs", help="Directory of the runs.")]
+
+
+@jobs_app.command("list")
+def jobs_list(runs: RunsDir = Path("runs")) -> None:
+    """Every run: state, step, loss, last checkpoint, reason of the last stop.
+
+    Example: vmp jobs list --runs runs
+    """
+    from pipeline.jobs import list_jobs
+
+    for row in list_jobs(runs):
+        loss = "-" if row.loss is None else f"{row.loss:.4f}"
+        line = f"{row.name}  {row.state}  job {row.job}  step {row.step}  loss {loss}"
+        typer.echo(f"{line}  checkpoint {row.checkpoint}  {row.reason}".rstrip())
+
+
+@jobs_app.command("logs")
+def jobs_logs(
+    name: Annotated[str, typer.Argument(help="Name of the run.")],
+    runs: RunsDir = Path("runs"),
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+) -> None:
+    """Rank 0's log of the newest job of a run.
+
+    Example: vmp jobs logs demo -f
+    """
+    from pipeline.jobs import print_log
+
+    print_log(runs / name, typer.echo, follow=follow)
+
+
+@jobs_app.command("cancel")
+def jobs_cancel(
+    name: Annotated[str, typer.Argument(help="Name of the run.")],
+    runs: RunsDir = Path("runs"),
+    save: Annotated[bool, typer.Option("--save", help="Commit a checkpoint first.")] = False,
+) -> None:
+    """End the job of a run; the same `vmp submit` goes on later.
+
+    Example: vmp jobs cancel demo --save
+    """
+    from pipeline.jobs import cancel
+
+    typer.echo(cancel(runs / name, save=save))
 
 
 @app.command("eval")

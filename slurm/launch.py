@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,19 @@ def stop(submission: Submission) -> None:
         psutil.Process(int(submission.job_id)).terminate()
     else:
         queue.save_and_stop(submission.job_id)
+
+
+def kill(submission: Submission) -> None:
+    """End the job at once, without a checkpoint. Raises ClusterError when SLURM refuses."""
+    if submission.cluster == "slurm":
+        queue.cancel(submission.job_id)
+        return
+    controller = psutil.Process(int(submission.job_id))
+    processes = [controller, *controller.children(recursive=True)]
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=30)
 
 
 def find_running(run_dir: Path) -> Submission | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import jobs
 from pipeline.metrics import read_metrics
 from pipeline.recorder import read_samples
 from slurm import queue
@@ -113,11 +114,18 @@ def test_a_cancelled_run_stays_down_and_the_same_command_goes_on(
     command = arguments(root, glyph_shards, run_dir.name)
     process = runs.start("submit", *command)
     wait_until(lambda: is_training(run_dir), process)
-    queue.save_and_stop(job_id(run_dir))
+    assert "saves a checkpoint and ends" in jobs.cancel(run_dir, save=True)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output
     assert "is not requeued: it was asked to stay down" in output
     assert show_job(run_dir)["Restarts"] == "0"
+    listed = runs.run("jobs", "list", "--runs", str(root))
+    (line,) = [line for line in listed.splitlines() if line.startswith("cancelled ")]
+    assert f"stopped  job slurm {job_id(run_dir)}  step " in line
+    assert "checkpoint step-000" in line
+    assert "stopping at step" in runs.run("jobs", "logs", run_dir.name, "--runs", str(root))
+    twice = runs.run("jobs", "cancel", run_dir.name, "--runs", str(root), expect=2)
+    assert f"job {job_id(run_dir)} has ended already" in twice
 
     runs.run("submit", *command)
 
@@ -162,7 +170,6 @@ def test_dry_run_prints_what_sbatch_would_get_and_writes_nothing(
     [
         (["--profile", "{tmp}/nowhere.yaml"], "nowhere.yaml: cannot be read: No such file"),
         (["--profile", "{tmp}/wrong.yaml"], "Invalid partition name specified"),
-        (["--nodes", "9"], "sbatch:"),
         (["runs_dir=/proc/nowhere"], "run directory /proc/nowhere/refused: cannot be written"),
     ],
 )

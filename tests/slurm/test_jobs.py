@@ -1,0 +1,63 @@
+"""`vmp jobs` without a cluster: runs of the local executor and runs never submitted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import jobs
+from pipeline.errors import ConfigError
+from slurm import launch
+from slurm.errors import ClusterError
+from tests import runs
+
+pytestmark = pytest.mark.dist
+
+
+def test_a_local_job_is_listed_and_cancelled(tmp_path: Path, glyph_shards: Path) -> None:
+    run_dir = tmp_path / "endless"
+    arguments = runs.overrides(
+        tmp_path,
+        glyph_shards,
+        "endless",
+        schedule__epochs=10_000,
+        launch__ranks_per_node=1,
+        checkpoint__every_steps=5,
+    )
+    # Not through a pipe: the controller inherits it and would keep it open.
+    command = [sys.executable, "-m", "pipeline.cli", "submit", "--no-follow", *arguments]
+    with (tmp_path / "submit.out").open("w") as output:
+        subprocess.run(command, check=True, stdout=output, stderr=output, timeout=120)
+    deadline = time.monotonic() + 120
+    while jobs.list_jobs(tmp_path)[0].checkpoint == "-":
+        assert launch.find_running(run_dir) is not None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (row,) = jobs.list_jobs(tmp_path)
+    assert (row.name, row.state) == ("endless", "running")
+    assert row.job.startswith("local ")
+    assert row.step >= 5
+    assert row.loss is not None
+
+    assert "is cancelled" in jobs.cancel(run_dir, save=False)
+
+    while launch.find_running(run_dir) is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert jobs.list_jobs(tmp_path)[0].state == "lost"
+    shown: list[str] = []
+    jobs.print_log(run_dir, shown.append, follow=False)
+    assert any("step 5 train" in line for line in shown)
+    with pytest.raises(ClusterError, match="has ended already"):
+        jobs.cancel(run_dir, save=True)
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no job of `vmp submit` is known"):
+        jobs.cancel(tmp_path / "nothing", save=True)
+    with pytest.raises(ConfigError, match="not found"):
+        jobs.list_jobs(tmp_path / "nowhere")
