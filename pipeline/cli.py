@@ -1,4 +1,4 @@
-"""`vmp`: the composition root, the only module that may import all four packages.
+"""`vmp`: the composition root; it and its nouns (`cli_*`) alone may import all four packages.
 
 Commands import what they need when they run, so that `vmp --help` answers at once.
 """
@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from data_prep.options import ShardConfig
-    from data_prep.schema import Manifest
+from pipeline import cli_bench, cli_data, cli_jobs
 
 app = typer.Typer(
     name="vmp",
@@ -21,12 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="VideoMambaPro: shard videos, train on SLURM with DeepSpeed, track in MLflow.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Make and inspect shard directories.")
-app.add_typer(data_app, name="data")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure, each time beside a peer.")
-app.add_typer(bench_app, name="bench")
-jobs_app = typer.Typer(no_args_is_help=True, help="Watch and end submitted runs.")
-app.add_typer(jobs_app, name="jobs")
+app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_jobs.app, name="jobs")
+app.add_typer(cli_bench.app, name="bench")
 
 Recipe = Annotated[str, typer.Argument(help="A .yaml file, or the name of a shipped recipe.")]
 Overrides = Annotated[
@@ -46,148 +41,6 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(exits.BAD_INPUT)
-
-
-@data_app.command("synth")
-def data_synth(
-    out: Annotated[Path, typer.Option(help="Directory for the videos and annotations.csv.")],
-    train: Annotated[int, typer.Option(help="Clips of the training split.")] = 6000,
-    val: Annotated[int, typer.Option(help="Clips of the validation split.")] = 800,
-    seed: int = 0,
-) -> None:
-    """Render videos whose class is the motion of a letter.
-
-    Example: vmp data synth --out glyphs
-    """
-    from data_prep.synthetic import SynthOptions, synthesize
-
-    options = SynthOptions(clips_per_split={"train": train, "val": val}, seed=seed)
-    typer.echo(synthesize(out, options))
-
-
-@data_app.command("shard")
-def data_shard(
-    format: Annotated[str, typer.Option(help="csv, folder, kinetics, ssv2, ucf101 or hmdb51.")],
-    videos: Annotated[Path, typer.Option(help="Directory of the videos.")],
-    out: Annotated[str, typer.Option(help="Shard directory to make or complete.")],
-    annotations: Annotated[Path | None, typer.Option(help="Annotation file or directory.")] = None,
-    split: Annotated[str, typer.Option(help="For clips whose annotation names none.")] = "train",
-    jobs: Annotated[int, typer.Option(min=1, help="Jobs that claim shards.")] = 1,
-    max_missing: Annotated[float, typer.Option(help="Share of clips that may be absent.")] = 0.1,
-    fold: Annotated[int, typer.Option(help="Official division of ucf101 and hmdb51.")] = 1,
-    clips_per_shard: int = 256,
-    copy: Annotated[bool, typer.Option("--copy", help="Keep suitable files as they are.")] = False,
-    work: Annotated[Path | None, typer.Option(help="Shared directory, when OUT is a URL.")] = None,
-    cluster: Annotated[Cluster, typer.Option(help="slurm: one array of --jobs jobs.")] = "local",
-    profile: Annotated[Path | None, typer.Option(help="Cluster profile, YAML.")] = None,
-) -> None:
-    """Probe, re-encode and pack videos into sealed WebDataset shards; safe to kill and repeat.
-
-    Example: vmp data shard --format folder --videos my_videos --out shards
-    """
-    from data_prep.clip import EncodeSettings
-    from data_prep.options import ShardConfig
-    from data_prep.shard import shard
-
-    config = ShardConfig(
-        format=format,
-        videos=videos,
-        annotations=annotations,
-        out=out,
-        split=split,
-        jobs=jobs,
-        max_missing=max_missing,
-        fold=fold,
-        clips_per_shard=clips_per_shard,
-        encode=EncodeSettings(copy_suitable=copy),
-        work=work,
-    )
-    manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)
-    counts = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
-    typer.echo(f"{out}: {len(manifest.classes)} classes; samples: {counts}")
-
-
-def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
-    """Plan here, work in a SLURM array, seal here."""
-    from data_prep.errors import DataError
-    from data_prep.progress import progress_bar
-    from data_prep.seal import seal
-    from data_prep.shard import prepare, sealed
-    from pipeline import exits
-    from slurm.array import run_array
-    from slurm.job import ShardJob
-    from slurm.profile import load_profile
-
-    cluster_profile = load_profile(profile)
-    work = prepare(config)
-    manifest = sealed(work)
-    if manifest is not None:
-        return manifest
-    tasks = [ShardJob(str(work.resolve()))] * config.jobs
-    with progress_bar(work):
-        outcome = run_array(
-            tasks, work / "logs", cluster_profile, name="vmp-shard", announce=typer.echo
-        )
-    try:
-        return seal(work)
-    except DataError as error:
-        if outcome.all_completed:
-            raise
-        typer.echo(f"error: {error} ({outcome})", err=True)
-        sys.exit(exits.FAILED)
-
-
-@data_app.command("verify")
-def data_verify(
-    shards: Annotated[str, typer.Argument(help="Shard directory.")],
-    fix: Annotated[bool, typer.Option("--fix", help="Rebuild what is damaged.")] = False,
-) -> None:
-    """Re-read everything the manifest names and prove it; status 1 when something is wrong.
-
-    Example: vmp data verify shards
-    """
-    from data_prep.verify import verify
-
-    found = verify(shards, fix=fix)
-    for name in found.rebuilt:
-        typer.echo(f"rebuilt {name}")
-    for finding in found.findings:
-        typer.echo(finding)
-    state = "unsound" if found.findings else "sound"
-    typer.echo(f"{shards}: {state}; {found.shards} shards, {found.samples} samples")
-    sys.exit(1 if found.findings else 0)
-
-
-@data_app.command("report")
-def data_report(shards: Annotated[str, typer.Argument(help="Shard directory.")]) -> None:
-    """Write a self-contained HTML page about a shard directory.
-
-    Example: vmp data report shards
-    """
-    from data_prep.report import report
-
-    typer.echo(report(shards))
-
-
-@data_app.command("cache")
-def data_cache(
-    shards: Annotated[Path, typer.Argument(help="Shard directory.")],
-    out: Annotated[Path, typer.Option(help="Directory for the .beton files.")],
-    split: str = "train",
-    frames: int = 16,
-    size: int = 224,
-    quality: Annotated[int, typer.Option(help="Of the JPEG frames; 0 keeps raw pixels.")] = 85,
-) -> None:
-    """Decode a split once into an FFCV file, for `data.reader=ffcv`.
-
-    Example: vmp data cache shards --out cache
-    """
-    from pipeline.data.ffcv_cache import CacheOptions, build_cache
-
-    manifest = build_cache(
-        shards, split, out, CacheOptions(frames=frames, size=size, quality=quality)
-    )
-    typer.echo(f"{out / split}.beton: {manifest.model_dump_json(exclude={'source'})}")
 
 
 @app.command()
@@ -246,53 +99,6 @@ def submit(
         recipe, overrides or [], cluster, profile, nodes, gpus_per_node, follow, dry_run
     )
     sys.exit(status)
-
-
-RunsDir = Annotated[Path, typer.Option("--runs", help="Directory of the runs.")]
-
-
-@jobs_app.command("list")
-def jobs_list(runs: RunsDir = Path("runs")) -> None:
-    """Every run: state, step, loss, last checkpoint, reason of the last stop.
-
-    Example: vmp jobs list --runs runs
-    """
-    from pipeline.jobs import list_jobs
-
-    for row in list_jobs(runs):
-        loss = "-" if row.loss is None else f"{row.loss:.4f}"
-        line = f"{row.name}  {row.state}  job {row.job}  step {row.step}  loss {loss}"
-        typer.echo(f"{line}  checkpoint {row.checkpoint}  {row.reason}".rstrip())
-
-
-@jobs_app.command("logs")
-def jobs_logs(
-    name: Annotated[str, typer.Argument(help="Name of the run.")],
-    runs: RunsDir = Path("runs"),
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
-) -> None:
-    """Rank 0's log of the newest job of a run.
-
-    Example: vmp jobs logs demo -f
-    """
-    from pipeline.jobs import print_log
-
-    print_log(runs / name, typer.echo, follow=follow)
-
-
-@jobs_app.command("cancel")
-def jobs_cancel(
-    name: Annotated[str, typer.Argument(help="Name of the run.")],
-    runs: RunsDir = Path("runs"),
-    save: Annotated[bool, typer.Option("--save", help="Commit a checkpoint first.")] = False,
-) -> None:
-    """End the job of a run; the same `vmp submit` goes on later.
-
-    Example: vmp jobs cancel demo --save
-    """
-    from pipeline.jobs import cancel
-
-    typer.echo(cancel(runs / name, save=save))
 
 
 @app.command("eval")
@@ -423,50 +229,6 @@ def ui(
     from pipeline.tracking import serve_ui
 
     sys.exit(serve_ui(runs, port))
-
-
-@bench_app.command("scan")
-def bench_scan(
-    size: Annotated[list[str] | None, typer.Option(help="ti, s or m; may be repeated.")] = None,
-    frames: Annotated[list[int] | None, typer.Option(help="8, 16, 32 or 64.")] = None,
-    dtype: str = "float32",
-    device: str = "cpu",
-) -> None:
-    """The scan of every backend beside its peers: time, memory, bandwidth, exponentials.
-
-    Example: vmp bench scan --size m --frames 8
-    """
-    from pipeline.bench.scan import run
-
-    run(size or ("m",), frames or (8,), dtype=dtype, device=device)
-
-
-@bench_app.command("loader")
-def bench_loader_command(
-    shards: Annotated[Path, typer.Argument(help="Shard directory of prepared clips.")],
-    split: str = "train",
-) -> None:
-    """The loader beside pure decoding, plain webdataset and the FFCV cache.
-
-    Example: vmp bench loader shards
-    """
-    from pipeline.bench.loader import bench_loader
-
-    report = bench_loader(shards, split=split, progress=lambda line: typer.echo(line, err=True))
-    typer.echo("\n".join(report.lines()))
-
-
-@bench_app.command("shard")
-def bench_shard_command(
-    videos: Annotated[Path | None, typer.Option(help="One folder per class.")] = None,
-) -> None:
-    """Sharding beside plain encoding.
-
-    Example: vmp bench shard
-    """
-    from pipeline.bench.shard import ShardBench, bench_shard
-
-    bench_shard(ShardBench(videos=videos))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""`vmp bench`: measure, each time beside a peer in the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Measure, each time beside a peer.")
+
+
+@app.command("scan")
+def bench_scan(
+    size: Annotated[list[str] | None, typer.Option(help="ti, s or m; may be repeated.")] = None,
+    frames: Annotated[list[int] | None, typer.Option(help="8, 16, 32 or 64.")] = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> None:
+    """The scan of every backend beside its peers: time, memory, bandwidth, exponentials.
+
+    Example: vmp bench scan --size m --frames 8
+    """
+    from pipeline.bench.scan import run
+
+    run(size or ("m",), frames or (8,), dtype=dtype, device=device)
+
+
+@app.command("loader")
+def bench_loader_command(
+    shards: Annotated[Path, typer.Argument(help="Shard directory of prepared clips.")],
+    split: str = "train",
+) -> None:
+    """The loader beside pure decoding, plain webdataset and the FFCV cache.
+
+    Example: vmp bench loader shards
+    """
+    from pipeline.bench.loader import bench_loader
+
+    report = bench_loader(shards, split=split, progress=lambda line: typer.echo(line, err=True))
+    typer.echo("\n".join(report.lines()))
+
+
+@app.command("shard")
+def bench_shard_command(
+    videos: Annotated[Path | None, typer.Option(help="One folder per class.")] = None,
+) -> None:
+    """Sharding beside plain encoding.
+
+    Example: vmp bench shard
+    """
+    from pipeline.bench.shard import ShardBench, bench_shard
+
+    bench_shard(ShardBench(videos=videos))

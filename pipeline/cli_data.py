@@ -1,0 +1,159 @@
+"""`vmp data`: make and inspect shard directories."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from data_prep.options import ShardConfig
+    from data_prep.schema import Manifest
+
+app = typer.Typer(no_args_is_help=True, help="Make and inspect shard directories.")
+
+
+@app.command("synth")
+def data_synth(
+    out: Annotated[Path, typer.Option(help="Directory for the videos and annotations.csv.")],
+    train: Annotated[int, typer.Option(help="Clips of the training split.")] = 6000,
+    val: Annotated[int, typer.Option(help="Clips of the validation split.")] = 800,
+    seed: int = 0,
+) -> None:
+    """Render videos whose class is the motion of a letter.
+
+    Example: vmp data synth --out glyphs
+    """
+    from data_prep.synthetic import SynthOptions, synthesize
+
+    options = SynthOptions(clips_per_split={"train": train, "val": val}, seed=seed)
+    typer.echo(synthesize(out, options))
+
+
+@app.command("shard")
+def data_shard(
+    format: Annotated[str, typer.Option(help="csv, folder, kinetics, ssv2, ucf101 or hmdb51.")],
+    videos: Annotated[Path, typer.Option(help="Directory of the videos.")],
+    out: Annotated[str, typer.Option(help="Shard directory to make or complete.")],
+    annotations: Annotated[Path | None, typer.Option(help="Annotation file or directory.")] = None,
+    split: Annotated[str, typer.Option(help="For clips whose annotation names none.")] = "train",
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs that claim shards.")] = 1,
+    max_missing: Annotated[float, typer.Option(help="Share of clips that may be absent.")] = 0.1,
+    fold: Annotated[int, typer.Option(help="Official division of ucf101 and hmdb51.")] = 1,
+    clips_per_shard: int = 256,
+    copy: Annotated[bool, typer.Option("--copy", help="Keep suitable files as they are.")] = False,
+    work: Annotated[Path | None, typer.Option(help="Shared directory, when OUT is a URL.")] = None,
+    cluster: Annotated[
+        Literal["local", "slurm"], typer.Option(help="slurm: one array of --jobs jobs.")
+    ] = "local",
+    profile: Annotated[Path | None, typer.Option(help="Cluster profile, YAML.")] = None,
+) -> None:
+    """Probe, re-encode and pack videos into sealed WebDataset shards; safe to kill and repeat.
+
+    Example: vmp data shard --format folder --videos my_videos --out shards
+    """
+    from data_prep.clip import EncodeSettings
+    from data_prep.options import ShardConfig
+    from data_prep.shard import shard
+
+    config = ShardConfig(
+        format=format,
+        videos=videos,
+        annotations=annotations,
+        out=out,
+        split=split,
+        jobs=jobs,
+        max_missing=max_missing,
+        fold=fold,
+        clips_per_shard=clips_per_shard,
+        encode=EncodeSettings(copy_suitable=copy),
+        work=work,
+    )
+    manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)
+    counts = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
+    typer.echo(f"{out}: {len(manifest.classes)} classes; samples: {counts}")
+
+
+def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
+    """Plan here, work in a SLURM array, seal here."""
+    from data_prep.errors import DataError
+    from data_prep.progress import progress_bar
+    from data_prep.seal import seal
+    from data_prep.shard import prepare, sealed
+    from pipeline import exits
+    from slurm.array import run_array
+    from slurm.job import ShardJob
+    from slurm.profile import load_profile
+
+    cluster_profile = load_profile(profile)
+    work = prepare(config)
+    manifest = sealed(work)
+    if manifest is not None:
+        return manifest
+    tasks = [ShardJob(str(work.resolve()))] * config.jobs
+    with progress_bar(work):
+        outcome = run_array(
+            tasks, work / "logs", cluster_profile, name="vmp-shard", announce=typer.echo
+        )
+    try:
+        return seal(work)
+    except DataError as error:
+        if outcome.all_completed:
+            raise
+        typer.echo(f"error: {error} ({outcome})", err=True)
+        sys.exit(exits.FAILED)
+
+
+@app.command("verify")
+def data_verify(
+    shards: Annotated[str, typer.Argument(help="Shard directory.")],
+    fix: Annotated[bool, typer.Option("--fix", help="Rebuild what is damaged.")] = False,
+) -> None:
+    """Re-read everything the manifest names and prove it; status 1 when something is wrong.
+
+    Example: vmp data verify shards
+    """
+    from data_prep.verify import verify
+
+    found = verify(shards, fix=fix)
+    for name in found.rebuilt:
+        typer.echo(f"rebuilt {name}")
+    for finding in found.findings:
+        typer.echo(finding)
+    state = "unsound" if found.findings else "sound"
+    typer.echo(f"{shards}: {state}; {found.shards} shards, {found.samples} samples")
+    sys.exit(1 if found.findings else 0)
+
+
+@app.command("report")
+def data_report(shards: Annotated[str, typer.Argument(help="Shard directory.")]) -> None:
+    """Write a self-contained HTML page about a shard directory.
+
+    Example: vmp data report shards
+    """
+    from data_prep.report import report
+
+    typer.echo(report(shards))
+
+
+@app.command("cache")
+def data_cache(
+    shards: Annotated[Path, typer.Argument(help="Shard directory.")],
+    out: Annotated[Path, typer.Option(help="Directory for the .beton files.")],
+    split: str = "train",
+    frames: int = 16,
+    size: int = 224,
+    quality: Annotated[int, typer.Option(help="Of the JPEG frames; 0 keeps raw pixels.")] = 85,
+) -> None:
+    """Decode a split once into an FFCV file, for `data.reader=ffcv`.
+
+    Example: vmp data cache shards --out cache
+    """
+    from pipeline.data.ffcv_cache import CacheOptions, build_cache
+
+    manifest = build_cache(
+        shards, split, out, CacheOptions(frames=frames, size=size, quality=quality)
+    )
+    typer.echo(f"{out / split}.beton: {manifest.model_dump_json(exclude={'source'})}")
