@@ -18,8 +18,11 @@ from pipeline.trainer import Outcome, Trainer
 logger = logging.getLogger(__name__)
 
 
-def train(run_dir: Path) -> Outcome:
-    """Train, or go on training, the run of a prepared directory. Collective: call on every rank."""
+def train(run_dir: Path) -> tuple[Outcome, str]:
+    """Train, or go on training, the run of a prepared directory. Collective: call on every rank.
+
+    Returns how it ended and, when this rank was asked to stop, by what.
+    """
     config = rundir.read_config(run_dir)
     with Stopper(config.stop) as stopper, ExitStack() as stack:
         world = distributed.join(timeout_s=config.engine.init_timeout_s)
@@ -30,7 +33,7 @@ def train(run_dir: Path) -> Outcome:
         outcome = trainer.fit()
         if outcome is Outcome.FINISHED and world.is_main:
             write_summary(trainer, run_dir)
-        return outcome
+        return outcome, stopper.reason or ""
 
 
 def write_summary(trainer: Trainer, run_dir: Path) -> None:
@@ -58,7 +61,7 @@ def run(run_dir: Path) -> int:
     if main:
         rundir.write_status(run_dir, "running")
     try:
-        outcome = train(run_dir)
+        outcome, reason = train(run_dir)
     except exits.USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return _end(run_dir, main, "failed", exits.BAD_INPUT, str(error))
@@ -66,7 +69,7 @@ def run(run_dir: Path) -> int:
         traceback.print_exc()
         return _end(run_dir, main, "failed", exits.FAILED, f"{type(error).__name__}: {error}")
     if outcome is Outcome.STOPPED:
-        return _end(run_dir, main, "stopped", exits.RESUMABLE, "asked to stop")
+        return _end(run_dir, main, "stopped", exits.RESUMABLE, reason or "another rank was asked")
     return _end(run_dir, main, "finished", exits.DONE, "")
 
 
