@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,7 @@ def frame_decoder(name: str) -> Decoder:
 
 
 @dataclass(frozen=True)
-class ClipMaker:
+class ClipMaker(ABC):
     """Common to training and evaluation clips: (V, 3, T, S, S) uint8 per sample."""
 
     reader: ShardReader
@@ -46,15 +47,16 @@ class ClipMaker:
     seed: int
 
     @property
+    @abstractmethod
     def num_views(self) -> int:
-        raise NotImplementedError
+        """V: views made of each sample."""
 
+    @abstractmethod
     def make(self, slot: Slot, sample: Sample, out: Tensor) -> None:
         """Write all views of one sample to `out`: (V, 3, T, S, S) uint8.
 
         Raises SampleError or OSError when it cannot be read.
         """
-        raise NotImplementedError
 
     def decode(self, sample: Sample, wanted: NDArray[np.int64]) -> Frames:
         """These frames of the sample: (len(wanted), H, W, 3) uint8."""
