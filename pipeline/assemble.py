@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from model import VideoMamba, create_model, from_pretrained
-from pipeline import determinism, distributed, rundir
+from pipeline import determinism, distributed
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.load import newest_valid, read_full_state, read_weights
 from pipeline.checkpoint.save import CheckpointSaver
@@ -16,11 +16,12 @@ from pipeline.data import EvalLoader, Shards, build_eval_loader, build_train_loa
 from pipeline.distributed import World
 from pipeline.engine import Engine
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.guard import NonFiniteGuard
+from pipeline.health.guard import NonFiniteGuard
+from pipeline.health.stopping import Stopper
 from pipeline.optim import build_adamw, parameter_groups
-from pipeline.recorder import Recorder
+from pipeline.record import rundir
+from pipeline.record.recorder import Recorder
 from pipeline.schedule import Schedule
-from pipeline.stopping import Stopper
 from pipeline.task import ClassificationTask
 from pipeline.trainer import Progress, Trainer
 

@@ -1,4 +1,4 @@
-"""`vmp`: the composition root; it and its nouns (`cli_*`) alone may import all four packages.
+"""`vmp`: the composition root; it and its `commands` alone may import all four packages.
 
 Commands import what they need when they run, so that `vmp --help` answers at once.
 """
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline import cli_bench, cli_data, cli_jobs
+from pipeline.commands import bench, data, jobs
 
 app = typer.Typer(
     name="vmp",
@@ -19,9 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="VideoMambaPro: shard videos, train on SLURM with DeepSpeed, track in MLflow.",
 )
-app.add_typer(cli_data.app, name="data")
-app.add_typer(cli_jobs.app, name="jobs")
-app.add_typer(cli_bench.app, name="bench")
+app.add_typer(data.app, name="data")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(bench.app, name="bench")
 
 Recipe = Annotated[str, typer.Argument(help="A .yaml file, or the name of a shipped recipe.")]
 Overrides = Annotated[
@@ -55,8 +55,8 @@ def train(
 
     Example: vmp train demo optim.lr=1e-3
     """
-    from pipeline import rundir
     from pipeline.config import load_config
+    from pipeline.record import rundir
 
     config = load_config(recipe, overrides or [])
     if print_config:
@@ -93,9 +93,9 @@ def submit(
 
     Example: vmp submit demo --cluster local
     """
-    from pipeline import launch
+    from pipeline.commands.submit import submit_run
 
-    status = launch.submit(
+    status = submit_run(
         recipe, overrides or [], cluster, profile, nodes, gpus_per_node, follow, dry_run
     )
     sys.exit(status)
@@ -184,8 +184,8 @@ def plan(
 
     Example: vmp plan k400_m16_f16 --world 16
     """
+    from pipeline.commands.plan import print_plan
     from pipeline.config import load_config
-    from pipeline.estimate import print_plan
 
     print_plan(load_config(recipe, overrides or []), world)
 
@@ -196,7 +196,7 @@ def doctor() -> None:
 
     Example: vmp doctor
     """
-    from pipeline.doctor import examine
+    from pipeline.commands.doctor import examine
 
     sys.exit(examine())
 
@@ -212,7 +212,7 @@ def demo(
 
     Example: vmp demo
     """
-    from pipeline.demo import run_demo
+    from pipeline.commands.demo import run_demo
 
     sys.exit(run_demo(root, overrides or [], {"train": train_clips, "val": val_clips}))
 

@@ -20,10 +20,10 @@ from pipeline.data.config import DataConfig
 from pipeline.engine import EngineConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluate import EvalConfig
-from pipeline.guard import GuardConfig
+from pipeline.health.guard import GuardConfig
+from pipeline.health.stopping import StopConfig
 from pipeline.optim import OptimConfig
 from pipeline.schedule import ScheduleConfig
-from pipeline.stopping import StopConfig
 from pipeline.task import LossConfig
 from pipeline.tracking import TrackingConfig
 

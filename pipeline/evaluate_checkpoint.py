@@ -9,7 +9,6 @@ import torch
 import yaml
 
 from model import VideoMamba, create_model
-from pipeline import rundir
 from pipeline.assemble import evaluation_loader
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.load import newest_valid, read_weights
@@ -18,6 +17,7 @@ from pipeline.data import open_shards
 from pipeline.engine import resolve_precision
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluate import EvalResult, evaluate
+from pipeline.record import rundir
 
 
 def find_checkpoint(path: Path) -> Path:

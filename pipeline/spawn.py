@@ -10,8 +10,9 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from pipeline import exits, rundir
+from pipeline import exits
 from pipeline.config import LaunchConfig as Launch
+from pipeline.record import rundir
 
 
 def ranks_here(launch: Launch) -> int:

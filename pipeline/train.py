@@ -8,11 +8,12 @@ import traceback
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline import distributed, exits, rundir
+from pipeline import distributed, exits
 from pipeline.assemble import assemble
 from pipeline.checkpoint import durable
 from pipeline.distributed import World
-from pipeline.stopping import Stopper
+from pipeline.health.stopping import Stopper
+from pipeline.record import rundir
 from pipeline.trainer import Outcome, Trainer
 
 logger = logging.getLogger(__name__)

@@ -14,11 +14,11 @@ from pipeline.data import EvalLoader, TrainLoader
 from pipeline.distributed import World, any_rank
 from pipeline.engine import Engine
 from pipeline.evaluate import evaluate
-from pipeline.guard import NonFiniteGuard
-from pipeline.meters import Meters
-from pipeline.recorder import Recorder
+from pipeline.health.guard import NonFiniteGuard
+from pipeline.health.stopping import Stopper
+from pipeline.record.meters import Meters
+from pipeline.record.recorder import Recorder
 from pipeline.schedule import Schedule
-from pipeline.stopping import Stopper
 from pipeline.task import ClassificationTask
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from slurm import queue
 
 logger = logging.getLogger(__name__)
 
-# What SLURM and `slurm.queue.save_and_stop` send; `pipeline.stopping` takes over during training.
+# What SLURM and `slurm.queue.save_and_stop` send; `health.stopping` takes over during training.
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 # sysexits' "temporary failure, try again": stopped early with a committed checkpoint.
 _RESUMABLE = os.EX_TEMPFAIL

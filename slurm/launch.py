@@ -23,7 +23,7 @@ from slurm.profile import ClusterProfile
 
 JOB_FILE = "job.json"
 STATUS_FILE = "status.json"
-"""Written by rank 0, see `pipeline.rundir`."""
+"""Written by rank 0, see `pipeline.record.rundir`."""
 # squeue is a question to the controller that all users share.
 _POLL_S: dict[Cluster, float] = {"local": 0.2, "slurm": 2.0}
 FAILED = 1

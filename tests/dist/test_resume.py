@@ -12,8 +12,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.checkpoint import layout
-from pipeline.metrics import read_metrics
-from pipeline.recorder import read_samples
+from pipeline.record.metrics import read_metrics
+from pipeline.record.recorder import read_samples
 from tests import runs
 
 pytestmark = pytest.mark.dist

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import jobs
+from pipeline.commands import watch as jobs
 from pipeline.errors import ConfigError
 from slurm import launch
 from slurm.errors import ClusterError

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import jobs
-from pipeline.metrics import read_metrics
-from pipeline.recorder import read_samples
+from pipeline.commands import watch as jobs
+from pipeline.record.metrics import read_metrics
+from pipeline.record.recorder import read_samples
 from slurm import queue
 from tests import runs
 

@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 from types import TracebackType
 
-from pipeline import rundir
 from pipeline.checkpoint import durable
 from pipeline.config import RunConfig, flatten
 from pipeline.distributed import World, from_main
-from pipeline.metrics import MetricsLog, read_metrics
+from pipeline.record import rundir
+from pipeline.record.metrics import MetricsLog, read_metrics
 from pipeline.tracking import Tracker
 
 logger = logging.getLogger(__name__)

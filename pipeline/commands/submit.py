@@ -8,16 +8,17 @@ from pathlib import Path
 import torch
 import typer
 
-from pipeline import exits, rundir
+from pipeline import exits
 from pipeline.assemble import open_data
 from pipeline.config import RunConfig, load_config
+from pipeline.record import rundir
 from slurm import launch
 from slurm.errors import ClusterError
 from slurm.executor import Cluster
 from slurm.profile import load_profile
 
 
-def submit(
+def submit_run(
     recipe: str,
     overrides: Sequence[str],
     cluster: Cluster,

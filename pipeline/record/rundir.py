@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from pipeline import provenance
 from pipeline.checkpoint import durable
 from pipeline.config import RunConfig, build_config, config_difference
 from pipeline.errors import ConfigError
+from pipeline.record import provenance
 
 CONFIG_FILE = "config.yaml"
 PROVENANCE_FILE = "provenance.json"

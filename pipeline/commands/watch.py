@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import rundir
 from pipeline.checkpoint import layout
 from pipeline.errors import ConfigError
-from pipeline.metrics import METRICS_FILE, read_metrics
+from pipeline.record import rundir
+from pipeline.record.metrics import METRICS_FILE, read_metrics
 from slurm import launch, queue
 from slurm.errors import ClusterError
 from slurm.follow import LogFollower

@@ -18,7 +18,7 @@ def jobs_list(runs: RunsDir = Path("runs")) -> None:
 
     Example: vmp jobs list --runs runs
     """
-    from pipeline.jobs import list_jobs
+    from pipeline.commands.watch import list_jobs
 
     for row in list_jobs(runs):
         loss = "-" if row.loss is None else f"{row.loss:.4f}"
@@ -36,7 +36,7 @@ def jobs_logs(
 
     Example: vmp jobs logs demo -f
     """
-    from pipeline.jobs import print_log
+    from pipeline.commands.watch import print_log
 
     print_log(runs / name, typer.echo, follow=follow)
 
@@ -51,6 +51,6 @@ def jobs_cancel(
 
     Example: vmp jobs cancel demo --save
     """
-    from pipeline.jobs import cancel
+    from pipeline.commands.watch import cancel
 
     typer.echo(cancel(runs / name, save=save))
