@@ -60,9 +60,9 @@ def join(*, timeout_s: float) -> World:
     return World(rank, size, local_rank, device)
 
 
-def is_main_by_environment() -> bool:
-    """Will this process be rank 0? Answers before `join` and after a failure in it."""
-    return os.environ.get("RANK", "0") == "0"
+def rank_by_environment() -> int:
+    """The rank that this process will have. Answers before `join` and after a failure in it."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _select_device(local_rank: int) -> torch.device:
@@ -118,6 +118,15 @@ def from_main(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_all_ranks(value: T) -> list[T]:
+    """The values of all ranks, in their order, on every rank. Collective."""
+    if _alone():
+        return [value]
+    values: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return cast(list[T], values)
 
 
 def on_main(decide: Callable[[], T]) -> T:

@@ -11,3 +11,11 @@ class CheckpointError(ValueError):
 
 class NonFiniteError(RuntimeError):
     """Loss or gradients became NaN or infinite and the tolerance of `guard` is spent."""
+
+
+class NodeFaultError(RuntimeError):
+    """This node cannot be trusted with the run: a preflight check failed or a device is gone."""
+
+
+class HangError(RuntimeError):
+    """No training step was completed for `health.hang_timeout_s`."""

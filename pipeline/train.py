@@ -12,20 +12,23 @@ from pipeline import distributed, exits
 from pipeline.assemble import assemble
 from pipeline.checkpoint import durable
 from pipeline.distributed import World
-from pipeline.health.stopping import Stopper
+from pipeline.health.failure import StopClass, record_failure
+from pipeline.health.stopping import Stop, Stopper
 from pipeline.record import rundir
 from pipeline.trainer import Outcome, Trainer
 
 logger = logging.getLogger(__name__)
 
 
-def train(run_dir: Path) -> tuple[Outcome, str]:
+def train(run_dir: Path, deadline: float | None = None) -> tuple[Outcome, Stop | None]:
     """Train, or go on training, the run of a prepared directory. Collective: call on every rank.
 
-    Returns how it ended and, when this rank was asked to stop, by what.
+    Args:
+        deadline: when to stop and save, in seconds since the epoch; null = never.
+    Returns how it ended and, when it was stopped, why.
     """
     config = rundir.read_config(run_dir)
-    with Stopper(config.stop) as stopper, ExitStack() as stack:
+    with Stopper(config.stop, deadline) as stopper, ExitStack() as stack:
         world = distributed.join(timeout_s=config.engine.init_timeout_s)
         stack.callback(distributed.leave)
         _log_to_stderr(world)
@@ -34,7 +37,7 @@ def train(run_dir: Path) -> tuple[Outcome, str]:
         outcome = trainer.fit()
         if outcome is Outcome.FINISHED and world.is_main:
             write_summary(trainer, run_dir)
-        return outcome, stopper.reason or ""
+        return outcome, trainer.stopped_by
 
 
 def write_summary(trainer: Trainer, run_dir: Path) -> None:
@@ -56,27 +59,40 @@ def write_summary(trainer: Trainer, run_dir: Path) -> None:
     )
 
 
-def run(run_dir: Path) -> int:
+def run(run_dir: Path, deadline: float | None = None) -> int:
     """`train` as an exit status; rank 0 leaves the state of the run in status.json."""
-    main = distributed.is_main_by_environment()
-    if main:
+    rank = distributed.rank_by_environment()
+    if rank == 0:
         rundir.write_status(run_dir, "running")
     try:
-        outcome, reason = train(run_dir)
-    except exits.USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return _end(run_dir, main, "failed", exits.BAD_INPUT, str(error))
+        outcome, stop = train(run_dir, deadline)
     except Exception as error:  # the boundary of the process: report, then fail
-        traceback.print_exc()
-        return _end(run_dir, main, "failed", exits.FAILED, f"{type(error).__name__}: {error}")
+        bad_input = isinstance(error, exits.USER_ERRORS)
+        if bad_input:
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        failure = record_failure(run_dir, rank, error)
+        end = Stop(failure.stop_class, str(error) if bad_input else str(failure))
+        return _end(run_dir, rank, "failed", exits.BAD_INPUT if bad_input else exits.FAILED, end)
     if outcome is Outcome.STOPPED:
-        return _end(run_dir, main, "stopped", exits.RESUMABLE, reason or "another rank was asked")
-    return _end(run_dir, main, "finished", exits.DONE, "")
+        return _end(run_dir, rank, "stopped", exits.RESUMABLE, stop)
+    return _end(run_dir, rank, "finished", exits.DONE, Stop(StopClass.FINISHED, ""))
 
 
-def _end(run_dir: Path, main: bool, state: str, status: int, reason: str) -> int:
-    if main:
-        rundir.write_status(run_dir, state, exit_status=status, reason=reason)
+def _end(run_dir: Path, rank: int, state: str, status: int, stop: Stop | None) -> int:
+    if rank == 0:
+        stop = stop or Stop(StopClass.PREEMPTED, "")
+        try:
+            rundir.write_status(
+                run_dir,
+                state,
+                exit_status=status,
+                stop_class=stop.stop_class.value,
+                reason=stop.reason,
+            )
+        except OSError:  # a full disk may be what ended the run: the log and the status have it
+            traceback.print_exc()
     return status
 
 

@@ -11,11 +11,12 @@ from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.config import RunConfig
 from pipeline.data import EvalLoader, TrainLoader
-from pipeline.distributed import World, any_rank
+from pipeline.distributed import World, any_rank, from_all_ranks
 from pipeline.engine import Engine
 from pipeline.evaluate import evaluate
+from pipeline.health.failure import StopClass
 from pipeline.health.guard import NonFiniteGuard
-from pipeline.health.stopping import Stopper
+from pipeline.health.stopping import Stop, Stopper
 from pipeline.record.meters import Meters
 from pipeline.record.recorder import Recorder
 from pipeline.schedule import Schedule
@@ -65,6 +66,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self._meters = Meters(self.world.device)
         self._attempt_started = time.monotonic()
+        self.stopped_by: Stop | None = None
 
     def fit(self) -> Outcome:
         """Train to the end of the schedule or until any rank is asked to stop. Collective.
@@ -132,11 +134,17 @@ class Trainer:
         self.progress.saved_step = self.progress.step
 
     def _stop_early(self) -> Outcome:
-        reason = self.stopper.reason or "another rank was asked to stop"
-        logger.warning("stopping at step %d: %s", self.progress.step, reason)
+        self.stopped_by = self._why()
+        logger.warning("stopping at step %d: %s", self.progress.step, self.stopped_by.reason)
         self._save()
         self.saver.finish()
+        self.recorder.note_stop(self.stopped_by)
         return Outcome.STOPPED
+
+    def _why(self) -> Stop:
+        """What stopped the run, the same on every rank. Collective."""
+        asked = [stop for stop in from_all_ranks(self.stopper.stop) if stop is not None]
+        return asked[0] if asked else Stop(StopClass.DISK_FULL, "a checkpoint failed")
 
     def state(self) -> RunState:
         """What a checkpoint of this moment records beside the tensors."""

@@ -7,21 +7,25 @@ only then renames the directory and writes the marker.
 
 from __future__ import annotations
 
+import errno
 import logging
+import re
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from pipeline.checkpoint import durable, layout
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.retention import prune
-from pipeline.distributed import World, any_rank, barrier
+from pipeline.distributed import World, any_rank, barrier, from_all_ranks
 from pipeline.engine import Engine
 from pipeline.errors import CheckpointError
 
@@ -76,10 +80,12 @@ class CheckpointSaver:
             self._thread.join()
             self._thread = None
         if any_rank(self.failed):
-            error, self._error = self._error, None
-            reason = f"rank {self.world.rank}: {error}" if error else "another rank failed"
+            rank, error = next(
+                (rank, error) for rank, error in enumerate(from_all_ranks(self._error)) if error
+            )
+            self._error = None
             raise CheckpointError(
-                f"cannot write a checkpoint under {self.root}: {reason}; "
+                f"cannot write a checkpoint under {self.root}: rank {rank}: {error}; "
                 "older checkpoints are intact; free space or fix the path and resume"
             ) from error
 
@@ -87,7 +93,7 @@ class CheckpointSaver:
         def run() -> None:
             try:
                 work()
-            except (OSError, RuntimeError, CheckpointError) as error:
+            except Exception as error:
                 # Raised to the training loop by `finish`, which every rank enters together.
                 logger.error("checkpoint write failed: %s", error)
                 self._error = error
@@ -102,7 +108,8 @@ class CheckpointSaver:
         try:
             self._write_shard(staging, name, tensors)
         except (OSError, RuntimeError):
-            (staging / f"{name}.failed").touch()  # so that rank 0 need not wait for the time-out
+            with suppress(OSError):  # so that rank 0 need not wait for the time-out
+                (staging / f"{name}.failed").touch()
             raise
         if self.world.is_main:
             durable.write_text(staging / layout.STATE_FILE, state.model_dump_json(indent=1))
@@ -113,7 +120,11 @@ class CheckpointSaver:
     @staticmethod
     def _write_shard(staging: Path, name: str, tensors: dict[str, torch.Tensor]) -> None:
         shard = staging / f"{name}.safetensors"
-        save_file(tensors, shard)
+        try:
+            save_file(tensors, shard)
+        except SafetensorError as error:  # hides the errno, which says whether the disk is full
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
         durable.sync_file(shard)
         durable.write_json(staging / f"{name}.json", _fingerprint(shard))
 

@@ -9,11 +9,16 @@ from __future__ import annotations
 import signal
 import time
 from types import FrameType
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.health.failure import StopClass
+
 # USR2: Submitit's time-out and preemption signal. TERM: what clusters without a user signal send.
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+# SLURM sends the signal that announces the time limit up to a minute early.
+_EARLY_S = 75.0
 
 
 class StopConfig(BaseModel):
@@ -23,12 +28,22 @@ class StopConfig(BaseModel):
     """Stop and save after this many seconds, well before the scheduler would kill the job."""
 
 
+class Stop(NamedTuple):
+    """Why a run ended early."""
+
+    stop_class: StopClass
+    reason: str
+
+
 class Stopper:
     """Remembers why this rank was asked to stop. Use as a context manager around training."""
 
-    def __init__(self, config: StopConfig) -> None:
-        self.reason: str | None = None
-        self._deadline = None if config.after_s is None else time.monotonic() + config.after_s
+    def __init__(self, config: StopConfig, deadline: float | None = None) -> None:
+        """`deadline`: seconds since the epoch at which the run must begin to save."""
+        self.stop: Stop | None = None
+        self._after_s = config.after_s
+        self._started = time.monotonic()
+        self._deadline = deadline
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> Stopper:
@@ -41,11 +56,22 @@ class Stopper:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.reason = self.reason or f"signal {signal.Signals(number).name}"
+        if self.stop is not None:
+            return
+        if number == signal.SIGINT:
+            kind = StopClass.CANCELLED
+        elif self._deadline is not None and time.time() > self._deadline - _EARLY_S:
+            kind = StopClass.TIME_LIMIT
+        else:
+            kind = StopClass.PREEMPTED
+        self.stop = Stop(kind, f"signal {signal.Signals(number).name}")
 
     @property
     def requested(self) -> bool:
         """Does this rank want to stop? The others may not know yet."""
-        if self.reason is None and self._deadline is not None and time.monotonic() > self._deadline:
-            self.reason = "time limit stop.after_s"
-        return self.reason is not None
+        if self.stop is None and self._deadline is not None and time.time() > self._deadline:
+            self.stop = Stop(StopClass.TIME_LIMIT, "the job's time limit is near")
+        ran_s = time.monotonic() - self._started
+        if self.stop is None and self._after_s is not None and ran_s > self._after_s:
+            self.stop = Stop(StopClass.TIME_LIMIT, "time limit stop.after_s")
+        return self.stop is not None

@@ -9,11 +9,15 @@ from types import TracebackType
 from pipeline.checkpoint import durable
 from pipeline.config import RunConfig, flatten
 from pipeline.distributed import World, from_main
+from pipeline.health.failure import classify
+from pipeline.health.stopping import Stop
 from pipeline.record import rundir
 from pipeline.record.metrics import MetricsLog, read_metrics
 from pipeline.tracking import Tracker
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_TAG = 5000
 
 
 class Recorder:
@@ -54,6 +58,12 @@ class Recorder:
         if self._samples is not None:
             self._samples.write(step, keys)
 
+    def note_stop(self, stop: Stop) -> None:
+        """Why the attempt ends early, as tags of the MLflow run."""
+        if self._rows is not None:
+            self._tracker.set_tag("stop.class", stop.stop_class.value)
+            self._tracker.set_tag("stop.reason", stop.reason[:_LONGEST_TAG])
+
     def mlflow_run_id(self) -> str | None:
         """Rank 0 only; None when no store has answered in `tracking.flush_timeout_s`."""
         return self._tracker.await_run_id()
@@ -69,6 +79,8 @@ class Recorder:
             self._samples.close()
         if self._rows is None:
             return
+        if error is not None:
+            self.note_stop(Stop(classify(error), " ".join(str(error).split())))
         self._rows.close()
         summary = self._run_dir / rundir.SUMMARY_FILE
         if kind is None and summary.exists():
