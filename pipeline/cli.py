@@ -88,16 +88,41 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the sbatch text, submit nothing.")
     ] = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="section.field=value,value,...: a run for every combination, one array."),
+    ] = None,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Runs of a sweep at the same time.")
+    ] = None,
+    first: Annotated[
+        str | None, typer.Option(help="A vmp command whose job must succeed before training.")
+    ] = None,
+    then: Annotated[
+        str | None, typer.Option(help="A vmp command whose job follows a finished training.")
+    ] = None,
+    after: Annotated[str | None, typer.Option(help="Id of a job that must succeed first.")] = None,
 ) -> None:
     """Submit a training run through Submitit; the same command resumes a run that has stopped.
 
-    Example: vmp submit demo --cluster local
+    Example: vmp submit k400_m16_f16 --cluster slurm --nodes 4 --gpus-per-node 8 --sweep seed=0,1
     """
-    from pipeline.commands.submit import submit_run
+    from pipeline.commands.submit import Order, submit_run
 
-    status = submit_run(
-        recipe, overrides or [], cluster, profile, nodes, gpus_per_node, follow, dry_run
+    order = Order(
+        cluster=cluster,
+        profile=profile,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        follow=follow,
+        dry_run=dry_run,
+        sweep=sweep or [],
+        parallel=parallel,
+        first=first,
+        then=then,
+        after=after,
     )
+    status = submit_run(recipe, overrides or [], order)
     sys.exit(status)
 
 

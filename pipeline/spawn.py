@@ -12,7 +12,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline import exits
 from pipeline.config import LaunchConfig as Launch
-from pipeline.record import rundir
+from pipeline.record import aftermath, rundir
 
 
 def ranks_here(launch: Launch) -> int:
@@ -42,7 +42,8 @@ def run_ranks(run_dir: Path, ranks: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "pipeline.train", str(run_dir))
     except (ChildFailedError, SignalException):
-        # The ranks have said what happened; rank 0 left the status of the run.
+        # Rank 0 left the status of the run, but another rank's failure may be behind its own.
+        print(f"run {run_dir} ended: {aftermath.explain(run_dir)}", file=sys.stderr)
         status = rundir.read_status(run_dir)
         return int(status.get("exit_status", exits.FAILED))
     return exits.DONE

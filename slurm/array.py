@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm import queue
+from slurm import queue, snapshot
 from slurm.executor import make_executor, submit_array
 from slurm.profile import ClusterProfile
+from slurm.record import Resources
 
 _POLL_S = 2.0
+_CPUS = 4
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ def run_array(
 
     Ctrl-C cancels them. Raises ClusterError when sbatch refuses.
     """
-    executor = make_executor(
-        "slurm", folder, profile, name=name, nodes=1, tasks_per_node=1, gpus_per_node=0
-    )
+    resources = Resources(cpus_per_task=profile.cpus_per_task or _CPUS)
+    code = snapshot.take(folder)
+    executor = make_executor("slurm", folder, profile, resources, name=name, code=code)
     array_id = submit_array(executor, tasks)[0].job_id.partition("_")[0]
     announce(f"submitted: job {array_id} (slurm), {len(tasks)} elements, logs in {folder}")
     try:

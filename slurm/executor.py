@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError, UncompletedJobError
+from submitit.helpers import clean_env
 
 from slurm import queue
 from slurm.errors import ClusterError, JobDiedError
 from slurm.profile import ClusterProfile
+from slurm.record import Cluster, Resources
 
-Cluster = Literal["local", "slurm"]
 Job = submitit.Job
 
 # The local executor has no queue and no limit of its own; its default would end a run in minutes.
@@ -27,24 +30,35 @@ def make_executor(
     cluster: Cluster,
     folder: Path,
     profile: ClusterProfile,
+    resources: Resources,
     *,
     name: str,
-    nodes: int,
-    tasks_per_node: int,
-    gpus_per_node: int,
+    code: Path,
+    supervised: Sequence[Path] = (),
+    dependency: str | None = None,
+    exclude: Sequence[str] = (),
+    parallel: int | None = None,
 ) -> submitit.Executor:
-    """An executor whose jobs log into `folder`.
+    """An executor whose jobs log into `folder` and run the code in the directory `code`.
 
+    Args:
+        supervised: run directories, one for each job in their order, whose ends are dealt with by
+            `slurm.supervise`.
+        dependency: as sbatch takes it, such as afterok:123.
+        exclude: nodes to avoid beside those of the profile.
+        parallel: jobs of an array that may run at once.
     Raises ClusterError when the cluster is not there or cannot give what is asked.
     """
     if cluster == "local":
-        if nodes > 1:
-            raise ClusterError(f"--nodes {nodes} needs --cluster slurm: local is this machine")
-        local = submitit.LocalExecutor(folder)
+        if resources.nodes > 1:
+            raise ClusterError(
+                f"--nodes {resources.nodes} needs --cluster slurm: local is this machine"
+            )
+        local = submitit.LocalExecutor(folder, python=_python(code, sys.executable))
         local.update_parameters(
             timeout_min=_LOCAL_TIME_MIN,
-            tasks_per_node=tasks_per_node,
-            gpus_per_node=gpus_per_node,
+            tasks_per_node=resources.ranks_per_node,
+            gpus_per_node=resources.gpus_per_node,
             stderr_to_stdout=True,
             setup=list(profile.setup),
         )
@@ -53,44 +67,86 @@ def make_executor(
         raise ClusterError(
             "--cluster slurm: no srun on PATH; submit from a login node of a cluster"
         )
-    slurm = submitit.SlurmExecutor(folder, max_num_timeout=profile.max_requeues)
-    slurm.update_parameters(
-        **_slurm_parameters(profile, name, nodes, tasks_per_node, gpus_per_node)
-    )
+    slurm = submitit.SlurmExecutor(folder, python=_rank_python(code, profile, resources))
+    slurm.update_parameters(**_slurm_parameters(profile, resources, name, exclude))
+    if dependency is not None:
+        slurm.update_parameters(dependency=dependency)
+    if parallel is not None:
+        slurm.update_parameters(array_parallelism=parallel)
+    if supervised:
+        runs = shlex.join(str(run_dir.resolve()) for run_dir in supervised)
+        line = f"{_python(code, sys.executable)} -m slurm.supervise $? {runs}"
+        slurm.update_parameters(teardown=[line])
     return slurm
 
 
+def _python(code: Path, interpreter: str) -> str:
+    """A command that runs Python on the snapshot, whatever the working directory holds."""
+    path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
+    return shlex.join(["env", "PYTHONSAFEPATH=1", f"PYTHONPATH={path}", interpreter])
+
+
+def _rank_python(code: Path, profile: ClusterProfile, resources: Resources) -> str:
+    box = profile.container
+    if box is None:
+        return _python(code, sys.executable)
+    if box.runtime == "pyxis":
+        return _python(code, box.python)
+    binds = [argument for mount in box.mounts for argument in ("--bind", mount)]
+    gpus = ["--nv"] if resources.gpus_per_node else []
+    wrapper = shlex.join(["apptainer", "exec", *gpus, *binds, box.image])
+    return f"{wrapper} {_python(code, box.python)}"
+
+
 def _slurm_parameters(
-    profile: ClusterProfile, name: str, nodes: int, tasks_per_node: int, gpus_per_node: int
+    profile: ClusterProfile, resources: Resources, name: str, exclude: Sequence[str]
 ) -> dict[str, Any]:
+    excluded = ",".join(filter(None, [profile.exclude, *exclude]))
     optional = {
         "partition": profile.partition,
         "account": profile.account,
         "qos": profile.qos,
         "constraint": profile.constraint,
-        "exclude": profile.exclude,
+        "exclude": excluded or None,
         "mem": f"{profile.mem_gb}GB" if profile.mem_gb else None,
-        "gpus_per_node": gpus_per_node or None,
+        "gpus_per_node": resources.gpus_per_node or None,
     }
     return {
         "job_name": name,
-        "nodes": nodes,
-        "ntasks_per_node": tasks_per_node,
-        "cpus_per_task": profile.cpus_per_task,
+        "nodes": resources.nodes,
+        "ntasks_per_node": resources.ranks_per_node,
+        "cpus_per_task": resources.cpus_per_task,
         "time": profile.time_min,
         "signal_delay_s": profile.grace_s,
         "stderr_to_stdout": True,
         "setup": list(profile.setup),
-        # srun stopped inheriting --cpus-per-task from sbatch in SLURM 22.05.
-        # srun truncates logs by default: the log of a requeued job must go on, not start again.
         "srun_args": [
-            f"--cpus-per-task={profile.cpus_per_task}",
+            # srun stopped inheriting --cpus-per-task from sbatch in SLURM 22.05.
+            f"--cpus-per-task={resources.cpus_per_task}",
+            # srun truncates logs by default: that of a requeued job must go on, not start again.
             "--open-mode=append",
+            # Ranks that wait for a dead one are told, and killed if they do not listen.
+            "--kill-on-bad-exit=1",
+            *_container_args(profile),
             *profile.srun_args,
         ],
-        "additional_parameters": {"requeue": True, "open_mode": "append", **profile.extra},
+        "additional_parameters": {
+            "requeue": True,
+            "open_mode": "append",
+            # What depends on a job that failed would otherwise wait for ever.
+            "kill_on_invalid_dep": "yes",
+            **profile.extra,
+        },
         **{key: value for key, value in optional.items() if value is not None},
     }
+
+
+def _container_args(profile: ClusterProfile) -> list[str]:
+    box = profile.container
+    if box is None or box.runtime != "pyxis":
+        return []
+    mounts = [f"--container-mounts={','.join(box.mounts)}"] if box.mounts else []
+    return [f"--container-image={box.image}", *mounts]
 
 
 def submit(executor: submitit.Executor, task: Callable[[], int]) -> submitit.Job[int]:
@@ -107,12 +163,22 @@ def submit_array(
     """
     try:
         # Submitit prints sbatch's complaint and raises it as well: once is enough.
-        with redirect_stderr(io.StringIO()), executor.batch():
+        with _outside_of_any_job(), redirect_stderr(io.StringIO()), executor.batch():
             jobs: list[submitit.Job[int]] = [executor.submit(task) for task in tasks]
     except FailedJobError as error:
         reason = str(error).strip().splitlines()[-1].split("error: ", 1)[-1]
         raise ClusterError(f"sbatch: {reason}; see the cluster profile") from error
     return jobs
+
+
+@contextmanager
+def _outside_of_any_job() -> Iterator[None]:
+    """A job that submits another one must not hand it its own rank and limits."""
+    conf = os.environ.get("SLURM_CONF")
+    with clean_env():
+        if conf is not None:
+            os.environ["SLURM_CONF"] = conf
+        yield
 
 
 def sbatch_text(executor: submitit.SlurmExecutor) -> str:

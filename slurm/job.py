@@ -1,17 +1,16 @@
-"""What a task of a job does. Pickled by reference: the code that runs is the one on disk."""
+"""What a task of a job does. Pickled by reference: the code that runs is the job's snapshot."""
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from slurm import queue
-
-logger = logging.getLogger(__name__)
+from slurm import marks, queue, supervise
 
 # What SLURM and `slurm.queue.save_and_stop` send; `health.stopping` takes over during training.
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
@@ -24,46 +23,69 @@ class TrainJob:
     """One rank of a training run; the run directory holds everything else it needs to know."""
 
     run_dir: str
-    max_requeues: int = 0
+    grace_s: int = 0
 
     def __call__(self) -> int:
-        """Exit status of this rank, see `pipeline.exits`.
+        """Exit status of this rank, see `pipeline.exits`. `slurm.supervise` decides what follows.
 
-        A run that was stopped under SLURM goes back into the queue: by rank 0, once, when its
-        checkpoint is committed and all ranks have agreed to end.
+        Under SLURM a failed rank raises SystemExit, so that srun ends the others and the job is
+        not taken for a success.
         """
+        run_dir = Path(self.run_dir)
+        if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+            return self._train(run_dir, None)
+        rank = int(os.environ["SLURM_PROCID"])
+        mark = marks.Mark(rank, marks.node_name(), marks.attempt_id())
+        mark.write(run_dir)
+
+        def leave_early(number: int, frame: FrameType | None) -> None:
+            # Outside of training nothing is to be saved.
+            mark.left(run_dir, _RESUMABLE)
+            raise SystemExit(_RESUMABLE)
+
+        # Submitit's handlers, installed before this call, drop SIGTERM and end the job at SIGUSR2
+        # when it is "not checkpointable".
+        for number in _SIGNALS:
+            signal.signal(number, leave_early)
+        if rank == 0:
+            supervise.note_lost_attempt(run_dir)
+        status = self._train(run_dir, self._deadline() if rank == 0 else None)
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        mark.left(run_dir, status)
+        if status not in (0, _RESUMABLE):
+            raise SystemExit(status)
+        return status
+
+    def _train(self, run_dir: Path, deadline: float | None) -> int:
         from slurm.executor import rank_environment
 
-        on_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
-        if on_slurm:
-            # Submitit's handlers, installed before this call, drop SIGTERM and end the job at
-            # SIGUSR2 when it is "not checkpointable".
-            for number in _SIGNALS:
-                signal.signal(number, self._leave_early)
         os.environ.update(rank_environment())
         from pipeline.train import run
 
-        status = run(Path(self.run_dir))
-        if on_slurm and status == _RESUMABLE:
-            self._requeue()
+        return run(run_dir, deadline)
+
+    def _deadline(self) -> float | None:
+        """When to save, should the signal of the time limit not arrive."""
+        limit = supervise.ends_at(queue.describe(os.environ["SLURM_JOB_ID"]))
+        return None if limit is None else limit - self.grace_s
+
+
+@dataclass(frozen=True)
+class CommandJob:
+    """A `vmp` command as a job of its own: what comes before or after a training."""
+
+    arguments: tuple[str, ...]
+    folder: str
+    """Where it was submitted: relative paths start there."""
+
+    def __call__(self) -> int:
+        """Exit status of the command; a failure fails the job, so that nothing follows it."""
+        command = [sys.executable, "-m", "pipeline.cli", *self.arguments]
+        status = subprocess.run(command, cwd=self.folder, check=False).returncode
+        if status:
+            raise SystemExit(status)
         return status
-
-    def _leave_early(self, number: int, frame: FrameType | None) -> None:
-        """A signal outside of training: nothing is to be saved, so leave at once."""
-        self._requeue()
-        raise SystemExit(_RESUMABLE)
-
-    def _requeue(self) -> None:
-        for number in _SIGNALS:  # requeueing kills this job: not again for that
-            signal.signal(number, signal.SIG_IGN)
-        if os.environ["SLURM_PROCID"] != "0":
-            return
-        job_id = os.environ["SLURM_JOB_ID"]
-        refusal = queue.requeue(job_id, max_requeues=self.max_requeues)
-        if refusal is None:
-            logger.warning("job %s goes back into the queue", job_id)
-        else:
-            logger.warning("job %s is not requeued: %s", job_id, refusal)
 
 
 @dataclass(frozen=True)

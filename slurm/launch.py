@@ -1,27 +1,26 @@
-"""Submit a prepared run, or find the job that is running it already."""
+"""Submit prepared runs, find the job that has a run already, wait for it, end it."""
 
 from __future__ import annotations
 
 import json
-import os
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from slurm import queue
-from slurm.errors import JobDiedError
-from slurm.executor import Cluster, Job, make_executor, results, sbatch_text
+from slurm import nodes, queue, snapshot
+from slurm.errors import ClusterError, JobDiedError
+from slurm.executor import Job, make_executor, results, sbatch_text, submit_array
 from slurm.executor import submit as hand_over
 from slurm.follow import LogFollower
-from slurm.job import TrainJob
+from slurm.job import CommandJob, TrainJob
 from slurm.profile import ClusterProfile
+from slurm.record import Cluster, JobRecord, Resources, find_record
 
-JOB_FILE = "job.json"
 STATUS_FILE = "status.json"
 """Written by rank 0, see `pipeline.record.rundir`."""
 # squeue is a question to the controller that all users share.
@@ -35,62 +34,133 @@ class Submission:
     """A job that was handed to an executor."""
 
     run_dir: Path
-    cluster: Cluster
-    job_id: str
-    log: Path
-    """Log of rank 0."""
-    job: Job[int] | None
+    record: JobRecord
+    job: Job[int] | None = None
     """None for a job that another process submitted."""
+
+    @property
+    def job_id(self) -> str:
+        return self.record.job_id
+
+    @property
+    def cluster(self) -> Cluster:
+        return self.record.cluster
+
+    @property
+    def log(self) -> Path:
+        """Log of rank 0."""
+        return self.record.log
+
+    def log_of(self, rank: int) -> Path:
+        """Submitit's name for it: <job>_<rank>_log.out."""
+        return self.log.with_name(self.log.name.replace("_0_log.", f"_{rank}_log."))
 
 
 def submit(
-    run_dir: Path,
+    run_dirs: Sequence[Path],
     cluster: Cluster,
     profile: ClusterProfile,
+    resources: Resources,
     *,
-    nodes: int,
-    ranks_per_node: int,
-    gpus_per_node: int,
-) -> Submission:
-    """Hand the run to the executor, unless a job has it already: then find that one.
+    dependency: str | None = None,
+    parallel: int | None = None,
+) -> list[Submission]:
+    """Hand the runs to the executor, on SLURM as one array; none of them may have a job already.
 
     Raises ClusterError.
     """
-    running = find_running(run_dir)
-    if running is not None:
-        return running
+    first = run_dirs[0]
+    avoided = _nodes_to_avoid(first.parent, profile, resources) if cluster == "slurm" else []
+    code = snapshot.take(first.parent)
     executor = make_executor(
         cluster,
+        _log_folder(run_dirs),
+        profile,
+        resources,
+        name=first.name,
+        code=code,
+        supervised=run_dirs,
+        dependency=dependency,
+        exclude=avoided,
+        parallel=parallel,
+    )
+    for run_dir in run_dirs:
+        snapshot.link(run_dir, code)
+        # From the last job: it must not be taken for how this one ended.
+        (run_dir / STATUS_FILE).unlink(missing_ok=True)
+    tasks = [TrainJob(str(run_dir.resolve()), profile.grace_s) for run_dir in run_dirs]
+    submissions = []
+    for run_dir, job in zip(run_dirs, submit_array(executor, tasks), strict=True):
+        record = JobRecord(
+            cluster=cluster,
+            job_id=job.job_id,
+            log=job.paths.stdout,
+            started=psutil.Process(int(job.job_id)).create_time() if cluster == "local" else None,
+            resources=resources,
+            profile=profile,
+            code=str(code),
+        )
+        record.write(run_dir)
+        submissions.append(Submission(run_dir, record, job))
+    return submissions
+
+
+def submit_command(
+    arguments: Sequence[str],
+    run_dir: Path,
+    profile: ClusterProfile,
+    resources: Resources,
+    *,
+    dependency: str | None = None,
+) -> str:
+    """Submit a `vmp` command as a SLURM job of one task; returns its id. Raises ClusterError."""
+    executor = make_executor(
+        "slurm",
         run_dir / "logs",
         profile,
-        name=run_dir.name,
-        nodes=nodes,
-        tasks_per_node=ranks_per_node,
-        gpus_per_node=gpus_per_node,
+        resources,
+        name=f"{run_dir.name}-{arguments[0]}",
+        code=snapshot.take(run_dir.parent),
+        dependency=dependency,
     )
-    job = hand_over(executor, TrainJob(str(run_dir.resolve()), profile.max_requeues))
-    # From the last job: it must not be taken for how this one ended.
-    (run_dir / STATUS_FILE).unlink(missing_ok=True)
-    submission = Submission(run_dir, cluster, job.job_id, job.paths.stdout, job)
-    _remember(submission)
-    return submission
+    job_id: str = hand_over(executor, CommandJob(tuple(arguments), str(Path.cwd()))).job_id
+    return job_id
 
 
-def dry_run(
-    run_dir: Path, profile: ClusterProfile, *, nodes: int, ranks_per_node: int, gpus_per_node: int
-) -> str:
-    """What `submit` would hand to sbatch; nothing is written. Raises ClusterError."""
+def dry_run(run_dirs: Sequence[Path], profile: ClusterProfile, resources: Resources) -> str:
+    """What `submit` would hand to sbatch for one run; nothing is written. Raises ClusterError."""
+    run_dir = run_dirs[0]
     return sbatch_text(
         make_executor(
             "slurm",
-            run_dir / "logs",
+            _log_folder(run_dirs),
             profile,
+            resources,
             name=run_dir.name,
-            nodes=nodes,
-            tasks_per_node=ranks_per_node,
-            gpus_per_node=gpus_per_node,
+            code=run_dir.parent.resolve() / ".code" / "SNAPSHOT",
+            supervised=run_dirs,
+            exclude=_nodes_to_avoid(run_dir.parent, profile, resources),
         )
     )
+
+
+def _log_folder(run_dirs: Sequence[Path]) -> Path:
+    first = run_dirs[0]
+    return first / "logs" if len(run_dirs) == 1 else first.parent / ".arrays" / first.name
+
+
+def _nodes_to_avoid(runs_dir: Path, profile: ClusterProfile, resources: Resources) -> list[str]:
+    """Nodes that failed a run lately. Raises ClusterError when there are too few nodes at all."""
+    excluded = queue.expand(profile.exclude or "")
+    present = [n for n in queue.partition_nodes(profile.partition) if n.name not in excluded]
+    if len(present) < resources.nodes:
+        where = f"partition '{profile.partition}'" if profile.partition else "the default partition"
+        raise ClusterError(
+            f"--nodes {resources.nodes}: {where} has {len(present)} that the profile does not "
+            "exclude; the job would wait for ever"
+        )
+    usable = [node.name for node in present if node.is_usable]
+    return nodes.avoidable(nodes.faulty(runs_dir, profile.bad_node_hours), usable, resources.nodes)
 
 
 def wait(submission: Submission, echo: Callable[[str], None]) -> int:
@@ -142,37 +212,27 @@ def find_running(run_dir: Path) -> Submission | None:
 
 def last_submission(run_dir: Path) -> Submission | None:
     """The newest job of a run, ended or not."""
-    record = _recall(run_dir)
-    if record is None:
-        return None
-    return Submission(run_dir, record["cluster"], record["job_id"], Path(record["log"]), None)
+    record = find_record(run_dir)
+    return None if record is None else Submission(run_dir, record)
 
 
-def _recall(run_dir: Path) -> dict[str, Any] | None:
-    path = run_dir / JOB_FILE
-    record: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return record
+def split_command(text: str) -> list[str]:
+    """The words of a `vmp` command. Raises ClusterError when its quotes do not match."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ClusterError(f"command '{text}': {error}") from error
+    words = words[1:] if words[:1] == ["vmp"] else words
+    if not words:
+        raise ClusterError("an empty command: give the words after vmp, such as 'eval runs/x data'")
+    return words
 
 
-def _remember(submission: Submission) -> None:
-    record: dict[str, Any] = {
-        "cluster": submission.cluster,
-        "job_id": submission.job_id,
-        "log": str(submission.log),
-    }
-    if submission.cluster == "local":
-        record["started"] = psutil.Process(int(submission.job_id)).create_time()
-    path = submission.run_dir / JOB_FILE
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record))
-    temporary.replace(path)
-
-
-def _is_alive(record: dict[str, Any]) -> bool:
+def _is_alive(record: JobRecord) -> bool:
     """Is the controller of a local job, known by pid and start time, still there?"""
     try:
-        process = psutil.Process(int(record["job_id"]))
-        same = bool(process.create_time() == record["started"])
+        process = psutil.Process(int(record.job_id))
+        same = bool(process.create_time() == record.started)
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
@@ -183,8 +243,7 @@ def _has_ended(submission: Submission) -> bool:
         return queue.has_ended(submission.job_id)
     if submission.job is not None:
         return bool(submission.job.done())
-    record = _recall(submission.run_dir)
-    return record is None or not _is_alive(record)
+    return not _is_alive(submission.record)
 
 
 def _exit_status(submission: Submission, echo: Callable[[str], None]) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from slurm.errors import ClusterError
 
@@ -26,6 +28,7 @@ _ENDED = frozenset(
         "TIMEOUT",
     }
 )
+_UNUSABLE = ("down", "drain", "fail", "maint", "unknown", "power")
 FORGOTTEN = "FORGOTTEN"
 """The job ended so long ago that SLURM does not know it any more."""
 UNREACHABLE = "UNREACHABLE"
@@ -51,26 +54,55 @@ def has_ended(job_id: str) -> bool:
     return all(state in _ENDED or state == FORGOTTEN for state in states(job_id))
 
 
-def requeue(job_id: str, *, max_requeues: int) -> str | None:
+class JobView(NamedTuple):
+    """One job as the queue shows it."""
+
+    state: str
+    nodes: str
+    """Where it runs, as SLURM writes lists; empty while it waits."""
+    waits_for: str
+    """Why it is not running: Resources, Priority, BeginTime, Dependency, ..."""
+
+
+def view(job_id: str) -> JobView | None:
+    """The job in the queue, or None when SLURM has no word of it."""
+    try:
+        answer = _run("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T|%N|%r")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = answer.stdout.splitlines()
+    if answer.returncode or not lines:
+        return None
+    state, nodes, reason = lines[0].split("|", 2)
+    return JobView(state, nodes, "" if reason == "None" else reason)
+
+
+def requeue(job_id: str) -> str | None:
     """Put the running job that calls this back into the queue; the reason when that is not done.
 
     A job that somebody cancelled, that SLURM preempted and requeues itself, or that was told to
     stay down (`save_and_stop`) is left alone.
     """
     try:
-        job = _describe(job_id)
+        job = describe(job_id)
         if job.get("JobState") != "RUNNING":
             return f"it is {job.get('JobState', 'unknown')}"
         if job.get("Requeue") != "1":
             return "it was asked to stay down, or the cluster forbids requeueing"
-        if int(job.get("Restarts", "0")) >= max_requeues:
-            return f"it was requeued max_requeues={max_requeues} times already"
         answer = _run("scontrol", "requeue", job_id)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"scontrol failed: {error}"
     if answer.returncode:
         return f"scontrol requeue: {_reason(answer.stderr)} (status {answer.returncode})"
     return None
+
+
+def hold_off(job_id: str, *, delay_s: int, exclude: Sequence[str]) -> None:
+    """Let a job that waits start later, or elsewhere. Raises ClusterError when SLURM refuses."""
+    changes = [f"StartTime=now+{delay_s}"] if delay_s else []
+    changes += [f"ExcNodeList={','.join(exclude)}"] if exclude else []
+    if changes:
+        _checked("scontrol", "update", f"JobId={job_id}", *changes)
 
 
 def save_and_stop(job_id: str) -> None:
@@ -100,19 +132,50 @@ def node_address(node: str) -> str:
     return found[1] if found else node
 
 
-def _describe(job_id: str) -> dict[str, str]:
+class Node(NamedTuple):
+    """A node of a partition."""
+
+    name: str
+    is_usable: bool
+    """Not down, draining or failing."""
+
+
+def partition_nodes(partition: str | None) -> list[Node]:
+    """Nodes of a partition, of the default one for None.
+
+    Raises ClusterError when SLURM does not know the partition.
+    """
+    which = ["-p", partition] if partition else []
+    answer = _checked("sinfo", "-h", "-N", *which, "-o", "%N|%T|%P")
+    rows = [line.split("|") for line in answer.splitlines()]
+    if partition and not rows:
+        raise ClusterError(f"partition '{partition}': SLURM knows no such partition, see sinfo")
+    return [
+        Node(name, not state.startswith(_UNUSABLE))
+        for name, state, found in rows
+        if partition or found.endswith("*")
+    ]
+
+
+def expand(nodes: str) -> list[str]:
+    """SLURM's way to write lists, node[1-3], as names. Raises ClusterError."""
+    return _checked("scontrol", "show", "hostnames", nodes).split() if nodes else []
+
+
+def describe(job_id: str) -> dict[str, str]:
     """Fields of `scontrol show job`; {} when it has no answer."""
     answer = _run("scontrol", "-o", "show", "job", job_id)
     return dict(field.split("=", 1) for field in answer.stdout.split() if "=" in field)
 
 
-def _checked(*command: str) -> None:
+def _checked(*command: str) -> str:
     try:
         answer = _run(*command)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ClusterError(f"{command[0]}: {error}") from error
     if answer.returncode:
         raise ClusterError(f"{' '.join(command)}: {_reason(answer.stderr)}")
+    return answer.stdout
 
 
 def _reason(stderr: str) -> str:

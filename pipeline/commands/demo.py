@@ -18,7 +18,7 @@ from data_prep.options import ShardConfig
 from data_prep.shard import shard
 from data_prep.synthetic import SynthOptions, synthesize
 from pipeline import exits
-from pipeline.commands.submit import submit_run
+from pipeline.commands.submit import Order, submit_run
 from pipeline.config import load_config
 from pipeline.evaluate_checkpoint import evaluate_checkpoint
 from pipeline.record import rundir
@@ -48,7 +48,7 @@ def run_demo(root: Path, overrides: Sequence[str], clips_per_split: Mapping[str,
     )
 
     console.rule("3/4  training VideoMambaPro through Submitit and DeepSpeed")
-    status = submit_run("demo", overrides, "local", None, 1, None, True)
+    status = submit_run("demo", overrides, Order())
     if status != exits.DONE:
         return status
 

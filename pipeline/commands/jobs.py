@@ -1,56 +1,91 @@
-"""`vmp jobs`: watch and end submitted runs."""
+"""`vmp jobs`: watch, end and resume submitted runs."""
 
 from __future__ import annotations
 
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Watch and end submitted runs.")
+app = typer.Typer(no_args_is_help=True, help="Watch, end and resume submitted runs.")
 
 RunsDir = Annotated[Path, typer.Option("--runs", help="Directory of the runs.")]
+Name = Annotated[str, typer.Argument(help="Name of the run.")]
 
 
 @app.command("list")
 def jobs_list(runs: RunsDir = Path("runs")) -> None:
-    """Every run: state, step, loss, last checkpoint, reason of the last stop.
+    """Every run: state, nodes, step, loss, ETA, restarts, last checkpoint, reason of the last stop.
 
     Example: vmp jobs list --runs runs
     """
-    from pipeline.commands.watch import list_jobs
+    from pipeline.commands.watch import JobRow, list_jobs
 
-    for row in list_jobs(runs):
-        loss = "-" if row.loss is None else f"{row.loss:.4f}"
-        line = f"{row.name}  {row.state}  job {row.job}  step {row.step}  loss {loss}"
-        typer.echo(f"{line}  checkpoint {row.checkpoint}  {row.reason}".rstrip())
+    table = [[field.name for field in fields(JobRow)]]
+    table += [[str(value) for value in astuple(row)] for row in list_jobs(runs)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        typer.echo(line.rstrip())
 
 
 @app.command("logs")
 def jobs_logs(
-    name: Annotated[str, typer.Argument(help="Name of the run.")],
+    name: Name,
     runs: RunsDir = Path("runs"),
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+    rank: Annotated[int, typer.Option(min=0, help="Whose log.")] = 0,
 ) -> None:
-    """Rank 0's log of the newest job of a run.
+    """A rank's log of the newest job of a run, and the first failure of any rank.
 
     Example: vmp jobs logs demo -f
     """
     from pipeline.commands.watch import print_log
 
-    print_log(runs / name, typer.echo, follow=follow)
+    print_log(runs / name, typer.echo, follow=follow, rank=rank)
 
 
 @app.command("cancel")
 def jobs_cancel(
-    name: Annotated[str, typer.Argument(help="Name of the run.")],
+    name: Name,
     runs: RunsDir = Path("runs"),
     save: Annotated[bool, typer.Option("--save", help="Commit a checkpoint first.")] = False,
 ) -> None:
-    """End the job of a run; the same `vmp submit` goes on later.
+    """End the job of a run; `vmp jobs resume` goes on later.
 
     Example: vmp jobs cancel demo --save
     """
     from pipeline.commands.watch import cancel
 
     typer.echo(cancel(runs / name, save=save))
+
+
+@app.command("resume")
+def jobs_resume(name: Name, runs: RunsDir = Path("runs")) -> None:
+    """Submit a run that has ended once more, with the profile and nodes of its last submission.
+
+    Example: vmp jobs resume demo
+    """
+    from pipeline.commands.watch import resume
+
+    typer.echo(resume(runs / name))
+
+
+@app.command("nodes")
+def jobs_nodes(
+    runs: RunsDir = Path("runs"),
+    forgive: Annotated[str | None, typer.Option(help="Forget the faults of this node.")] = None,
+) -> None:
+    """Nodes at which runs failed; new jobs avoid them for `bad_node_hours` of the profile.
+
+    Example: vmp jobs nodes --forgive node7
+    """
+    from pipeline.commands.watch import bad_nodes
+    from slurm.nodes import forgive as forget
+
+    if forgive is not None:
+        typer.echo(f"{forgive}: {'forgiven' if forget(runs, forgive) else 'has no faults here'}")
+        return
+    for line in bad_nodes(runs):
+        typer.echo(line)

@@ -1,8 +1,11 @@
-"""From a recipe to a submitted job: what `vmp submit` and `vmp demo` share."""
+"""From a recipe to submitted jobs: one run, a sweep over overrides, a chain of commands."""
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,61 +14,202 @@ import typer
 from pipeline import exits
 from pipeline.assemble import open_data
 from pipeline.config import RunConfig, load_config
-from pipeline.record import rundir
+from pipeline.record import aftermath, rundir
 from slurm import launch
 from slurm.errors import ClusterError
-from slurm.executor import Cluster
-from slurm.profile import load_profile
+from slurm.profile import ClusterProfile, load_profile
+from slurm.record import Cluster, Resources
+
+# Processes of a rank beside its loader workers: the rank itself and its writing threads.
+_OWN_CPUS = 2
 
 
-def submit_run(
-    recipe: str,
-    overrides: Sequence[str],
-    cluster: Cluster,
-    profile: Path | None,
-    nodes: int,
-    gpus_per_node: int | None,
-    follow: bool,
-    dry_run: bool = False,
-) -> int:
-    """Submit a run and, with `follow`, wait for it; returns its exit status.
+@dataclass(frozen=True)
+class Order:
+    """What `vmp submit` was asked for, beside the recipe."""
+
+    cluster: Cluster = "local"
+    profile: Path | None = None
+    nodes: int = 1
+    gpus_per_node: int | None = None
+    """None = those of this machine."""
+    follow: bool = True
+    dry_run: bool = False
+    sweep: Sequence[str] = ()
+    """Each "key=value,value,...": one run for every combination."""
+    parallel: int | None = None
+    """Runs of a sweep at the same time."""
+    first: str | None = None
+    """A `vmp` command whose job must succeed before training starts."""
+    then: str | None = None
+    """A `vmp` command whose job starts when training has succeeded."""
+    after: str | None = None
+    """Id of a job that must succeed first."""
+
+
+def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
+    """Submit what is asked and, with `follow`, wait for it; returns the exit status.
 
     `dry_run` prints what sbatch would get and writes nothing. Raises ConfigError or ClusterError
     before anything is submitted.
     """
-    config = load_config(recipe, overrides)
-    cluster_profile = load_profile(profile)
-    gpus, ranks = _layout(config, gpus_per_node)
-    config.batch_split(nodes * ranks)
-    if dry_run:
-        if cluster != "slurm":
-            raise ClusterError("--dry-run shows the sbatch text: it needs --cluster slurm")
-        text = launch.dry_run(
-            config.run_dir, cluster_profile, nodes=nodes, ranks_per_node=ranks, gpus_per_node=gpus
-        )
+    configs = _configs(recipe, overrides, order.sweep)
+    profile = load_profile(order.profile)
+    resources = _resources(configs[0], profile, order)
+    for config in configs:
+        config.batch_split(resources.nodes * resources.ranks_per_node)
+        _check_cpus(config, resources, profile)
+    _check_order(order)
+    if order.dry_run:
+        text = launch.dry_run([config.run_dir for config in configs], profile, resources)
         typer.echo(text, nl=False)
         return exits.DONE
-    open_data(config)
-    run_dir = rundir.prepare(config)
-    submission = launch.submit(
-        run_dir,
-        cluster,
-        cluster_profile,
-        nodes=nodes,
-        ranks_per_node=ranks,
-        gpus_per_node=gpus,
-    )
-    how = "submitted" if submission.job is not None else "already submitted"
-    typer.echo(f"{how}: job {submission.job_id} ({cluster}), run {run_dir}, log {submission.log}")
-    if not follow:
+    if order.first is None:  # else the data may not exist yet
+        for config in configs:
+            open_data(config)
+    if order.cluster == "local":
+        return max(_submit_one(config, profile, resources, order) for config in configs)
+    if len(configs) == 1:
+        return _submit_one(configs[0], profile, resources, order)
+    return _submit_array(configs, profile, resources, order)
+
+
+def _submit_one(
+    config: RunConfig, profile: ClusterProfile, resources: Resources, order: Order
+) -> int:
+    run_dir = config.run_dir
+    submission = launch.find_running(run_dir)
+    if submission is not None:
+        how = "already submitted"
+        rundir.check_same_run(run_dir, config)
+    else:
+        how = "submitted"
+        rundir.prepare(config)
+        dependency = _dependency(run_dir, profile, order)
+        (submission,) = launch.submit(
+            [run_dir], order.cluster, profile, resources, dependency=dependency
+        )
+        _submit_follower(submission, profile, resources, order)
+    where = f"({order.cluster}), run {run_dir}, log {submission.log}"
+    typer.echo(f"{how}: job {submission.job_id} {where}")
+    if not order.follow:
         return exits.DONE
     status = launch.wait(submission, typer.echo)
     if status == exits.RESUMABLE:
         typer.echo("stopped with a committed checkpoint; the same command goes on from there")
+    elif status != exits.DONE:
+        typer.echo(f"run {run_dir} ended: {aftermath.explain(run_dir)}", err=True)
     return status
 
 
-def _layout(config: RunConfig, gpus_per_node: int | None) -> tuple[int, int]:
-    """(GPUs per node, ranks per node)."""
-    gpus = torch.cuda.device_count() if gpus_per_node is None else gpus_per_node
-    return gpus, gpus or config.launch.ranks_per_node or 1
+def _submit_array(
+    configs: Sequence[RunConfig], profile: ClusterProfile, resources: Resources, order: Order
+) -> int:
+    """A sweep on SLURM: one array, not waited for; runs that have a job already are left out."""
+    run_dirs = [rundir.prepare(c) for c in configs if launch.find_running(c.run_dir) is None]
+    for config in configs:
+        if config.run_dir not in run_dirs:
+            typer.echo(f"already submitted: run {config.run_dir}")
+    if not run_dirs:
+        return exits.DONE
+    submissions = launch.submit(
+        run_dirs,
+        order.cluster,
+        profile,
+        resources,
+        dependency=f"afterok:{order.after}" if order.after else None,
+        parallel=order.parallel,
+    )
+    for submission in submissions:
+        typer.echo(f"submitted: job {submission.job_id} (slurm), run {submission.run_dir}")
+    typer.echo(f"watch them: vmp jobs list --runs {configs[0].runs_dir}")
+    return exits.DONE
+
+
+def _dependency(run_dir: Path, profile: ClusterProfile, order: Order) -> str | None:
+    """What the training waits for; submits the first command of the chain."""
+    before = [order.after] if order.after else []
+    if order.first is not None:
+        job_id = launch.submit_command(
+            launch.split_command(order.first),
+            run_dir,
+            profile,
+            Resources(cpus_per_task=profile.cpus_per_task or 1),
+            dependency=f"afterok:{order.after}" if order.after else None,
+        )
+        typer.echo(f"submitted: job {job_id} (slurm), vmp {order.first}")
+        before = [job_id]
+    return f"afterok:{':'.join(before)}" if before else None
+
+
+def _submit_follower(
+    submission: launch.Submission, profile: ClusterProfile, resources: Resources, order: Order
+) -> None:
+    if order.then is None:
+        return
+    one = Resources(
+        gpus_per_node=min(1, resources.gpus_per_node), cpus_per_task=resources.cpus_per_task
+    )
+    job_id = launch.submit_command(
+        launch.split_command(order.then),
+        submission.run_dir,
+        profile,
+        one,
+        dependency=f"afterok:{submission.job_id}",
+    )
+    typer.echo(f"submitted: job {job_id} (slurm), vmp {order.then}")
+
+
+def _check_order(order: Order) -> None:
+    needs_slurm = {
+        "--dry-run shows the sbatch text: it": order.dry_run,
+        "--first, --then and --after chain SLURM jobs: they": order.first
+        or order.then
+        or order.after,
+    }
+    for what, asked in needs_slurm.items():
+        if asked and order.cluster != "slurm":
+            raise ClusterError(f"{what} needs --cluster slurm".replace("they needs", "they need"))
+    if order.sweep and (order.first or order.then):
+        raise ClusterError("--first and --then go with one run, not with --sweep: use --after")
+
+
+def _configs(recipe: str, overrides: Sequence[str], sweep: Sequence[str]) -> list[RunConfig]:
+    """One run, or one for each combination of the sweep, named after what tells it apart."""
+    axes = []
+    for text in sweep:
+        key, separator, values = text.partition("=")
+        if not separator or not values:
+            raise ClusterError(f"--sweep '{text}' must have the form section.field=value,value,...")
+        axes.append([f"{key}={value}" for value in values.split(",")])
+    name = load_config(recipe, overrides).name
+    return [
+        load_config(recipe, [*overrides, *changes, f"name={name}{_suffix(changes)}"])
+        for changes in itertools.product(*axes)
+    ]
+
+
+def _suffix(changes: Sequence[str]) -> str:
+    """-lr_1e-3-seed_2 for optim.lr=1e-3 and seed=2."""
+    pairs = (change.split("=", 1) for change in changes)
+    parts = (f"{key.rpartition('.')[2]}_{value}" for key, value in pairs)
+    return "".join(f"-{re.sub(r'[^A-Za-z0-9_.+-]', '', part)}" for part in parts)
+
+
+def _resources(config: RunConfig, profile: ClusterProfile, order: Order) -> Resources:
+    here = torch.cuda.device_count() if order.gpus_per_node is None else order.gpus_per_node
+    return Resources(
+        nodes=order.nodes,
+        ranks_per_node=here or config.launch.ranks_per_node or 1,
+        gpus_per_node=here,
+        cpus_per_task=profile.cpus_per_task or config.data.workers + _OWN_CPUS,
+    )
+
+
+def _check_cpus(config: RunConfig, resources: Resources, profile: ClusterProfile) -> None:
+    if config.data.workers > resources.cpus_per_task:
+        raise ClusterError(
+            f"data.workers={config.data.workers} loader processes per rank on "
+            f"cpus_per_task={profile.cpus_per_task} cores: the GPU would wait for data; give the "
+            f"profile cpus_per_task: {config.data.workers + _OWN_CPUS} or leave it out"
+        )

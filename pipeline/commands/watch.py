@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from pipeline.checkpoint import layout
 from pipeline.errors import ConfigError
+from pipeline.health.failure import first_failure
+from pipeline.health.heartbeat import read_heartbeats
 from pipeline.record import rundir
 from pipeline.record.metrics import METRICS_FILE, read_metrics
-from slurm import launch, queue
+from slurm import attempts, launch, nodes, queue
 from slurm.errors import ClusterError
 from slurm.follow import LogFollower
 
@@ -23,17 +27,24 @@ class JobRow:
     """One run as a line of a table."""
 
     name: str
-    job: str
-    """Cluster and job id of the newest submission; "-" for `vmp train`."""
     state: str
     """SLURM's word while the job has not ended; then finished, stopped, failed or lost."""
-    step: int
-    loss: float | None
+    job: str
+    """Cluster and job id of the newest submission; "-" for `vmp train`."""
+    nodes: str
+    """Where it runs now."""
+    step: str
+    """Of how many; the newest logged or reported."""
+    loss: str
     """Of the last logged training step."""
+    eta: str
+    """Training time that is left at the present pace."""
+    restarts: int
+    """Attempts that have ended so far."""
     checkpoint: str
     """The newest committed one."""
     reason: str
-    """Of the last stop."""
+    """Of the last stop, or why the job waits."""
 
 
 def list_jobs(runs_dir: Path) -> list[JobRow]:
@@ -46,44 +57,81 @@ def list_jobs(runs_dir: Path) -> list[JobRow]:
 
 def _row(run_dir: Path) -> JobRow:
     submission = launch.last_submission(run_dir)
+    view = None
+    if submission is not None and submission.cluster == "slurm":
+        view = queue.view(submission.job_id)
     status = rundir.read_status(run_dir)
+    state = _state(run_dir, submission, view, status.get("state", "never started"))
     logged = read_metrics(run_dir) if (run_dir / METRICS_FILE).exists() else []
     training = [row for row in logged if row["kind"] == "train"]
+    beat = next((b for b in read_heartbeats(run_dir) if b.rank == 0), None)
+    step = max(training[-1]["step"] if training else 0, beat.step if beat else 0)
+    total = beat.total_steps if beat else 0
     saved = layout.committed(run_dir / rundir.CHECKPOINTS)
+    is_alive = state in ("running", "stopping")
+    waits_for = view.waits_for if view is not None and state == "pending" else ""
     return JobRow(
         name=run_dir.name,
-        job="-" if submission is None else f"{submission.cluster} {submission.job_id}",
-        state=_state(run_dir, submission, status.get("state", "never started")),
-        step=training[-1]["step"] if training else 0,
-        loss=training[-1]["loss"] if training else None,
+        state=state,
+        job="-" if submission is None else f"{submission.cluster}:{submission.job_id}",
+        nodes=(view.nodes if view is not None and is_alive else "") or "-",
+        step=f"{step}/{total}" if total else str(step),
+        loss=f"{training[-1]['loss']:.4f}" if training else "-",
+        eta=_duration((total - step) * beat.step_s) if is_alive and beat and beat.step_s else "-",
+        restarts=len(attempts.read(run_dir)),
         checkpoint=saved[-1].name if saved else "-",
-        reason=status.get("reason", ""),
+        reason=f"waits for {waits_for}" if waits_for else _reason(run_dir, state, status),
     )
 
 
-def _state(run_dir: Path, submission: launch.Submission | None, last: str) -> str:
+def _state(
+    run_dir: Path, submission: launch.Submission | None, view: queue.JobView | None, last: str
+) -> str:
     if submission is not None and submission.cluster == "slurm":
-        (state,) = queue.states(submission.job_id)[:1]
-        if state == queue.UNREACHABLE:
+        if view is not None and not queue.has_ended(submission.job_id):
+            return view.state.lower()
+        if queue.states(submission.job_id) == [queue.UNREACHABLE]:
             return f"{last} (SLURM does not answer)"
-        if not queue.has_ended(submission.job_id):
-            return state.lower()
     elif launch.find_running(run_dir) is not None or rundir.is_active(run_dir):
         return "running"
-    return "lost" if last == "running" else last
+    return "lost" if last in ("running", "queued") else last
 
 
-def print_log(run_dir: Path, echo: Callable[[str], None], *, follow: bool) -> None:
-    """Rank 0's log of the newest job; with `follow`, until that job ends. Raises ConfigError."""
+def _reason(run_dir: Path, state: str, status: dict[str, str]) -> str:
+    if "stop_class" in status and status["stop_class"] != "finished":
+        return f"{status['stop_class']}: {status.get('reason', '')}"
+    past = attempts.read(run_dir)
+    if state in ("running", "pending") and past:
+        return f"before: {past[-1].stop_class}: {past[-1].reason}"
+    return ""
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def print_log(run_dir: Path, echo: Callable[[str], None], *, follow: bool, rank: int = 0) -> None:
+    """A rank's log of the newest job; with `follow`, until that job ends.
+
+    When the run has failed, the failure that caused it comes last. Raises ConfigError.
+    """
     submission = _submission(run_dir)
-    log = LogFollower(submission.log, from_start=True)
+    path = submission.log_of(rank)
+    if not path.exists() and not follow:
+        known = ", ".join(sorted(p.name for p in path.parent.glob(f"{submission.job_id}_*_log.out")))
+        raise ConfigError(f"run {run_dir}: no log {path.name}; there are: {known or 'none yet'}")
+    log = LogFollower(path, from_start=True)
     while True:
         ended = not follow or launch.find_running(run_dir) is None
         for line in log.new_lines():
             echo(line)
         if ended:
-            return
+            break
         time.sleep(_POLL_S)
+    failure = first_failure(run_dir)
+    if failure is not None:
+        echo(f"--- first failure: {failure}")
+        echo(failure.traceback.rstrip())
 
 
 def cancel(run_dir: Path, *, save: bool) -> str:
@@ -99,6 +147,34 @@ def cancel(run_dir: Path, *, save: bool) -> str:
         return f"job {submission.job_id} saves a checkpoint and ends"
     launch.kill(submission)
     return f"job {submission.job_id} is cancelled; the last committed checkpoint stays"
+
+
+def resume(run_dir: Path) -> str:
+    """Submit a run that has ended again, as it was submitted last; returns what was done.
+
+    The code is that of this checkout. Raises ConfigError or ClusterError.
+    """
+    submission = _submission(run_dir)
+    running = launch.find_running(run_dir)
+    if running is not None:
+        raise ClusterError(f"run {run_dir}: job {running.job_id} has it already")
+    if rundir.read_status(run_dir).get("state") == "finished":
+        raise ConfigError(f"run {run_dir}: is finished; there is nothing to resume")
+    rundir.prepare(rundir.read_config(run_dir).model_copy(update={"runs_dir": run_dir.parent}))
+    record = submission.record
+    (again,) = launch.submit([run_dir], record.cluster, record.profile, record.resources)
+    saved = layout.committed(run_dir / rundir.CHECKPOINTS)
+    where = f"from {saved[-1].name}" if saved else "from its beginning"
+    return f"submitted: job {again.job_id} ({record.cluster}), run {run_dir} goes on {where}"
+
+
+def bad_nodes(runs_dir: Path) -> Iterator[str]:
+    """The ledger of nodes at which runs failed, a line for each fault, oldest first."""
+    path = runs_dir / nodes.LEDGER
+    for line in path.read_text().splitlines() if path.exists() else ():
+        entry = json.loads(line)
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["time"]))
+        yield f"{entry['node']}  {when}  run {entry['run']}  {entry['reason']}"
 
 
 def _submission(run_dir: Path) -> launch.Submission:

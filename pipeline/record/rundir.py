@@ -16,6 +16,7 @@ import yaml
 from pipeline.checkpoint import durable
 from pipeline.config import RunConfig, build_config, config_difference
 from pipeline.errors import ConfigError
+from pipeline.health.failure import forget_failures
 from pipeline.record import provenance
 
 CONFIG_FILE = "config.yaml"
@@ -36,7 +37,8 @@ def prepare(config: RunConfig) -> Path:
     try:
         (run_dir / LOGS).mkdir(parents=True, exist_ok=True)
         if (run_dir / CONFIG_FILE).exists():
-            _check_same_run(run_dir, config)
+            check_same_run(run_dir, config)
+        forget_failures(run_dir)
         # Each attempt may change what does not change the result: ranks, logging, saving.
         durable.write_text(run_dir / CONFIG_FILE, config.to_yaml())
         if not (run_dir / PROVENANCE_FILE).exists():
@@ -49,7 +51,8 @@ def prepare(config: RunConfig) -> Path:
     return run_dir
 
 
-def _check_same_run(run_dir: Path, config: RunConfig) -> None:
+def check_same_run(run_dir: Path, config: RunConfig) -> None:
+    """Raises ConfigError, with the difference, when the directory holds another run."""
     difference = config_difference(read_config(run_dir), config)
     if difference:
         raise ConfigError(

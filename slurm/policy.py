@@ -1,0 +1,103 @@
+"""What each kind of end is answered with: requeue, requeue elsewhere, or stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from slurm.attempts import Attempt
+
+# The names are those of `pipeline.health.failure.StopClass`, which needs torch to be imported.
+STOPPED_IN_TIME = frozenset({"preempted", "time_limit"})
+"""A checkpoint is committed: the run goes on as soon as the queue lets it."""
+FAULTS = frozenset({"node_fault", "hang"})
+"""Another attempt may fare better: retried, elsewhere if a node is to blame, not for ever."""
+ADVICE = {
+    "cancelled": "it was asked to stay down; the same command goes on",
+    "configuration": "the same input would fail again: correct it and submit again",
+    "non_finite": "the same numbers would come again: lower optim.lr, or allow "
+    "guard.max_skipped_in_a_row, and submit again",
+    "out_of_memory": "it would run out of memory again: lower batch.max_micro, raise "
+    "engine.zero_stage or ask for more memory, and submit again",
+    "disk_full": "free space, or move the run; older checkpoints are intact; submit again",
+    "crash": "an unknown error is not repeated: read the traceback in the log and submit again",
+}
+"""Ends that are not retried, and what to do."""
+
+
+class RetryPolicy(BaseModel):
+    """How patient a run is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    max_requeues: int = Field(default=100, ge=0)
+    """Times that one job goes back into the queue, for whatever reason."""
+    max_faults: int = Field(default=3, ge=0)
+    """Node faults and hangs in a row, without a newer checkpoint between them, that are retried."""
+    backoff_s: int = Field(default=60, ge=0)
+    """Wait before the second retry in a row; it doubles with each further one."""
+    max_backoff_s: int = Field(default=1800, ge=0)
+    exclude_faulty: bool = True
+    """Retry without the node at fault, as long as the partition has enough others."""
+
+
+class End(NamedTuple):
+    """How an attempt ended."""
+
+    stop_class: str
+    reason: str
+    node: str | None = None
+    """The node at fault."""
+
+
+class Decision(NamedTuple):
+    """What to do next."""
+
+    requeue: bool
+    why: str
+    delay_s: int = 0
+    exclude: str | None = None
+
+
+def decide(
+    end: End, history: Sequence[Attempt], step: int, restarts: int, policy: RetryPolicy
+) -> Decision:
+    """The answer to `end`.
+
+    Args:
+        history: earlier attempts of the run, oldest first.
+        step: of the newest committed checkpoint, -1 without one.
+        restarts: how often the job was requeued already.
+    """
+    if end.stop_class in ADVICE:
+        return Decision(False, ADVICE[end.stop_class])
+    if end.stop_class not in STOPPED_IN_TIME | FAULTS:
+        return Decision(False, "the run is finished")
+    if restarts >= policy.max_requeues:
+        return Decision(False, f"it was requeued max_requeues={policy.max_requeues} times already")
+    if end.stop_class in STOPPED_IN_TIME:
+        return Decision(True, "a checkpoint is committed")
+    faults = 1 + _faults_in_a_row(history, step)
+    if faults > policy.max_faults:
+        return Decision(
+            False, f"{faults} faults in a row without progress (max_faults={policy.max_faults})"
+        )
+    delay_s = 0 if faults == 1 else policy.backoff_s * 2 ** (faults - 2)
+    return Decision(
+        True,
+        f"fault {faults} of {policy.max_faults} in a row",
+        min(delay_s, policy.max_backoff_s),
+        end.node if policy.exclude_faulty else None,
+    )
+
+
+def _faults_in_a_row(history: Sequence[Attempt], step: int) -> int:
+    """Faults at the end of `history` since which no checkpoint newer than theirs was committed."""
+    count = 0
+    for attempt in reversed(history):
+        if attempt.stop_class not in FAULTS or attempt.step < step:
+            break
+        count += 1
+    return count

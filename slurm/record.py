@@ -1,0 +1,72 @@
+"""job.json: the newest submission of a run, from which it can be watched, ended and repeated."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from slurm.policy import RetryPolicy
+from slurm.profile import ClusterProfile
+
+JOB_FILE = "job.json"
+Cluster = Literal["local", "slurm"]
+
+
+class Resources(BaseModel):
+    """Where the ranks of a run are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nodes: int = 1
+    ranks_per_node: int = 1
+    gpus_per_node: int = 0
+    cpus_per_task: int = 1
+
+
+class JobRecord(BaseModel):
+    """What was submitted."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    cluster: Cluster = "slurm"
+    job_id: str = ""
+    log: Path = Path()
+    """Log of rank 0."""
+    started: float | None = None
+    """Of a local job: when its controller was started, which tells it from another process."""
+    resources: Resources = Resources()
+    profile: ClusterProfile = ClusterProfile()
+    code: str = ""
+    """Directory of the code snapshot."""
+
+    @property
+    def nodes(self) -> int:
+        return self.resources.nodes
+
+    @property
+    def retry(self) -> RetryPolicy:
+        return self.profile.retry
+
+    @property
+    def grace_s(self) -> int:
+        return self.profile.grace_s
+
+    def write(self, run_dir: Path) -> None:
+        path = run_dir / JOB_FILE
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(self.model_dump_json(indent=1))
+        temporary.replace(path)
+
+
+def find_record(run_dir: Path) -> JobRecord | None:
+    """The newest submission, or None when the run was never submitted."""
+    path = run_dir / JOB_FILE
+    return JobRecord.model_validate_json(path.read_text()) if path.exists() else None
+
+
+def read_record(run_dir: Path) -> JobRecord:
+    """The newest submission; defaults when the job was faster than the one who submitted it."""
+    return find_record(run_dir) or JobRecord()

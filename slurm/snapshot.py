@@ -1,0 +1,53 @@
+"""The code that a job runs: a copy made at submission, which no edit of the checkout changes.
+
+Copies are named by their content and shared by all runs of a directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+PACKAGES = ("model", "pipeline", "slurm", "data_prep")
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so")
+
+
+def take(runs_dir: Path) -> Path:
+    """The directory under `runs_dir` that holds this code; made if it is not there yet."""
+    root = Path(__file__).resolve().parents[1]
+    target = runs_dir.resolve() / ".code" / _digest(root)
+    if target.is_dir():
+        return target
+    staging = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    for package in PACKAGES:
+        shutil.copytree(root / package, staging / package, ignore=_LEFT_OUT)
+    with suppress(OSError):  # another process was faster with the same content
+        staging.rename(target)
+    shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def link(run_dir: Path, code: Path) -> None:
+    """Let `runs/<name>/code` show the code of the newest submission."""
+    temporary = run_dir / f".code.{os.getpid()}"
+    temporary.symlink_to(os.path.relpath(code, run_dir.resolve()))
+    temporary.replace(run_dir / "code")
+
+
+def _digest(root: Path) -> str:
+    content = hashlib.sha256()
+    for path in _files(root):
+        content.update(f"{path.relative_to(root)}\0{path.stat().st_size}\0".encode())
+        content.update(path.read_bytes())
+    return content.hexdigest()[:16]
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".so":
+                yield path

@@ -1,0 +1,215 @@
+"""The end of a job's batch script: why the ranks ended, and what comes next.
+
+`python -m slurm.supervise STATUS RUN...` runs once per attempt, on the first node, after srun and
+so after all ranks, however they died. It alone requeues. When its own node is lost, SLURM requeues
+the job by itself, and the next attempt notes that (`note_lost_attempt`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from slurm import attempts, marks, nodes, queue
+from slurm.errors import ClusterError
+from slurm.policy import Decision, End, decide
+from slurm.record import JobRecord, read_record
+
+FAILED = 1
+_RESUMABLE = os.EX_TEMPFAIL
+# SLURM announces a time limit up to a minute early, and a save takes its time.
+_NEAR_THE_LIMIT_S = 90.0
+
+
+def supervise(run_dir: Path, srun_status: int) -> int:
+    """Requeue the job or let it end; returns the exit status of the batch script."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # requeueing kills this job
+    job_id = os.environ["SLURM_JOB_ID"]
+    job = queue.describe(job_id)
+    record = read_record(run_dir)
+    end = how_it_ended(run_dir, srun_status, job, record.grace_s)
+    step = newest_checkpoint(run_dir)
+    decision = decide(
+        end, attempts.read(run_dir), step, int(job.get("Restarts", "0")), record.retry
+    )
+    if end.node is not None:
+        nodes.note_fault(run_dir.parent, end.node, run_dir.name, end.reason)
+    if decision.requeue:
+        decision = _requeue(run_dir, job_id, end, decision, record)
+    attempts.append(
+        run_dir,
+        attempts.Attempt(
+            job_id=job_id,
+            restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            stop_class=end.stop_class,
+            reason=end.reason,
+            node=end.node,
+            step=step,
+            action=f"{'requeued' if decision.requeue else 'stopped'}: {decision.why}",
+        ),
+    )
+    if decision.requeue:
+        return _RESUMABLE
+    status = int(_status(run_dir).get("exit_status", FAILED))
+    if end.stop_class != "finished":
+        print(f"job {job_id} ({end.stop_class}: {end.reason}) is not requeued: {decision.why}")
+        from pipeline.record.aftermath import settle
+
+        settle(run_dir, end.stop_class, end.reason)
+    return status
+
+
+def _requeue(
+    run_dir: Path, job_id: str, end: End, decision: Decision, record: JobRecord
+) -> Decision:
+    """Put the job back; the decision as it could be carried out."""
+    before = _status(run_dir)
+    # The next attempt must not be judged by what this one left.
+    for path in (run_dir / "logs").glob("failure-rank*.json"):
+        path.unlink(missing_ok=True)
+    _write_status(run_dir, {"state": "queued", "stop_class": end.stop_class, "reason": end.reason})
+    refusal = queue.requeue(job_id)
+    if refusal is not None:
+        _write_status(run_dir, before)
+        return Decision(False, refusal)
+    print(f"job {job_id} ({end.stop_class}: {end.reason}) goes back into the queue", flush=True)
+    try:
+        excluded = _exclude(decision, record)
+        queue.hold_off(job_id, delay_s=decision.delay_s, exclude=excluded)
+    except ClusterError as error:  # it is requeued: where and when matters less
+        print(f"job {job_id}: {error}", flush=True)
+        return decision
+    if decision.delay_s or excluded:
+        without = f", without {','.join(excluded)}" if excluded else ""
+        print(f"job {job_id} starts in {decision.delay_s} s or later{without}", flush=True)
+    return decision
+
+
+def _exclude(decision: Decision, record: JobRecord) -> list[str]:
+    if decision.exclude is None:
+        return []
+    already = queue.expand(record.profile.exclude or "")
+    present = queue.partition_nodes(record.profile.partition)
+    usable = [node.name for node in present if node.is_usable and node.name not in already]
+    avoided = nodes.avoidable([decision.exclude], usable, record.nodes)
+    return [*already, *avoided] if avoided else []
+
+
+def how_it_ended(run_dir: Path, srun_status: int, job: Mapping[str, str], grace_s: int) -> End:
+    """The end of the attempt that this batch script started, from what its ranks left."""
+    status = _status(run_dir)
+    reason = str(status.get("reason", ""))
+    if status.get("state") == "finished":
+        return End("finished", "")
+    if job.get("Requeue") == "0" and status.get("state") == "stopped":
+        return End("cancelled", reason)
+    ranks = list(marks.read(run_dir, marks.attempt_id()))
+    failure = first_failure(run_dir)
+    asked_to_leave = status.get("state") == "stopped" or any(m.status == _RESUMABLE for m in ranks)
+    if failure is None or failure["consequence"]:
+        if asked_to_leave:
+            near = _ends_in_s(job) < grace_s + _NEAR_THE_LIMIT_S
+            kind = "time_limit" if near else str(status.get("stop_class", "preempted"))
+            return End(kind, reason or "a signal before training")
+        if killed := [mark for mark in ranks if mark.status is None]:
+            names = ", ".join(f"rank {mark.rank} on {mark.node}" for mark in killed)
+            # Its peers may have been killed for waiting for it: then nobody knows which it was.
+            node = killed[0].node if len({mark.node for mark in killed}) == 1 else None
+            how = _signal_name(srun_status)
+            return End("node_fault", f"{names} ended without a word ({how})", node)
+    if failure is None:
+        return End("crash", f"no rank left a word (srun status {srun_status}): see the log")
+    blamed = failure["host"] if failure["stop_class"] == "node_fault" else None
+    where = f"rank {failure['rank']} on {failure['host']}"
+    return End(
+        failure["stop_class"],
+        f"{where}: {failure['error']}",
+        None if failure["consequence"] else blamed,
+    )
+
+
+def first_failure(run_dir: Path) -> dict[str, Any] | None:
+    """As `pipeline.health.failure.first_failure`, without torch."""
+    found = []
+    for path in (run_dir / "logs").glob("failure-rank*.json"):
+        try:
+            found.append(json.loads(path.read_text()))
+        except (OSError, json.JSONDecodeError):
+            continue
+    return min(found, key=lambda f: (f["consequence"], f["time"]), default=None)
+
+
+def note_lost_attempt(run_dir: Path) -> None:
+    """At a start: SLURM brought the job back without asking us, so its node was lost."""
+    job_id, restart = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    known = {(attempt.job_id, attempt.restart) for attempt in attempts.read(run_dir)}
+    if restart and (job_id, restart - 1) not in known:
+        lost = attempts.Attempt(
+            job_id=job_id,
+            restart=restart - 1,
+            stop_class="node_fault",
+            reason="the batch script left no word: its node was lost, or SLURM preempted it",
+            step=newest_checkpoint(run_dir),
+            action="requeued by SLURM",
+        )
+        attempts.append(run_dir, lost)
+
+
+def newest_checkpoint(run_dir: Path) -> int:
+    """Step of the newest committed one, -1 without any."""
+    found = (run_dir / "checkpoints").glob("step-*/COMMITTED")
+    return max((int(path.parent.name.removeprefix("step-")) for path in found), default=-1)
+
+
+def ends_at(job: Mapping[str, str]) -> float | None:
+    """When the time limit of a job strikes, in seconds since the epoch; None without a limit."""
+    try:
+        return datetime.fromisoformat(job["EndTime"]).timestamp()
+    except (KeyError, ValueError):
+        return None
+
+
+def _ends_in_s(job: Mapping[str, str]) -> float:
+    limit = ends_at(job)
+    return float("inf") if limit is None else limit - time.time()
+
+
+def _signal_name(srun_status: int) -> str:
+    number = srun_status - 128
+    known = {int(s): s.name for s in signal.Signals}
+    return f"killed by {known[number]}" if number in known else f"srun status {srun_status}"
+
+
+def _status(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "status.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return content
+
+
+def _write_status(run_dir: Path, content: Mapping[str, Any]) -> None:
+    path = run_dir / "status.json"
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content))
+    temporary.replace(path)
+
+
+def main() -> None:
+    """The arguments are srun's status and, for an array, the run of each element."""
+    status, runs = int(sys.argv[1]), sys.argv[2:]
+    element = int(re.sub(r"\D", "", os.environ.get("SLURM_ARRAY_TASK_ID", "")) or 0)
+    raise SystemExit(supervise(Path(runs[element]), status))
+
+
+if __name__ == "__main__":
+    main()
