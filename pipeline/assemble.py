@@ -17,6 +17,7 @@ from pipeline.distributed import World
 from pipeline.engine import Engine
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.health.guard import NonFiniteGuard
+from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stopper
 from pipeline.optim import build_adamw, parameter_groups
 from pipeline.record import rundir
@@ -29,7 +30,12 @@ logger = logging.getLogger(__name__)
 
 
 def assemble(
-    config: RunConfig, run_dir: Path, world: World, stopper: Stopper, stack: ExitStack
+    config: RunConfig,
+    run_dir: Path,
+    world: World,
+    stopper: Stopper,
+    pulse: Pulse,
+    stack: ExitStack,
 ) -> Trainer:
     """All collaborators of a run, resumed from its newest intact checkpoint if it has one.
 
@@ -93,6 +99,7 @@ def assemble(
         guard=guard,
         saver=saver,
         stopper=stopper,
+        pulse=pulse,
         recorder=recorder,
         progress=progress,
         steps_per_epoch=steps_per_epoch,

@@ -20,6 +20,7 @@ from pipeline.data.config import DataConfig
 from pipeline.engine import EngineConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluate import EvalConfig
+from pipeline.health.config import HealthConfig
 from pipeline.health.guard import GuardConfig
 from pipeline.health.stopping import StopConfig
 from pipeline.optim import OptimConfig
@@ -99,6 +100,7 @@ class RunConfig(_Section):
     eval: EvalConfig = EvalConfig()
     tracking: TrackingConfig = TrackingConfig()
     stop: StopConfig = StopConfig()
+    health: HealthConfig = HealthConfig()
     launch: LaunchConfig = LaunchConfig()
 
     @field_validator("name")
@@ -130,6 +132,7 @@ class RunConfig(_Section):
             "checkpoint",
             "tracking",
             "stop",
+            "health",
             "launch",
         ):
             del kept[section]

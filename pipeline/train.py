@@ -13,6 +13,8 @@ from pipeline.assemble import assemble
 from pipeline.checkpoint import durable
 from pipeline.distributed import World
 from pipeline.health.failure import StopClass, record_failure
+from pipeline.health.heartbeat import HeartbeatWriter, forget_heartbeats
+from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stop, Stopper
 from pipeline.record import rundir
 from pipeline.trainer import Outcome, Trainer
@@ -28,12 +30,15 @@ def train(run_dir: Path, deadline: float | None = None) -> tuple[Outcome, Stop |
     Returns how it ended and, when it was stopped, why.
     """
     config = rundir.read_config(run_dir)
+    pulse = Pulse(distributed.rank_by_environment())
     with Stopper(config.stop, deadline) as stopper, ExitStack() as stack:
+        stack.enter_context(HeartbeatWriter(run_dir, pulse))
         world = distributed.join(timeout_s=config.engine.init_timeout_s)
         stack.callback(distributed.leave)
         _log_to_stderr(world)
         distributed.on_main(lambda: stack.enter_context(rundir.exclusive(run_dir)) and None)
-        trainer = assemble(config, run_dir, world, stopper, stack)
+        distributed.on_main(lambda: forget_heartbeats(run_dir, from_rank=world.size))
+        trainer = assemble(config, run_dir, world, stopper, pulse, stack)
         outcome = trainer.fit()
         if outcome is Outcome.FINISHED and world.is_main:
             write_summary(trainer, run_dir)

@@ -16,6 +16,7 @@ from pipeline.engine import Engine
 from pipeline.evaluate import evaluate
 from pipeline.health.failure import StopClass
 from pipeline.health.guard import NonFiniteGuard
+from pipeline.health.pulse import Phase, Pulse
 from pipeline.health.stopping import Stop, Stopper
 from pipeline.record.meters import Meters
 from pipeline.record.recorder import Recorder
@@ -58,6 +59,7 @@ class Trainer:
     guard: NonFiniteGuard
     saver: CheckpointSaver
     stopper: Stopper
+    pulse: Pulse
     recorder: Recorder
     progress: Progress
     steps_per_epoch: int
@@ -74,8 +76,10 @@ class Trainer:
         Raises NonFiniteError or CheckpointError on every rank alike. A DataError (too many
         unreadable samples) rises on the rank that met it; the others lose it and fail.
         """
+        self.pulse.begin(self.progress.step, self.schedule.total_steps)
         while self.progress.step < self.schedule.total_steps:
-            self._train_step()
+            with self.pulse.timed_step():
+                self._train_step()
             if self._due(self.config.log_every_steps):
                 self._log()
             if self._evaluation_is_due():
@@ -84,8 +88,7 @@ class Trainer:
                 return self._stop_early()
             if self._due(self.config.checkpoint.every_steps):
                 self._save()
-        self._save()
-        self.saver.finish()
+        self._save_and_commit()
         return Outcome.FINISHED
 
     def _train_step(self) -> None:
@@ -123,21 +126,28 @@ class Trainer:
 
     def _evaluate(self) -> None:
         self.engine.train(False)
-        result = evaluate(self.engine, self.eval_loader, self.config.data, self.world.device)
+        with self.pulse.during(Phase.EVAL):
+            batches = self.pulse.each(self.eval_loader)
+            result = evaluate(self.engine, batches, self.config.data, self.world.device)
         self.progress.metrics = result.metrics()
         self.recorder.record(self.progress.step, "eval", self.progress.metrics)
 
     def _save(self) -> None:
         if self.progress.saved_step == self.progress.step:
             return
-        self.saver.save(self.engine, self.state(), self.config.to_yaml())
+        with self.pulse.during(Phase.SAVE):
+            self.saver.save(self.engine, self.state(), self.config.to_yaml())
         self.progress.saved_step = self.progress.step
+
+    def _save_and_commit(self) -> None:
+        self._save()
+        with self.pulse.during(Phase.SAVE):
+            self.saver.finish()
 
     def _stop_early(self) -> Outcome:
         self.stopped_by = self._why()
         logger.warning("stopping at step %d: %s", self.progress.step, self.stopped_by.reason)
-        self._save()
-        self.saver.finish()
+        self._save_and_commit()
         self.recorder.note_stop(self.stopped_by)
         return Outcome.STOPPED
 
