@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import webdataset
 from av.video.frame import VideoFrame
 
-from data_prep.h264 import TIME_BASE, EncodedClip, encode_clip
 from data_prep.schema import INDEX_NAME, INDEX_SCHEMA, MANIFEST_NAME, Manifest, ShardRecord
+from data_prep.video.h264 import TIME_BASE, EncodedClip, encode_clip
 from pipeline.bench.loader import LoaderBench, bench_loader
 
 FRAMES, HEIGHT, WIDTH, FPS = 280, 256, 340, 25

@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.annotation import Annotation, Listing
-from data_prep.clip import EncodeSettings
-from data_prep.job import run_shard_worker
+from data_prep.jobs.job import run_shard_worker
+from data_prep.jobs.pool import Caps
+from data_prep.jobs.record import SampleRow, ShardResult, Timings, record_name
 from data_prep.plan import PlannedClip, plan_shards
-from data_prep.pool import Caps
-from data_prep.record import SampleRow, ShardResult, Timings, record_name
-from data_prep.seal import seal
+from data_prep.sealed.seal import seal
 from data_prep.storage import DirectoryStore
+from data_prep.video.clip import EncodeSettings
 from data_prep.workdir import SplitPlan, Workdir, fingerprint
 
 CLASSES = tuple(f"class {number:03d}" for number in range(400))

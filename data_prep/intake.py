@@ -16,7 +16,7 @@ from data_prep.durable import publish
 from data_prep.errors import DataError
 from data_prep.options import ShardConfig, absolute_out
 from data_prep.plan import PlannedShard, plan_shards
-from data_prep.seal import shaping
+from data_prep.sealed.seal import shaping
 from data_prep.workdir import SplitPlan, Workdir, fingerprint
 
 # Left out, but no sign that something is wrong with the data set as a whole.

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep.clip import EncodeSettings
 from data_prep.errors import DataError
-from data_prep.pool import Caps
+from data_prep.jobs.pool import Caps
 from data_prep.storage import is_url
+from data_prep.video.clip import EncodeSettings
 from data_prep.workdir import NAME as WORK_NAME
 
 

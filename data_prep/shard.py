@@ -11,11 +11,11 @@ from pathlib import Path
 
 from data_prep.errors import DataError
 from data_prep.intake import plan_inputs
-from data_prep.job import run_jobs
+from data_prep.jobs.job import run_jobs
+from data_prep.jobs.record import read_result, record_name
 from data_prep.options import ShardConfig, absolute_out, work_dir
-from data_prep.record import read_result, record_name
 from data_prep.schema import MANIFEST_NAME, Manifest
-from data_prep.seal import seal, seal_is_current
+from data_prep.sealed.seal import seal, seal_is_current
 from data_prep.storage import Store, open_store
 from data_prep.workdir import SplitPlan, Workdir
 

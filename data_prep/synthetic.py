@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.durable import publish
 from data_prep.errors import DataError
-from data_prep.h264 import TIME_BASE, encode_clip
+from data_prep.video.h264 import TIME_BASE, encode_clip
 
 CLASSES = (
     "clockwise",

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from data_prep.annotation import Problem
-from data_prep.clip import EncodeSettings
 from data_prep.durable import move, publish
 from data_prep.errors import DataError
+from data_prep.jobs.pool import Caps
 from data_prep.plan import PlannedClip, PlannedShard
-from data_prep.pool import Caps
+from data_prep.video.clip import EncodeSettings
 
 NAME = ".prep"
 # Paths are bytes: file names need not be UTF-8.

@@ -100,7 +100,7 @@ class ShardJob:
         # take the clips in their hands for files that crash a decoder.
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        from data_prep.job import run_shard_worker
+        from data_prep.jobs.job import run_shard_worker
 
         cpus = os.environ.get("SLURM_CPUS_PER_TASK")
         return run_shard_worker(Path(self.work), decoders=int(cpus) if cpus else None)

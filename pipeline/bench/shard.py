@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.annotation import VIDEO_SUFFIXES
-from data_prep.clip import ClipRequest, RejectedClip
 from data_prep.errors import DataError
 from data_prep.options import ShardConfig
-from data_prep.prepare import prepare_clip
 from data_prep.shard import shard
 from data_prep.synthetic import SynthOptions, synthesize
+from data_prep.video.clip import ClipRequest, RejectedClip
+from data_prep.video.prepare import prepare_clip
 
 
 class ShardBench(BaseModel):

@@ -54,9 +54,9 @@ def data_shard(
 
     Example: vmp data shard --format folder --videos my_videos --out shards
     """
-    from data_prep.clip import EncodeSettings
     from data_prep.options import ShardConfig
     from data_prep.shard import shard
+    from data_prep.video.clip import EncodeSettings
 
     config = ShardConfig(
         format=format,
@@ -79,8 +79,8 @@ def data_shard(
 def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
     """Plan here, work in a SLURM array, seal here."""
     from data_prep.errors import DataError
-    from data_prep.progress import progress_bar
-    from data_prep.seal import seal
+    from data_prep.jobs.progress import progress_bar
+    from data_prep.sealed.seal import seal
     from data_prep.shard import prepare, sealed
     from pipeline import exits
     from slurm.array import run_array
@@ -115,7 +115,7 @@ def data_verify(
 
     Example: vmp data verify shards
     """
-    from data_prep.verify import verify
+    from data_prep.sealed.verify import verify
 
     found = verify(shards, fix=fix)
     for name in found.rebuilt:
@@ -133,7 +133,7 @@ def data_report(shards: Annotated[str, typer.Argument(help="Shard directory.")])
 
     Example: vmp data report shards
     """
-    from data_prep.report import report
+    from data_prep.sealed.report import report
 
     typer.echo(report(shards))
 

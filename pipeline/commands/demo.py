@@ -13,10 +13,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.panel import Panel
 
-from data_prep.clip import EncodeSettings
 from data_prep.options import ShardConfig
 from data_prep.shard import shard
 from data_prep.synthetic import SynthOptions, synthesize
+from data_prep.video.clip import EncodeSettings
 from pipeline import exits
 from pipeline.commands.submit import Order, submit_run
 from pipeline.config import load_config

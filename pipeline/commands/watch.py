@@ -118,7 +118,9 @@ def print_log(run_dir: Path, echo: Callable[[str], None], *, follow: bool, rank:
     submission = _submission(run_dir)
     path = submission.log_of(rank)
     if not path.exists() and not follow:
-        known = ", ".join(sorted(p.name for p in path.parent.glob(f"{submission.job_id}_*_log.out")))
+        known = ", ".join(
+            sorted(p.name for p in path.parent.glob(f"{submission.job_id}_*_log.out"))
+        )
         raise ConfigError(f"run {run_dir}: no log {path.name}; there are: {known or 'none yet'}")
     log = LogFollower(path, from_start=True)
     while True:

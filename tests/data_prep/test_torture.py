@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.options import ShardConfig
+from data_prep.sealed.verify import verify
 from data_prep.shard import shard
-from data_prep.verify import verify
 
 DOCS = Path(__file__).parents[2] / "docs/data.md"
 BEGIN, END = "<!-- torture table: begin -->", "<!-- torture table: end -->"

@@ -15,8 +15,8 @@ import pytest
 import webdataset
 from av.video.frame import VideoFrame
 
-from data_prep.h264 import TIME_BASE, encode_clip
 from data_prep.schema import INDEX_NAME, INDEX_SCHEMA, MANIFEST_NAME, Manifest, ShardRecord
+from data_prep.video.h264 import TIME_BASE, encode_clip
 from pipeline.data.shards import Shards, open_shards
 
 FPS = 8

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from data_prep.durable import publish
 from data_prep.errors import DataError
-from data_prep.record import ShardResult, read_result
+from data_prep.jobs.record import ShardResult, read_result
+from data_prep.jobs.write import printable
 from data_prep.schema import (
     INDEX_NAME,
     INDEX_SCHEMA,
@@ -26,7 +27,6 @@ from data_prep.schema import (
 )
 from data_prep.storage import Store, open_store
 from data_prep.workdir import SplitPlan, Workdir
-from data_prep.write import printable
 
 _SEALED_NAME = "sealed.json"
 

@@ -1,6 +1,6 @@
 """The process in which unchecked files are decoded, so that a crash or a hang costs one file.
 
-Started by `data_prep.pool` as `python -m data_prep.child FD MEMORY_BYTES`.
+Started by `data_prep.jobs.pool` as `python -m data_prep.jobs.child FD MEMORY_BYTES`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 
 import av.logging
 
-from data_prep.prepare import prepare_clip
+from data_prep.video.prepare import prepare_clip
 
 _PR_SET_PDEATHSIG = 1
 

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from data_prep.errors import DataError
-from data_prep.record import SampleRow, ShardResult, record_name
+from data_prep.jobs.record import SampleRow, ShardResult, record_name
 from data_prep.schema import MANIFEST_NAME, QUARANTINE_NAME, Manifest
 from data_prep.storage import Store
 

@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.errors import DataError
-from data_prep.job import run_shard_worker
+from data_prep.jobs.job import run_shard_worker
+from data_prep.jobs.pool import Caps
+from data_prep.jobs.progress import RunProgress
 from data_prep.options import ShardConfig
-from data_prep.pool import Caps
-from data_prep.progress import RunProgress
 from data_prep.schema import Manifest
-from data_prep.seal import seal
+from data_prep.sealed.seal import seal
+from data_prep.sealed.verify import verify
 from data_prep.shard import prepare, sealed, shard
-from data_prep.verify import verify
 from data_prep.workdir import Workdir
 
 RUN = """
@@ -39,7 +39,7 @@ def test_prepare_work_seal_as_a_scheduler_does_it(csv_config: ShardConfig) -> No
     work = prepare(csv_config)
     with pytest.raises(DataError, match=r"7 of 7 shards are not done, first train-000000.tar"):
         seal(work)
-    command = [sys.executable, "-m", "data_prep.job", str(work), "1"]
+    command = [sys.executable, "-m", "data_prep.jobs.job", str(work), "1"]
     jobs = [subprocess.Popen(command) for _ in range(3)]
     assert [job.wait() for job in jobs] == [0, 0, 0]
     progress = RunProgress(work).read()
@@ -53,7 +53,7 @@ def test_prepare_work_seal_as_a_scheduler_does_it(csv_config: ShardConfig) -> No
 def test_a_job_waits_for_living_owners_and_inherits_from_dead_ones(csv_config: ShardConfig) -> None:
     work = prepare(csv_config)
     program = (
-        "import os, sys; from pathlib import Path; from data_prep.claims import Claims\n"
+        "import os, sys; from pathlib import Path; from data_prep.jobs.claims import Claims\n"
         "claims = Claims(Path(sys.argv[1]))\n"
         "assert claims.take('train-000001.tar') and claims.take('val-000000.tar')\n"
         "print(flush=True); sys.stdin.read()"
@@ -65,7 +65,7 @@ def test_a_job_waits_for_living_owners_and_inherits_from_dead_ones(csv_config: S
     )
     assert owner.stdout is not None
     owner.stdout.readline()
-    heir = subprocess.Popen([sys.executable, "-m", "data_prep.job", str(work), "1"])
+    heir = subprocess.Popen([sys.executable, "-m", "data_prep.jobs.job", str(work), "1"])
     out = Path(csv_config.out)
     while len(list(out.glob("*.record.json"))) < 5:
         time.sleep(0.05)

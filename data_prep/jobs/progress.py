@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from data_prep.durable import replace
-from data_prep.record import record_name
+from data_prep.jobs.record import record_name
 from data_prep.storage import open_store
 from data_prep.workdir import Workdir
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_prep.clip import ClipRequest, EncodeSettings, PreparedClip, RejectedClip
-from data_prep.pool import Caps, ClipPool
+from data_prep.jobs.pool import Caps, ClipPool
+from data_prep.video.clip import ClipRequest, EncodeSettings, PreparedClip, RejectedClip
 
 
 def _requests(paths: list[Path]) -> list[tuple[str, ClipRequest]]:
@@ -64,7 +64,7 @@ def _kill_children(times: int, done: threading.Event) -> None:
     killed: set[int] = set()
     while len(killed) < times and not done.is_set():
         for child in psutil.Process().children():
-            is_ours = "data_prep.child" in child.cmdline()
+            is_ours = "data_prep.jobs.child" in child.cmdline()
             if is_ours and child.pid not in killed and child.create_time() < time.time() - 0.7:
                 killed.add(child.pid)
                 child.send_signal(signal.SIGKILL)
@@ -116,8 +116,8 @@ def test_an_image_is_one_frame(tmp_path: Path) -> None:
 def test_no_child_outlives_a_killed_supervisor(hanging: Path) -> None:
     program = (
         "import sys\n"
-        "from data_prep.clip import ClipRequest, EncodeSettings\n"
-        "from data_prep.pool import Caps, ClipPool\n"
+        "from data_prep.video.clip import ClipRequest, EncodeSettings\n"
+        "from data_prep.jobs.pool import Caps, ClipPool\n"
         "request = ClipRequest(sys.argv[1], 0.0, None, EncodeSettings())\n"
         "with ClipPool(2, Caps()) as pool:\n"
         "    list(pool.map([(0, request), (1, request)]))\n"

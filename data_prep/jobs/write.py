@@ -17,10 +17,10 @@ from pathlib import Path
 
 import av
 
-from data_prep.clip import PreparedClip, RejectedClip
+from data_prep.jobs.record import RejectedRow, SampleRow, ShardResult, Timings, record_name
 from data_prep.plan import PlannedClip, PlannedShard
-from data_prep.record import RejectedRow, SampleRow, ShardResult, Timings, record_name
 from data_prep.storage import Store
+from data_prep.video.clip import PreparedClip, RejectedClip
 
 _BLOCK = 512
 

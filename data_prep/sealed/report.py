@@ -11,12 +11,12 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from data_prep.contact_sheet import STRIP_FRAMES, strip_jpeg
 from data_prep.durable import publish
 from data_prep.errors import DataError
-from data_prep.record import SampleRow
+from data_prep.jobs.record import SampleRow
+from data_prep.sealed.contact_sheet import STRIP_FRAMES, strip_jpeg
+from data_prep.sealed.survey import Sample, Survey, survey
 from data_prep.storage import Store, is_url, open_store
-from data_prep.survey import Sample, Survey, survey
 
 REPORT_NAME = "report.html"
 _MAX_SHEETS = 60
@@ -38,7 +38,7 @@ def report(out: str, *, page: Path | None = None, seed: int = 0) -> Path:
         raise DataError(f"{out}: no such directory")
     store = open_store(out, Path())
     found = survey(store, out)
-    template = Template(files("data_prep").joinpath("report.html").read_text())
+    template = Template(files(__package__).joinpath("report.html").read_text())
     manifest = found.manifest
     html = template.substitute(
         title=escape(f"Data report: {manifest.dataset}"),

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from data_prep.claims import Claims
+from data_prep.jobs.claims import Claims
 
 
 def test_one_of_many_gets_it(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_leaving_gives_everything_back(tmp_path: Path) -> None:
 
 def test_a_dead_process_on_this_host_loses_its_claim_at_once(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from pathlib import Path; from data_prep.claims import Claims\n"
+        "import os, sys; from pathlib import Path; from data_prep.jobs.claims import Claims\n"
         "assert Claims(Path(sys.argv[1])).take('a.tar'); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)

@@ -11,7 +11,7 @@ import pytest
 
 from data_prep.errors import DataError
 from data_prep.options import ShardConfig
-from data_prep.report import report
+from data_prep.sealed.report import report
 from data_prep.shard import shard
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep.decode import Original
+from data_prep.video.decode import Original
 
 
 class EncodeSettings(BaseModel):

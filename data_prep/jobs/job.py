@@ -14,16 +14,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.claims import Claim, Claims
-from data_prep.clip import ClipRequest, PreparedClip, RejectedClip
 from data_prep.errors import DataError
+from data_prep.jobs.claims import Claim, Claims
+from data_prep.jobs.pool import ClipPool
+from data_prep.jobs.progress import JobProgress, progress_bar
+from data_prep.jobs.record import record_name
+from data_prep.jobs.write import ShardWriter
 from data_prep.plan import PlannedClip, PlannedShard
-from data_prep.pool import ClipPool
-from data_prep.progress import JobProgress, progress_bar
-from data_prep.record import record_name
 from data_prep.storage import Store, open_store
+from data_prep.video.clip import ClipRequest, PreparedClip, RejectedClip
 from data_prep.workdir import SplitPlan, Workdir
-from data_prep.write import ShardWriter
 
 _POISON = frozenset({"crash", "timeout", "memory"})
 _POLL_S = 2.0
@@ -142,7 +142,7 @@ def run_jobs(work: Path, *, jobs: int, decoders: int, show_progress: bool) -> No
         if jobs == 1:
             run_shard_worker(work, decoders=decoders)
             return
-        command = [sys.executable, "-m", "data_prep.job", str(work), str(decoders)]
+        command = [sys.executable, "-m", "data_prep.jobs.job", str(work), str(decoders)]
         processes = [subprocess.Popen(command) for _ in range(jobs)]
         try:
             for process in processes:

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 
-from data_prep.check_shard import Finding, check_shard
 from data_prep.errors import DataError
-from data_prep.job import run_shard_worker
+from data_prep.jobs.job import run_shard_worker
+from data_prep.jobs.record import record_name
 from data_prep.options import absolute_out, work_dir
-from data_prep.record import record_name
 from data_prep.schema import INDEX_NAME, INDEX_SCHEMA, MANIFEST_NAME, SCHEMA_VERSION, Manifest
-from data_prep.seal import reopen, seal
+from data_prep.sealed.check_shard import Finding, check_shard
+from data_prep.sealed.seal import reopen, seal
 from data_prep.storage import Store, is_url, open_store
 from data_prep.workdir import Workdir
 

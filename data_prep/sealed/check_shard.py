@@ -13,7 +13,7 @@ from typing import Any
 
 import av
 
-from data_prep.record import ShardResult, record_name
+from data_prep.jobs.record import ShardResult, record_name
 from data_prep.schema import Manifest, ShardRecord
 from data_prep.storage import Store, open_store
 

@@ -20,7 +20,7 @@ from typing import IO, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep.clip import ClipRequest, PreparedClip, RejectedClip
+from data_prep.video.clip import ClipRequest, PreparedClip, RejectedClip
 
 T = TypeVar("T")
 _QUEUE_PER_CHILD = 2  # the next request is there before the last answer is read
@@ -162,7 +162,7 @@ class ClipPool(Generic[T]):
         ours, theirs = socket.socketpair()
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         memory = int(self._caps.memory_gib * 2**30)
-        command = [sys.executable, "-m", "data_prep.child", str(theirs.fileno()), str(memory)]
+        command = [sys.executable, "-m", "data_prep.jobs.child", str(theirs.fileno()), str(memory)]
         process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=stderr
         )

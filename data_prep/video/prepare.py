@@ -14,8 +14,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from data_prep.annotation import IMAGE_SUFFIXES
-from data_prep.clip import ClipRequest, EncodeSettings, PreparedClip, RejectedClip
-from data_prep.decode import (
+from data_prep.video.clip import ClipRequest, EncodeSettings, PreparedClip, RejectedClip
+from data_prep.video.decode import (
     DecodedFrame,
     Original,
     Rejection,
@@ -24,8 +24,8 @@ from data_prep.decode import (
     frames,
     open_video,
 )
-from data_prep.h264 import BT601, LIMITED_RANGE, TIME_BASE, EncodedClip, encode_clip
-from data_prep.suitable import copy_if_suitable
+from data_prep.video.h264 import BT601, LIMITED_RANGE, TIME_BASE, EncodedClip, encode_clip
+from data_prep.video.suitable import copy_if_suitable
 
 _MIN_SIDE = 16
 # Exact rounding, so that equal pixels give equal bytes on every CPU.

@@ -9,8 +9,8 @@ from pathlib import Path
 import av
 import pytest
 
-from data_prep.clip import ClipRequest, EncodeSettings, PreparedClip
-from data_prep.prepare import prepare_clip
+from data_prep.video.clip import ClipRequest, EncodeSettings, PreparedClip
+from data_prep.video.prepare import prepare_clip
 
 SETTINGS = EncodeSettings()
 

@@ -11,8 +11,8 @@ import pytest
 
 from data_prep.errors import DataError
 from data_prep.options import ShardConfig
+from data_prep.sealed.verify import verify
 from data_prep.shard import shard
-from data_prep.verify import verify
 
 
 @pytest.fixture(scope="module")

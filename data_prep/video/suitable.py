@@ -11,9 +11,9 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from data_prep.clip import ClipRequest, PreparedClip
-from data_prep.decode import describe, display_filters, frames, open_video
-from data_prep.h264 import GOP, LIMITED_RANGE
+from data_prep.video.clip import ClipRequest, PreparedClip
+from data_prep.video.decode import describe, display_filters, frames, open_video
+from data_prep.video.h264 import GOP, LIMITED_RANGE
 
 _UNSPECIFIED = 0
 _BT601_MATRICES = frozenset({2, 5, 6})  # unspecified, BT.470BG, SMPTE 170M

@@ -1,0 +1,1 @@
+"""The processes that claim shards, make their clips and write them."""

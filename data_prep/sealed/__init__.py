@@ -1,0 +1,1 @@
+"""What is done with finished shards: sealed, proven, surveyed and shown."""

@@ -1,0 +1,1 @@
+"""One source video: looked at, decoded strictly, and brought into the normal form."""
