@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import torch
+from mlflow import MlflowClient
 
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.load import FullState, read_full_state
@@ -92,3 +93,22 @@ def largest_relative_difference(first: FullState, second: FullState) -> float:
         / float(first[n]["param"].abs().max())
         for n in first
     )
+
+
+def assert_one_mlflow_run(run_dir: Path, steps: int, uri: str | None = None) -> None:
+    """All attempts are one run of the tracking store, each step in it once, in their order."""
+    client = MlflowClient(uri or f"sqlite:///{run_dir.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("videomambapro")
+    assert experiment is not None
+    found = [
+        r
+        for r in client.search_runs([experiment.experiment_id], max_results=1000)
+        if r.info.run_name == run_dir.name
+    ]
+    assert [r.info.run_id for r in found] == [(run_dir / "mlflow_run_id").read_text().strip()]
+    assert found[0].info.status == "FINISHED"
+    history = client.get_metric_history(found[0].info.run_id, "train/loss")
+    assert [point.step for point in history] == list(range(1, steps + 1))
+    assert found[0].data.params["model.embed_dim"] == "32"
+    artifacts = {a.path for a in client.list_artifacts(found[0].info.run_id)}
+    assert {"config.yaml", "summary.json"} <= artifacts

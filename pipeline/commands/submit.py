@@ -89,9 +89,10 @@ def _submit_one(
         (submission,) = launch.submit(
             [run_dir], order.cluster, profile, resources, dependency=dependency
         )
-        _submit_follower(submission, profile, resources, order)
     where = f"({order.cluster}), run {run_dir}, log {submission.log}"
     typer.echo(f"{how}: job {submission.job_id} {where}")
+    if order.then is not None and how == "submitted":
+        _submit_follower(submission, order.then, profile, resources)
     if not order.follow:
         return exits.DONE
     status = launch.wait(submission, typer.echo)
@@ -143,21 +144,20 @@ def _dependency(run_dir: Path, profile: ClusterProfile, order: Order) -> str | N
 
 
 def _submit_follower(
-    submission: launch.Submission, profile: ClusterProfile, resources: Resources, order: Order
+    submission: launch.Submission, command: str, profile: ClusterProfile, resources: Resources
 ) -> None:
-    if order.then is None:
-        return
+    """The command that a successful end of the training sets off."""
     one = Resources(
         gpus_per_node=min(1, resources.gpus_per_node), cpus_per_task=resources.cpus_per_task
     )
     job_id = launch.submit_command(
-        launch.split_command(order.then),
+        launch.split_command(command),
         submission.run_dir,
         profile,
         one,
         dependency=f"afterok:{submission.job_id}",
     )
-    typer.echo(f"submitted: job {job_id} (slurm), vmp {order.then}")
+    typer.echo(f"submitted: job {job_id} (slurm), vmp {command}")
 
 
 def _check_order(order: Order) -> None:

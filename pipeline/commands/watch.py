@@ -118,10 +118,9 @@ def print_log(run_dir: Path, echo: Callable[[str], None], *, follow: bool, rank:
     submission = _submission(run_dir)
     path = submission.log_of(rank)
     if not path.exists() and not follow:
-        known = ", ".join(
-            sorted(p.name for p in path.parent.glob(f"{submission.job_id}_*_log.out"))
-        )
-        raise ConfigError(f"run {run_dir}: no log {path.name}; there are: {known or 'none yet'}")
+        known = sorted(p.name for p in path.parent.glob(f"{submission.job_id}_*_log.out"))
+        there = ", ".join(known) or "none yet"
+        raise ConfigError(f"run {run_dir}: no log {path.name}; there are: {there}")
     log = LogFollower(path, from_start=True)
     while True:
         ended = not follow or launch.find_running(run_dir) is None

@@ -9,7 +9,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from pipeline.checkpoint import layout
 from pipeline.record.metrics import read_metrics
@@ -60,7 +59,7 @@ def test_sigkill_in_mid_run_then_the_same_command_gives_the_same_bits(
     assert "resuming from" in output
     runs.assert_bitwise_equal(runs.final_state(undisturbed), runs.final_state(root / "killed"))
     assert read_samples(root / "killed") == read_samples(undisturbed)
-    assert_one_mlflow_run_with_increasing_steps(root / "killed")
+    runs.assert_one_mlflow_run(root / "killed", STEPS)
 
 
 def test_sigterm_saves_and_exits_75_and_the_run_can_go_on(
@@ -135,22 +134,4 @@ def test_summary_of_a_finished_run(undisturbed: Path) -> None:
     assert summary["steps"] == STEPS
     assert summary["epochs"] == STEPS / 8
     assert Path(summary["checkpoint"]).is_dir()
-    assert_one_mlflow_run_with_increasing_steps(undisturbed)
-
-
-def assert_one_mlflow_run_with_increasing_steps(run_dir: Path) -> None:
-    client = MlflowClient(f"sqlite:///{run_dir.parent / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("videomambapro")
-    assert experiment is not None
-    found = [
-        r
-        for r in client.search_runs([experiment.experiment_id], max_results=1000)
-        if r.info.run_name == run_dir.name
-    ]
-    assert [r.info.run_id for r in found] == [(run_dir / "mlflow_run_id").read_text().strip()]
-    assert found[0].info.status == "FINISHED"
-    history = client.get_metric_history(found[0].info.run_id, "train/loss")
-    assert [point.step for point in history] == list(range(1, STEPS + 1))
-    assert found[0].data.params["model.embed_dim"] == "32"
-    artifacts = {a.path for a in client.list_artifacts(found[0].info.run_id)}
-    assert {"config.yaml", "summary.json"} <= artifacts
+    runs.assert_one_mlflow_run(undisturbed, STEPS)

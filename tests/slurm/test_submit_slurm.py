@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.commands import watch as jobs
-from pipeline.record.metrics import read_metrics
-from pipeline.record.recorder import read_samples
 from slurm import queue
 from tests import runs
+from tests.slurm import drive
+from tests.slurm.drive import assert_same_run, job_id, show_job, wait_until
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 STEPS = 60
-TWO_NODES = ("--cluster", "slurm", "--nodes", "2", "--gpus-per-node", "0")
 
 
 @pytest.fixture(scope="module")
@@ -35,48 +31,11 @@ def local(root: Path, glyph_shards: Path) -> Path:
 
 
 def arguments(root: Path, shards: Path, name: str) -> list[str]:
-    return [
-        *TWO_NODES,
-        *runs.overrides(
-            root,
-            shards,
-            name,
-            schedule__max_steps=STEPS,
-            launch__ranks_per_node=1,
-            checkpoint__every_steps=1000,
-        ),
-    ]
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    return drive.arguments(root, shards, name, STEPS)
 
 
 def is_training(run_dir: Path) -> bool:
-    return (run_dir / "metrics.jsonl").exists() and len(read_metrics(run_dir)) > 3
-
-
-def job_id(run_dir: Path) -> str:
-    found: str = json.loads((run_dir / "job.json").read_text())["job_id"]
-    return found
-
-
-def show_job(run_dir: Path) -> dict[str, str]:
-    command = ["scontrol", "-o", "show", "job", job_id(run_dir)]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return dict(field.split("=", 1) for field in answer.split() if "=" in field)
-
-
-def assert_same_run(undisturbed: Path, other: Path) -> None:
-    runs.assert_bitwise_equal(runs.final_state(undisturbed), runs.final_state(other))
-    assert read_samples(other) == read_samples(undisturbed)
-    assert [row["step"] for row in read_metrics(other) if row["kind"] == "train"] == list(
-        range(1, STEPS + 1)
-    )
+    return drive.steps_done(run_dir) > 3
 
 
 def test_two_nodes_end_with_the_bits_of_two_local_ranks(
@@ -86,7 +45,7 @@ def test_two_nodes_end_with_the_bits_of_two_local_ranks(
 
     assert f"submitted: job {job_id(root / 'two-nodes')} (slurm)" in output
     assert show_job(root / "two-nodes")["NumNodes"] == "2"
-    assert_same_run(local, root / "two-nodes")
+    assert_same_run(local, root / "two-nodes", STEPS)
 
 
 @pytest.mark.parametrize("signal", ["USR2", "TERM"])
@@ -104,7 +63,7 @@ def test_a_signalled_run_is_requeued_once_and_ends_with_the_same_bits(
     assert output.count("goes back into the queue") == 1
     assert "resuming from" in output
     assert show_job(run_dir)["Restarts"] == "1"
-    assert_same_run(local, run_dir)
+    assert_same_run(local, run_dir, STEPS)
 
 
 def test_a_cancelled_run_stays_down_and_the_same_command_goes_on(
@@ -121,15 +80,20 @@ def test_a_cancelled_run_stays_down_and_the_same_command_goes_on(
     assert show_job(run_dir)["Restarts"] == "0"
     listed = runs.run("jobs", "list", "--runs", str(root))
     (line,) = [line for line in listed.splitlines() if line.startswith("cancelled ")]
-    assert f"stopped  job slurm {job_id(run_dir)}  step " in line
-    assert "checkpoint step-000" in line
+    assert line.split()[1:3] == ["stopped", f"slurm:{job_id(run_dir)}"]
+    assert "step-000" in line
+    assert "cancelled: signal SIGTERM" in line
     assert "stopping at step" in runs.run("jobs", "logs", run_dir.name, "--runs", str(root))
     twice = runs.run("jobs", "cancel", run_dir.name, "--runs", str(root), expect=2)
     assert f"job {job_id(run_dir)} has ended already" in twice
 
-    runs.run("submit", *command)
+    resumed = runs.run("jobs", "resume", run_dir.name, "--runs", str(root))
+    assert f"job {job_id(run_dir)} (slurm), run {run_dir} goes on from step-000" in resumed
+    runs.run("submit", *command)  # finds the resumed job and waits for it
 
-    assert_same_run(local, run_dir)
+    assert_same_run(local, run_dir, STEPS)
+    finished = runs.run("jobs", "resume", run_dir.name, "--runs", str(root), expect=2)
+    assert "is finished" in finished
 
 
 def test_a_run_that_waits_in_the_queue_is_not_submitted_again(
@@ -159,7 +123,8 @@ def test_dry_run_prints_what_sbatch_would_get_and_writes_nothing(
     assert lines[0] == "#!/bin/bash"
     for option in ("partition=main", "nodes=2", "time=60", "signal=USR2@90", "comment=hello"):
         assert f"#SBATCH --{option}" in lines
-    assert "--cpus-per-task=4 --open-mode=append" in text
+    assert "--cpus-per-task=2 --open-mode=append --kill-on-bad-exit=1" in text
+    assert text.rstrip().endswith(f"-m slurm.supervise $? {root / 'dry'}")
     assert not (root / "dry").exists()
     checked = subprocess.run(["sbatch", "--test-only"], input=text, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
@@ -169,7 +134,9 @@ def test_dry_run_prints_what_sbatch_would_get_and_writes_nothing(
     ("change", "message"),
     [
         (["--profile", "{tmp}/nowhere.yaml"], "nowhere.yaml: cannot be read: No such file"),
-        (["--profile", "{tmp}/wrong.yaml"], "Invalid partition name specified"),
+        (["--profile", "{tmp}/wrong.yaml"], "partition 'nowhere': SLURM knows no such partition"),
+        (["--nodes", "4"], "--nodes 4: the default partition has 3"),
+        (["data.workers=3", "--profile", "{tmp}/few.yaml"], "data.workers=3 loader processes"),
         (["runs_dir=/proc/nowhere"], "run directory /proc/nowhere/refused: cannot be written"),
     ],
 )
@@ -177,6 +144,7 @@ def test_what_cannot_be_submitted_is_one_line_and_status_2(
     slurm: Path, root: Path, glyph_shards: Path, tmp_path: Path, change: list[str], message: str
 ) -> None:
     (tmp_path / "wrong.yaml").write_text("partition: nowhere\n")
+    (tmp_path / "few.yaml").write_text("cpus_per_task: 2\n")
     changes = [text.replace("{tmp}", str(tmp_path)) for text in change]
     output = runs.run("submit", *arguments(root, glyph_shards, "refused"), *changes, expect=2)
     assert message in output

@@ -1,0 +1,99 @@
+"""Runs on the real SLURM of the tests: submit, look inside, disturb, compare."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from pipeline.record.metrics import read_metrics
+from pipeline.record.recorder import read_samples
+from tests import runs
+
+TWO_NODES = ("--cluster", "slurm", "--nodes", "2", "--gpus-per-node", "0")
+
+
+def arguments(root: Path, shards: Path, name: str, steps: int, **fields: object) -> list[str]:
+    """Arguments of `vmp submit` for a tiny run on two nodes, one rank each."""
+    own = {
+        "schedule__max_steps": steps,
+        "launch__ranks_per_node": 1,
+        "checkpoint__every_steps": 1000,
+        **fields,
+    }
+    return [*TWO_NODES, *runs.overrides(root, shards, name, **own)]
+
+
+def slurm(*command: str) -> str:
+    """Output of a SLURM command, which must succeed."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def wait_until(
+    condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 120
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def steps_done(run_dir: Path) -> int:
+    """The newest logged training step."""
+    if not (run_dir / "metrics.jsonl").exists():
+        return 0
+    return max((row["step"] for row in read_metrics(run_dir)), default=0)
+
+
+def job_id(run_dir: Path) -> str:
+    found: str = json.loads((run_dir / "job.json").read_text())["job_id"]
+    return found
+
+
+def show_job(run_dir: Path) -> dict[str, str]:
+    answer = slurm("scontrol", "-o", "show", "job", job_id(run_dir))
+    return dict(field.split("=", 1) for field in answer.split() if "=" in field)
+
+
+def ranks(run_dir: Path) -> dict[int, psutil.Process]:
+    """The processes of the run's ranks that live now."""
+    found = {}
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if "submitit.core._submit" in line and any(f"/{run_dir.name}/" in part for part in line):
+            try:
+                environment = process.environ()
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+            # The forked workers of a rank look the same, but have it as their parent.
+            parent = process.parent()
+            if parent is not None and "submitit.core._submit" in parent.cmdline():
+                continue
+            if "SLURM_PROCID" in environment:
+                found[int(environment["SLURM_PROCID"])] = process
+    return found
+
+
+def node_of(process: psutil.Process) -> str:
+    return process.environ()["SLURMD_NODENAME"]
+
+
+def hurry(run_dir: Path) -> None:
+    """A requeued job waits for its credential to expire; let it start now."""
+    job = show_job(run_dir)
+    if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime":
+        os.system(f"scontrol update JobId={job['JobId']} StartTime=now 2>/dev/null")
+
+
+def assert_same_run(undisturbed: Path, other: Path, steps: int) -> None:
+    """The same bits, the same samples in every global batch, each step logged once."""
+    runs.assert_bitwise_equal(runs.final_state(undisturbed), runs.final_state(other))
+    assert read_samples(other) == read_samples(undisturbed)
+    logged = [row["step"] for row in read_metrics(other) if row["kind"] == "train"]
+    assert logged == list(range(1, steps + 1))
