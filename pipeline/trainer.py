@@ -11,7 +11,7 @@ from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.config import RunConfig
 from pipeline.data import EvalLoader, TrainLoader
-from pipeline.distributed import World, any_rank, from_all_ranks
+from pipeline.distributed import World, any_rank, from_all_ranks, limit_collectives
 from pipeline.engine import Engine
 from pipeline.evaluate import evaluate
 from pipeline.health.failure import StopClass
@@ -68,6 +68,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self._meters = Meters(self.world.device)
         self._attempt_started = time.monotonic()
+        self._warming_up = True
         self.stopped_by: Stop | None = None
 
     def fit(self) -> Outcome:
@@ -80,6 +81,8 @@ class Trainer:
         while self.progress.step < self.schedule.total_steps:
             with self.pulse.timed_step():
                 self._train_step()
+            if self._warming_up:
+                self._warm_up_is_over()
             if self._due(self.config.log_every_steps):
                 self._log()
             if self._evaluation_is_due():
@@ -108,6 +111,11 @@ class Trainer:
         self.progress.step += 1
         self.progress.position += self.config.batch.global_size
         self._meters.count_step()
+
+    def _warm_up_is_over(self) -> None:
+        """After the first step all is compiled, connected and allocated: now slow means broken."""
+        self._warming_up = False
+        limit_collectives(self.config.engine.step_timeout_s)
 
     def _due(self, every_steps: int) -> bool:
         return self.progress.step % every_steps == 0

@@ -13,6 +13,8 @@ import torch
 
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.load import FullState, read_full_state
+from pipeline.distributed import free_port
+from pipeline.health.heartbeat import read_heartbeats
 
 TINY = [
     "model.preset=videomambapro-tiny-test",
@@ -92,3 +94,46 @@ def largest_relative_difference(first: FullState, second: FullState) -> float:
         / float(first[n]["param"].abs().max())
         for n in first
     )
+
+
+def start_ranks(run_dir: Path, ranks: int, **env: str) -> list[subprocess.Popen[str]]:
+    """The ranks of a prepared run, without a launcher that would kill the rest when one ends.
+
+    Their output goes to logs/output-<rank>.txt, see `output_of`.
+    """
+    common = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **env}
+    started = []
+    for rank in range(ranks):
+        with _output(run_dir, rank).open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.train", str(run_dir)],
+                env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                start_new_session=True,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        started.append(process)
+    return started
+
+
+def output_of(run_dir: Path, rank: int) -> str:
+    return _output(run_dir, rank).read_text()
+
+
+def _output(run_dir: Path, rank: int) -> Path:
+    return run_dir / "logs" / f"output-{rank}.txt"
+
+
+def wait_for_step(run_dir: Path, step: int, processes: list[subprocess.Popen[str]]) -> None:
+    """Return when all ranks have said that they have done `step`."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        seen = read_heartbeats(run_dir)
+        if len(seen) == len(processes) and min(h.step for h in seen) >= step:
+            return
+        for rank, process in enumerate(processes):
+            assert process.poll() is None, output_of(run_dir, rank)
+        time.sleep(0.05)
+    raise AssertionError(f"no step {step}")

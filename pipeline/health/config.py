@@ -9,3 +9,7 @@ class HealthConfig(BaseModel):
     """Watching a run and its nodes; no part of what the run computes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    hang_timeout_s: float | None = Field(default=1800, gt=0)
+    """A rank that has finished no step, batch of an evaluation or save for so long has hung: all
+    ranks dump their stacks into logs/ and the run ends. null = wait for ever."""

@@ -41,16 +41,11 @@ class Pulse:
         self.step = 0
         self.total_steps = 0
         self._step_s: deque[float] = deque(maxlen=_RECENT_STEPS)
-        self._progressed = time.monotonic()
+        self.beats = 0
+        """Grows whenever something was finished: a step, a batch of an evaluation, a phase."""
 
     def beat(self) -> None:
-        """Something was finished: a step, a batch of an evaluation, a phase."""
-        self._progressed = time.monotonic()
-
-    @property
-    def idle_s(self) -> float:
-        """Seconds since something was finished."""
-        return time.monotonic() - self._progressed
+        self.beats += 1
 
     def begin(self, step: int, total_steps: int) -> None:
         """Training starts, or goes on, after `step` of `total_steps` optimizer steps."""
