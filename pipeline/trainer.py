@@ -18,6 +18,7 @@ from pipeline.health.failure import StopClass
 from pipeline.health.guard import NonFiniteGuard
 from pipeline.health.pulse import Phase, Pulse
 from pipeline.health.stopping import Stop, Stopper
+from pipeline.health.straggler import StragglerWatch
 from pipeline.record.meters import Meters
 from pipeline.record.recorder import Recorder
 from pipeline.schedule import Schedule
@@ -67,6 +68,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._meters = Meters(self.world.device)
+        self._stragglers = StragglerWatch(
+            self.config.health.straggler_factor, self.world, self.pulse.host
+        )
         self._attempt_started = time.monotonic()
         self._warming_up = True
         self.stopped_by: Stop | None = None
@@ -100,7 +104,8 @@ class Trainer:
         for _ in range(self.accumulation):
             with self._meters.span("data"):
                 batch = next(self.train_loader)
-            loss, report = self.task(self.engine, batch)
+            with self._meters.device_span("forward"):
+                loss, report = self.task(self.engine, batch)
             self.engine.backward(loss)
             self._meters.add(report)
             self.recorder.samples(step, batch.keys)
@@ -127,6 +132,8 @@ class Trainer:
     def _log(self) -> None:
         step = self.progress.step
         values = self._meters.flush()
+        self._stragglers.compare(self._meters.own_time)
+        values |= self.pulse.step_percentiles()
         values["lr"] = self.schedule.lr(step - 1)
         values["epoch"] = step / self.steps_per_epoch
         values["skipped_steps"] = float(self.guard.skipped)

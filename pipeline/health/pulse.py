@@ -82,3 +82,8 @@ class Pulse:
         """Of the last 100 steps of this rank, in seconds; None before the first."""
         recent = list(self._step_s)
         return float(np.percentile(recent, percentile)) if recent else None
+
+    def step_percentiles(self) -> dict[str, float]:
+        """Median and 95th percentile for a row of metrics; {} before the first step."""
+        found = {f"step_s_p{p}": self.step_s(p) for p in (50, 95)}
+        return {name: value for name, value in found.items() if value is not None}

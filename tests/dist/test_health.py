@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def test_a_stopped_rank_makes_the_other_dump_its_stack_and_end_as_a_hang(
     assert ranks[1].wait(timeout=120) == 1
 
 
-def test_after_the_first_step_a_stalled_rank_is_lost_within_the_short_time_out(
+def test_a_rank_whose_data_stall_is_named_as_straggler_then_lost_within_the_short_time_out(
     tmp_path: Path, glyph_shards: Path, stalled: list[psutil.Process]
 ) -> None:
     run_dir = prepare(
@@ -74,8 +75,15 @@ def test_after_the_first_step_a_stalled_rank_is_lost_within_the_short_time_out(
     ranks = runs.start_ranks(run_dir, 2)
     runs.wait_for_step(run_dir, 2, ranks)
     # The processes that read its data: the rank itself is well and waits for a batch.
-    stalled.extend(psutil.Process(ranks[1].pid).children(recursive=True))
-    for process in stalled:
+    readers = psutil.Process(ranks[1].pid).children(recursive=True)
+    stalled.extend(readers)
+    for _ in range(20):  # a pause that falls into an evaluation does not show
+        suspend_for(1.0, readers)
+        if "straggler: rank 1 on" in runs.output_of(run_dir, 0):
+            break
+    else:
+        pytest.fail(f"no straggler in {runs.output_of(run_dir, 0)}")
+    for process in readers:
         process.suspend()
 
     assert [process.wait(timeout=120) for process in ranks] == [1, 1]
@@ -85,6 +93,15 @@ def test_after_the_first_step_a_stalled_rank_is_lost_within_the_short_time_out(
     assert "pipeline/data/loader.py" in stacks(run_dir, 1)
     failure = cause(run_dir)  # not rank 0, which was the first to fail
     assert (failure.stop_class, failure.rank) == (StopClass.HANG, 1)
+
+
+def suspend_for(seconds: float, processes: list[psutil.Process]) -> None:
+    for process in processes:
+        process.suspend()
+    time.sleep(seconds)
+    for process in processes:
+        process.resume()
+    time.sleep(seconds)
 
 
 def stacks(run_dir: Path, rank: int) -> str:
