@@ -166,6 +166,7 @@ _NOT_IDENTITY = frozenset(
         "data.worker_start",
         "engine.zero_stage",
         "engine.init_timeout_s",
+        "engine.step_timeout_s",
         "eval.batch_size",
         "model.activation_checkpointing",
         "model.scan_backend",

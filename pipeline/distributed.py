@@ -7,12 +7,23 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, NodeFaultError
+
+# What is set already stays: see docs/environment.md.
+_NCCL_DEFAULTS = {
+    # 3: end the process. Aborting the communicator first (1) can hang as well.
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
+    # The flight recorder: the last collectives of every rank, on disk when one times out.
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}
 
 T = TypeVar("T")
 
@@ -31,11 +42,11 @@ class World:
         return self.rank == 0
 
 
-def join(*, timeout_s: float) -> World:
+def join(*, timeout_s: float, logs: Path | None = None) -> World:
     """Enter the process group described by RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
 
     Collective: call on every rank. The environment comes from torchrun, from `slurm.job` or from
-    `pipeline.spawn`; without it this process is a world of one.
+    `pipeline.spawn`; without it this process is a world of one. NCCL's traces go into `logs`.
     """
     rank = int(os.environ.get("RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -52,6 +63,10 @@ def join(*, timeout_s: float) -> World:
         if size > 1:
             raise ConfigError("WORLD_SIZE is set but MASTER_PORT is not: start ranks with torchrun")
         os.environ["MASTER_PORT"] = str(free_port())
+    for name, text in _NCCL_DEFAULTS.items():
+        os.environ.setdefault(name, text)
+    if logs is not None:
+        os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(logs / "nccl-trace-rank"))
     dist.init_process_group(
         backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         timeout=timedelta(seconds=timeout_s),
@@ -66,17 +81,34 @@ def rank_by_environment() -> int:
 
 
 def _select_device(local_rank: int) -> torch.device:
+    granted = int(os.environ.get("SLURM_GPUS_ON_NODE", "0")) if torch.version.cuda else 0
+    visible = torch.cuda.device_count()
+    # Each rank finds this out before there is anybody to agree with.
+    if granted and (not torch.cuda.is_available() or 1 < visible < granted):
+        raise NodeFaultError(
+            f"SLURM granted {granted} GPUs on {socket.gethostname()}, {visible} work: see "
+            "nvidia-smi there, exclude the node, or install a driver that this torch can use"
+        )
     if not torch.cuda.is_available():
         return torch.device("cpu")
     # Launchers that show each rank only its own device leave exactly one visible: index 0.
-    index = 0 if torch.cuda.device_count() == 1 else local_rank
-    if index >= torch.cuda.device_count():
+    index = 0 if visible == 1 else local_rank
+    if index >= visible:
         raise ConfigError(
-            f"local rank {local_rank} has no device: {torch.cuda.device_count()} visible on "
+            f"local rank {local_rank} has no device: {visible} visible on "
             f"{socket.gethostname()}; lower launch.ranks_per_node or ask for more GPUs"
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def limit_collectives(timeout_s: float) -> None:
+    """From now on, a collective of any group, DeepSpeed's included, fails after `timeout_s`.
+
+    Call it on every rank, right after one of them.
+    """
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
 def leave() -> None:

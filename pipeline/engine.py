@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from pipeline.distributed import World, barrier
+from pipeline.distributed import World, barrier, limit_collectives
 
 # The phantom-step and precision traps that shaped this list are measured in docs/training.md.
 Precision = Literal["fp32", "bf16"]
@@ -36,6 +36,9 @@ class EngineConfig(BaseModel):
     D and the dt bias). auto = bf16 on CUDA, fp32 on CPU."""
     init_timeout_s: float = Field(default=1800, gt=0)
     """Collective time-out while ranks start, compile and read their checkpoint."""
+    step_timeout_s: float = Field(default=600, gt=0)
+    """Collective time-out from the end of the first step on: how long ranks may wait for the
+    slowest of them, evaluation and saving included, before they take it for lost."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Engine:
             ),
         )
         self.module: nn.Module = self._engine.module
+        # DeepSpeed makes groups of its own, with torch's defaults.
+        limit_collectives(config.init_timeout_s)
 
     def _deepspeed_config(
         self, micro_batch: int, accumulation: int, num_parameters: int

@@ -12,10 +12,12 @@ from pipeline import distributed, exits
 from pipeline.assemble import assemble
 from pipeline.checkpoint import durable
 from pipeline.distributed import World
-from pipeline.health.failure import StopClass, record_failure
+from pipeline.health import preflight
+from pipeline.health.failure import Failure, StopClass, record_failure, timed_out
 from pipeline.health.heartbeat import HeartbeatWriter, forget_heartbeats
 from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stop, Stopper
+from pipeline.health.watchdog import Watchdog, call_for_stacks
 from pipeline.record import rundir
 from pipeline.trainer import Outcome, Trainer
 
@@ -33,10 +35,16 @@ def train(run_dir: Path, deadline: float | None = None) -> tuple[Outcome, Stop |
     pulse = Pulse(distributed.rank_by_environment())
     with Stopper(config.stop, deadline) as stopper, ExitStack() as stack:
         stack.enter_context(HeartbeatWriter(run_dir, pulse))
-        world = distributed.join(timeout_s=config.engine.init_timeout_s)
+        watchdog = Watchdog(run_dir, pulse, config.health, lambda f: _leave_failure(run_dir, f))
+        stack.enter_context(watchdog)
+        world = distributed.join(
+            timeout_s=config.engine.init_timeout_s, logs=(run_dir / rundir.LOGS).resolve()
+        )
         stack.callback(distributed.leave)
+        watchdog.heed_others()
         _log_to_stderr(world)
         distributed.on_main(lambda: stack.enter_context(rundir.exclusive(run_dir)) and None)
+        preflight.check(config, run_dir, world)
         distributed.on_main(lambda: forget_heartbeats(run_dir, from_rank=world.size))
         trainer = assemble(config, run_dir, world, stopper, pulse, stack)
         outcome = trainer.fit()
@@ -78,11 +86,18 @@ def run(run_dir: Path, deadline: float | None = None) -> int:
         else:
             traceback.print_exc()
         failure = record_failure(run_dir, rank, error)
+        if timed_out(error):
+            call_for_stacks(run_dir, f"rank {rank} on {failure.host}, which waited too long")
         end = Stop(failure.stop_class, str(error) if bad_input else str(failure))
         return _end(run_dir, rank, "failed", exits.BAD_INPUT if bad_input else exits.FAILED, end)
     if outcome is Outcome.STOPPED:
         return _end(run_dir, rank, "stopped", exits.RESUMABLE, stop)
     return _end(run_dir, rank, "finished", exits.DONE, Stop(StopClass.FINISHED, ""))
+
+
+def _leave_failure(run_dir: Path, failure: Failure) -> None:
+    end = Stop(failure.stop_class, str(failure))
+    _end(run_dir, failure.rank, "failed", exits.FAILED, end)
 
 
 def _end(run_dir: Path, rank: int, state: str, status: int, stop: Stop | None) -> int:

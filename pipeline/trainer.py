@@ -11,13 +11,14 @@ from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.config import RunConfig
 from pipeline.data import EvalLoader, TrainLoader
-from pipeline.distributed import World, any_rank, from_all_ranks
+from pipeline.distributed import World, any_rank, from_all_ranks, limit_collectives
 from pipeline.engine import Engine
 from pipeline.evaluate import evaluate
 from pipeline.health.failure import StopClass
 from pipeline.health.guard import NonFiniteGuard
 from pipeline.health.pulse import Phase, Pulse
 from pipeline.health.stopping import Stop, Stopper
+from pipeline.health.straggler import StragglerWatch
 from pipeline.record.meters import Meters
 from pipeline.record.recorder import Recorder
 from pipeline.schedule import Schedule
@@ -67,7 +68,11 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._meters = Meters(self.world.device)
+        self._stragglers = StragglerWatch(
+            self.config.health.straggler_factor, self.world, self.pulse.host
+        )
         self._attempt_started = time.monotonic()
+        self._warming_up = True
         self.stopped_by: Stop | None = None
 
     def fit(self) -> Outcome:
@@ -80,6 +85,8 @@ class Trainer:
         while self.progress.step < self.schedule.total_steps:
             with self.pulse.timed_step():
                 self._train_step()
+            if self._warming_up:
+                self._warm_up_is_over()
             if self._due(self.config.log_every_steps):
                 self._log()
             if self._evaluation_is_due():
@@ -97,7 +104,8 @@ class Trainer:
         for _ in range(self.accumulation):
             with self._meters.span("data"):
                 batch = next(self.train_loader)
-            loss, report = self.task(self.engine, batch)
+            with self._meters.device_span("forward"):
+                loss, report = self.task(self.engine, batch)
             self.engine.backward(loss)
             self._meters.add(report)
             self.recorder.samples(step, batch.keys)
@@ -109,6 +117,11 @@ class Trainer:
         self.progress.position += self.config.batch.global_size
         self._meters.count_step()
 
+    def _warm_up_is_over(self) -> None:
+        """After the first step all is compiled, connected and allocated: now slow means broken."""
+        self._warming_up = False
+        limit_collectives(self.config.engine.step_timeout_s)
+
     def _due(self, every_steps: int) -> bool:
         return self.progress.step % every_steps == 0
 
@@ -119,6 +132,8 @@ class Trainer:
     def _log(self) -> None:
         step = self.progress.step
         values = self._meters.flush()
+        self._stragglers.compare(self._meters.own_time)
+        values |= self.pulse.step_percentiles()
         values["lr"] = self.schedule.lr(step - 1)
         values["epoch"] = step / self.steps_per_epoch
         values["skipped_steps"] = float(self.guard.skipped)

@@ -67,7 +67,7 @@ class TrainJob:
 
     def _deadline(self) -> float | None:
         """When to save, should the signal of the time limit not arrive."""
-        limit = supervise.ends_at(queue.describe(os.environ["SLURM_JOB_ID"]))
+        limit = supervise.ends_at(queue.describe(queue.own_job_id()))
         return None if limit is None else limit - self.grace_s
 
 

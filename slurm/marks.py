@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from slurm import queue
+
 
 def node_name() -> str:
     """What SLURM calls this machine, else its host name."""
@@ -17,7 +19,7 @@ def node_name() -> str:
 
 def attempt_id() -> str:
     """The job and how often it was requeued: another one for each attempt."""
-    return f"{os.environ.get('SLURM_JOB_ID')}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    return f"{queue.own_job_id()}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
 
 
 @dataclass(frozen=True)

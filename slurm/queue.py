@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -47,6 +48,15 @@ def states(job_id: str) -> list[str]:
     if answer.returncode:
         return [FORGOTTEN if "Invalid job id" in answer.stderr else UNREACHABLE]
     return answer.stdout.split() or [FORGOTTEN]
+
+
+def own_job_id() -> str:
+    """The job that this process belongs to, as its submitter knows it.
+
+    SLURM_JOB_ID of one element of an array is the id of the whole array.
+    """
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
 def has_ended(job_id: str) -> bool:

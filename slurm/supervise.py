@@ -32,7 +32,7 @@ _NEAR_THE_LIMIT_S = 90.0
 def supervise(run_dir: Path, srun_status: int) -> int:
     """Requeue the job or let it end; returns the exit status of the batch script."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # requeueing kills this job
-    job_id = os.environ["SLURM_JOB_ID"]
+    job_id = queue.own_job_id()
     job = queue.describe(job_id)
     record = read_record(run_dir)
     end = how_it_ended(run_dir, srun_status, job, record.grace_s)
@@ -149,7 +149,7 @@ def first_failure(run_dir: Path) -> dict[str, Any] | None:
 
 def note_lost_attempt(run_dir: Path) -> None:
     """At a start: SLURM brought the job back without asking us, so its node was lost."""
-    job_id, restart = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    job_id, restart = queue.own_job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     known = {(attempt.job_id, attempt.restart) for attempt in attempts.read(run_dir)}
     if restart and (job_id, restart - 1) not in known:
         lost = attempts.Attempt(

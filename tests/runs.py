@@ -14,6 +14,8 @@ from mlflow import MlflowClient
 
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.load import FullState, read_full_state
+from pipeline.distributed import free_port
+from pipeline.health.heartbeat import read_heartbeats
 
 TINY = [
     "model.preset=videomambapro-tiny-test",
@@ -112,3 +114,49 @@ def assert_one_mlflow_run(run_dir: Path, steps: int, uri: str | None = None) -> 
     assert found[0].data.params["model.embed_dim"] == "32"
     artifacts = {a.path for a in client.list_artifacts(found[0].info.run_id)}
     assert {"config.yaml", "summary.json"} <= artifacts
+
+
+def start_ranks(
+    run_dir: Path, ranks: int, of_rank: dict[int, dict[str, str]] | None = None
+) -> list[subprocess.Popen[str]]:
+    """The ranks of a prepared run, without a launcher that would kill the rest when one ends.
+
+    `of_rank`: environment of single ranks. Output goes to logs/output-<rank>.txt: `output_of`.
+    """
+    common = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    started = []
+    for rank in range(ranks):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **(of_rank or {}).get(rank, {})}
+        with _output(run_dir, rank).open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.train", str(run_dir)],
+                env=os.environ | common | own,
+                start_new_session=True,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        started.append(process)
+    return started
+
+
+def output_of(run_dir: Path, rank: int) -> str:
+    return _output(run_dir, rank).read_text()
+
+
+def _output(run_dir: Path, rank: int) -> Path:
+    return run_dir / "logs" / f"output-{rank}.txt"
+
+
+def wait_for_step(run_dir: Path, step: int, processes: list[subprocess.Popen[str]]) -> None:
+    """Return when all ranks have said that they have done `step`."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        seen = read_heartbeats(run_dir)
+        if len(seen) == len(processes) and min(h.step for h in seen) >= step:
+            return
+        for rank, process in enumerate(processes):
+            assert process.poll() is None, output_of(run_dir, rank)
+        time.sleep(0.05)
+    raise AssertionError(f"no step {step}")

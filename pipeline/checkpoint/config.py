@@ -17,5 +17,6 @@ class CheckpointConfig(BaseModel):
     """Keep the one with the highest validation top-1 as well."""
     keep_every_steps: int | None = Field(default=None, gt=0)
     """Keep those at multiples of this step for ever."""
-    commit_timeout_s: float = Field(default=600, gt=0)
-    """How long rank 0 waits for the other ranks' shards to appear."""
+    commit_timeout_s: float = Field(default=300, gt=0)
+    """How long rank 0 waits for the other ranks' shards to appear. Keep it below
+    engine.step_timeout_s: the others may wait for rank 0 in a collective meanwhile."""

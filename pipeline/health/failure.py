@@ -65,6 +65,7 @@ class Failure(BaseModel):
 _PEER_LOST = re.compile(
     r"connection (closed|reset|refused)|broken pipe|timed out waiting|socket timeout|peer", re.I
 )
+_TIMED_OUT = re.compile(r"timed out waiting|socket timeout", re.I)
 _DEVICE_LOST = re.compile(
     r"CUDA.*(ECC|unspecified launch failure|unknown error|NVLink|device.*(lost|unavailable))"
     r"|DataLoader worker .* killed by signal"
@@ -96,15 +97,26 @@ def classify(error: BaseException) -> StopClass:
     return StopClass.CRASH
 
 
-def record_failure(run_dir: Path, rank: int, error: BaseException) -> Failure:
-    """Leave this rank's failure in the run directory; nothing is raised when that is impossible."""
+def timed_out(error: BaseException) -> bool:
+    """Did a collective wait in vain for another rank, which may well be alive?"""
+    return any(isinstance(e, RuntimeError) and _TIMED_OUT.search(str(e)) for e in _causes(error))
+
+
+def record_failure(
+    run_dir: Path, rank: int, error: BaseException, *, consequence: bool = False
+) -> Failure:
+    """Leave this rank's failure in the run directory; nothing is raised when that is impossible.
+
+    `consequence`: another rank is the cause; the loss of a peer is taken for one anyway.
+    """
+    elsewhere = isinstance(error, NodeFaultError) and bool(error.ranks) and rank not in error.ranks
     failure = Failure(
         stop_class=classify(error),
         error=" ".join(f"{type(error).__name__}: {error}".split()),
         rank=rank,
         host=socket.gethostname(),
         time=time.time(),
-        consequence=any(_is_peer_loss(e) for e in _causes(error)),
+        consequence=consequence or elsewhere or any(_is_peer_loss(e) for e in _causes(error)),
         traceback="".join(traceback.format_exception(error)),
     )
     try:
@@ -138,6 +150,8 @@ def _path(run_dir: Path, rank: int) -> Path:
 def _is_peer_loss(error: BaseException) -> bool:
     if isinstance(error, dist.DistNetworkError | dist.DistStoreError | dist.DistBackendError):
         return True
+    if isinstance(error, NonFiniteError | HangError | NodeFaultError):  # ours say what they mean
+        return False
     return isinstance(error, RuntimeError) and bool(_PEER_LOST.search(str(error)))
 
 

@@ -41,16 +41,11 @@ class Pulse:
         self.step = 0
         self.total_steps = 0
         self._step_s: deque[float] = deque(maxlen=_RECENT_STEPS)
-        self._progressed = time.monotonic()
+        self.beats = 0
+        """Grows whenever something was finished: a step, a batch of an evaluation, a phase."""
 
     def beat(self) -> None:
-        """Something was finished: a step, a batch of an evaluation, a phase."""
-        self._progressed = time.monotonic()
-
-    @property
-    def idle_s(self) -> float:
-        """Seconds since something was finished."""
-        return time.monotonic() - self._progressed
+        self.beats += 1
 
     def begin(self, step: int, total_steps: int) -> None:
         """Training starts, or goes on, after `step` of `total_steps` optimizer steps."""
@@ -87,3 +82,8 @@ class Pulse:
         """Of the last 100 steps of this rank, in seconds; None before the first."""
         recent = list(self._step_s)
         return float(np.percentile(recent, percentile)) if recent else None
+
+    def step_percentiles(self) -> dict[str, float]:
+        """Median and 95th percentile for a row of metrics; {} before the first step."""
+        found = {f"step_s_p{p}": self.step_s(p) for p in (50, 95)}
+        return {name: value for name, value in found.items() if value is not None}

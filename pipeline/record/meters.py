@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from pipeline.distributed import sum_over_ranks
+from pipeline.health.straggler import OwnTime
 from pipeline.task import Report
 
 
@@ -18,19 +19,37 @@ class Meters:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self.own_time = OwnTime(0.0, 0.0)
+        """Of this rank, over the steps before the last flush."""
         self._reset()
 
     def _reset(self) -> None:
         self._sums = torch.zeros(3, device=self._device)
         self._span_s: dict[str, float] = defaultdict(float)
+        self._device_spans: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._started = time.perf_counter()
         self._steps = 0
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
+        """A phase that this process waits for."""
         begin = time.perf_counter()
         yield
         self._span_s[name] += time.perf_counter() - begin
+
+    @contextmanager
+    def device_span(self, name: str) -> Iterator[None]:
+        """A phase that the device works on; it is measured there and read at the next flush."""
+        if self._device.type != "cuda":
+            with self.span(name):
+                yield
+            return
+        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        begin.record()
+        yield
+        end.record()
+        self._device_spans.append((name, begin, end))
 
     def add(self, report: Report) -> None:
         self._sums += torch.stack(report)
@@ -42,12 +61,16 @@ class Meters:
         """Means over the steps since the last flush, over all ranks. Collective."""
         loss, correct, weight = sum_over_ranks(self._sums.cpu()).tolist()
         elapsed = time.perf_counter() - self._started
+        for name, begin, end in self._device_spans:  # complete: reading the sums waited for them
+            self._span_s[name] += begin.elapsed_time(end) / 1000
+        steps = max(self._steps, 1)
+        self.own_time = OwnTime(self._span_s["data"] / steps, self._span_s["forward"] / steps)
         seen = max(weight, 1.0)
         values = {
             "loss": loss / seen,
             "top1": correct / seen,
             "clips_per_s": weight / elapsed,
-            "step_s": elapsed / max(self._steps, 1),
+            "step_s": elapsed / steps,
             "data_wait_share": self._span_s["data"] / elapsed,
         }
         if self._device.type == "cuda":

@@ -46,11 +46,16 @@ def test_ranks_of_a_larger_attempt_are_forgotten_and_torn_files_are_skipped(tmp_
 def test_progress_is_a_step_a_batch_or_a_phase() -> None:
     pulse = Pulse(rank=0)
     assert pulse.step_s() is None
-    pulse._progressed -= 100
-    assert pulse.idle_s >= 100
-    assert list(pulse.each([1, 2])) == [1, 2]
-    assert pulse.idle_s < 100
-    assert pulse.step == 0
+    beats = []
+    for _ in pulse.each([1, 2, 3]):
+        beats.append(pulse.beats)
+    assert beats == [0, 1, 2]  # a batch counts when it is done, not when it is begun
+    with pulse.during(Phase.SAVE):
+        assert pulse.beats == 4
+    with pulse.timed_step():
+        assert pulse.beats == 5
+    assert pulse.beats == 6
+    assert pulse.step == 1
 
 
 def _wait_for(run_dir: Path, phase: Phase) -> None:
