@@ -34,6 +34,8 @@ def supervise(run_dir: Path, srun_status: int) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # requeueing kills this job
     job_id = queue.own_job_id()
     job = queue.describe(job_id)
+    if job.get("JobState") == "PENDING":  # somebody has requeued it; the next attempt notes that
+        return _RESUMABLE
     record = read_record(run_dir)
     end = how_it_ended(run_dir, srun_status, job, record.grace_s)
     step = newest_checkpoint(run_dir)
@@ -127,12 +129,12 @@ def how_it_ended(run_dir: Path, srun_status: int, job: Mapping[str, str], grace_
             return End("node_fault", f"{names} ended without a word ({how})", node)
     if failure is None:
         return End("crash", f"no rank left a word (srun status {srun_status}): see the log")
-    blamed = failure["host"] if failure["stop_class"] == "node_fault" else None
-    where = f"rank {failure['rank']} on {failure['host']}"
+    node = next((m.node for m in ranks if m.rank == failure["rank"]), failure["host"])
+    to_blame = failure["stop_class"] == "node_fault" and not failure["consequence"]
     return End(
         failure["stop_class"],
-        f"{where}: {failure['error']}",
-        None if failure["consequence"] else blamed,
+        f"rank {failure['rank']} on {node}: {failure['error']}",
+        node if to_blame else None,
     )
 
 

@@ -41,6 +41,8 @@ class Recorder:
             # What an earlier attempt could not deliver; MLflow is asked what it has already.
             self._tracker.log_rows(read_metrics(run_dir))
             self._tracker.log_artifact(run_dir / rundir.CONFIG_FILE)
+            if (run_dir / rundir.ATTEMPTS_FILE).exists():
+                self._tracker.log_artifact(run_dir / rundir.ATTEMPTS_FILE)
         from_main(None)  # nobody appends before rank 0 has cut the sample logs
         if config.log_samples:
             self._samples = SampleLog(run_dir, world)

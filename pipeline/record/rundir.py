@@ -23,6 +23,8 @@ CONFIG_FILE = "config.yaml"
 PROVENANCE_FILE = "provenance.json"
 SUMMARY_FILE = "summary.json"
 STATUS_FILE = "status.json"
+ATTEMPTS_FILE = "attempts.jsonl"
+"""How earlier attempts ended; written by `slurm.supervise`."""
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"
 
