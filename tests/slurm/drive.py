@@ -18,15 +18,16 @@ from tests import runs
 TWO_NODES = ("--cluster", "slurm", "--nodes", "2", "--gpus-per-node", "0")
 
 
+def overrides(root: Path, shards: Path, name: str, steps: int, **fields: object) -> list[str]:
+    """A tiny run of so many steps, of which eight are an epoch."""
+    length = {"schedule__epochs": steps / 8, "schedule__max_steps": steps}
+    return runs.overrides(root, shards, name, **length, **fields)
+
+
 def arguments(root: Path, shards: Path, name: str, steps: int, **fields: object) -> list[str]:
-    """Arguments of `vmp submit` for a tiny run on two nodes, one rank each."""
-    own = {
-        "schedule__max_steps": steps,
-        "launch__ranks_per_node": 1,
-        "checkpoint__every_steps": 1000,
-        **fields,
-    }
-    return [*TWO_NODES, *runs.overrides(root, shards, name, **own)]
+    """Arguments of `vmp submit` for it on two nodes, one rank each."""
+    own = {"launch__ranks_per_node": 1, "checkpoint__every_steps": 1000, **fields}
+    return [*TWO_NODES, *overrides(root, shards, name, steps, **own)]
 
 
 def slurm(*command: str) -> str:

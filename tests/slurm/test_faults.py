@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(root: Path, glyph_shards: Path) -> Path:
     """Two ranks on this machine, without SLURM and in one go."""
-    runs.run("train", *runs.overrides(root, glyph_shards, "undisturbed", schedule__max_steps=STEPS))
+    runs.run("train", *drive.overrides(root, glyph_shards, "undisturbed", STEPS))
     return root / "undisturbed"
 
 
@@ -102,29 +102,27 @@ def test_a_lost_node_is_left_by_slurm_itself(
     assert_same(undisturbed, run_dir)
 
 
-def test_a_time_limit_saves_requeues_once_and_goes_on(
+def test_a_time_limit_saves_requeues_and_goes_on(
     slurm: Path, root: Path, glyph_shards: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     run_dir = root / "time-limit"
     profile = tmp_path / "profile.yaml"
-    profile.write_text("time_min: 3\ngrace_s: 80\n")
-    command = arguments(
-        root, glyph_shards, run_dir.name, checkpoint__every_steps=1000, log_every_steps=1
-    )
+    profile.write_text("time_min: 2\ngrace_s: 55\n")
+    command = arguments(root, glyph_shards, run_dir.name, checkpoint__every_steps=1000)
     process = runs.start("submit", *command, "--profile", str(profile))
     drive.wait_until(lambda: drive.steps_done(run_dir) > 5, process)
-    # Two of its three minutes are gone at once.
-    drive.slurm("scontrol", "update", f"JobId={drive.job_id(run_dir)}", "TimeLimit=1")
-    for rank in drive.ranks(run_dir).values():
+    ranks = drive.ranks(run_dir)
+    for rank in ranks.values():
         rank.suspend()  # until SLURM has sent its signal: the run would be over before
     drive.wait_until(lambda: "USR2" in _pending_signals(run_dir), process)
-    for rank in drive.ranks(run_dir).values():
+    for rank in ranks.values():
         rank.resume()
-    drive.wait_until(lambda: drive.show_job(run_dir)["Restarts"] == "1", process)
-    drive.slurm("scontrol", "update", f"JobId={drive.job_id(run_dir)}", "TimeLimit=3")
     output = finish(process)
 
-    assert output.count("goes back into the queue") == 1
+    # The signal comes up to a minute early: the second attempt may be told as well.
+    restarts = int(drive.show_job(run_dir)["Restarts"])
+    assert restarts >= 1
+    assert output.count("goes back into the queue") == restarts
     (attempt, *_) = attempts.read(run_dir)
     assert attempt.stop_class == "time_limit"
     assert attempt.step > 5, "nothing was saved"

@@ -64,9 +64,7 @@ def test_sixteen_random_faults_change_nothing(
     seed = random.randrange(2**32)
     print("soak seed", seed)  # shown by pytest when the test fails
     chance = random.Random(seed)
-    runs.run(
-        "train", *runs.overrides(tmp_path, glyph_shards, "undisturbed", schedule__max_steps=STEPS)
-    )
+    runs.run("train", *drive.overrides(tmp_path, glyph_shards, "undisturbed", STEPS))
     profile = tmp_path / "profile.yaml"
     profile.write_text("retry: {max_faults: 100, backoff_s: 0, exclude_faulty: false}\n")
     run_dir = tmp_path / "soaked"

@@ -26,7 +26,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def local(root: Path, glyph_shards: Path) -> Path:
     """Two ranks on this machine, without SLURM and in one go."""
-    runs.run("train", *runs.overrides(root, glyph_shards, "local", schedule__max_steps=STEPS))
+    runs.run("train", *drive.overrides(root, glyph_shards, "local", STEPS))
     return root / "local"
 
 
