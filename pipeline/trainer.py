@@ -151,7 +151,8 @@ class Trainer:
         if self.progress.saved_step == self.progress.step:
             return
         with self.pulse.during(Phase.SAVE):
-            self.saver.save(self.engine, self.state(), self.config.to_yaml())
+            self.recorder.sync()
+        self.saver.save(self.engine, self.state(), self.config.to_yaml())
         self.progress.saved_step = self.progress.step
 
     def _save_and_commit(self) -> None:

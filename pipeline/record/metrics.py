@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,9 @@ class MetricsLog:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         return row
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

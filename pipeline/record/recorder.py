@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from types import TracebackType
 
@@ -60,6 +61,12 @@ class Recorder:
         if self._samples is not None:
             self._samples.write(step, keys)
 
+    def sync(self) -> None:
+        """Bring what was recorded so far to the disk, before a checkpoint that builds on it."""
+        for log in (self._rows, self._samples):
+            if log is not None:
+                log.sync()
+
     def note_stop(self, stop: Stop) -> None:
         """Why the attempt ends early, as tags of the MLflow run."""
         if self._rows is not None:
@@ -103,6 +110,10 @@ class SampleLog:
 
     def write(self, step: int, keys: list[str]) -> None:
         self._file.writelines(f"{step}\t{key}\n" for key in keys)
+        self._file.flush()  # a rank that is killed must not take what a checkpoint counts as seen
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

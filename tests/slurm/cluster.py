@@ -123,8 +123,13 @@ def _start(
     assert path is not None, f"{program} is not installed: apt-get install slurm-wlm munge"
     with (state / f"{program}.out").open("ab") as output:
         # A session of its own: the terminal's Ctrl-C is for us, who stop the daemons in order.
+        # setpriv: when we are killed ourselves, the daemons are told to end.
         process = subprocess.Popen(
-            [path, *arguments], env=env, stdout=output, stderr=output, start_new_session=True
+            ["setpriv", "--pdeathsig", "TERM", path, *arguments],
+            env=env,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     stack.callback(_stop, process)
     return process

@@ -85,6 +85,13 @@ def node_of(process: psutil.Process) -> str:
     return process.environ()["SLURMD_NODENAME"]
 
 
+def bring_back(node: str) -> None:
+    """Make a node usable that was set down, unless it has come back by itself."""
+    state = slurm("sinfo", "-h", "-N", "-n", node, "-o", "%T").split()[0]
+    if state.startswith(("down", "drain")):
+        slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+
 def hurry(run_dir: Path) -> None:
     """A requeued job waits for its credential to expire; let it start now."""
     job = show_job(run_dir)

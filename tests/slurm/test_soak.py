@@ -40,7 +40,7 @@ def lose_node(run_dir: Path) -> None:
     node = drive.node_of(drive.ranks(run_dir)[1])
     drive.slurm("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=soak")
     time.sleep(1)
-    drive.slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    drive.bring_back(node)
 
 
 KINDS: dict[str, Callable[[Path], None]] = {
