@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, NodeFaultError
 
 # What is set already stays: see docs/environment.md.
 _NCCL_DEFAULTS = {
@@ -81,13 +81,21 @@ def rank_by_environment() -> int:
 
 
 def _select_device(local_rank: int) -> torch.device:
+    granted = int(os.environ.get("SLURM_GPUS_ON_NODE", "0")) if torch.version.cuda else 0
+    visible = torch.cuda.device_count()
+    # Each rank finds this out before there is anybody to agree with.
+    if granted and (not torch.cuda.is_available() or 1 < visible < granted):
+        raise NodeFaultError(
+            f"SLURM granted {granted} GPUs on {socket.gethostname()}, {visible} work: see "
+            "nvidia-smi there, exclude the node, or install a driver that this torch can use"
+        )
     if not torch.cuda.is_available():
         return torch.device("cpu")
     # Launchers that show each rank only its own device leave exactly one visible: index 0.
-    index = 0 if torch.cuda.device_count() == 1 else local_rank
-    if index >= torch.cuda.device_count():
+    index = 0 if visible == 1 else local_rank
+    if index >= visible:
         raise ConfigError(
-            f"local rank {local_rank} has no device: {torch.cuda.device_count()} visible on "
+            f"local rank {local_rank} has no device: {visible} visible on "
             f"{socket.gethostname()}; lower launch.ranks_per_node or ask for more GPUs"
         )
     torch.cuda.set_device(index)

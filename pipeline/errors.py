@@ -16,6 +16,11 @@ class NonFiniteError(RuntimeError):
 class NodeFaultError(RuntimeError):
     """This node cannot be trusted with the run: a preflight check failed or a device is gone."""
 
+    def __init__(self, message: str, ranks: frozenset[int] = frozenset()) -> None:
+        """`ranks`: where the fault is, when the same error is raised elsewhere as well."""
+        super().__init__(message)
+        self.ranks = ranks
+
 
 class HangError(RuntimeError):
     """No training step was completed for `health.hang_timeout_s`."""

@@ -12,6 +12,7 @@ from pipeline import distributed, exits
 from pipeline.assemble import assemble
 from pipeline.checkpoint import durable
 from pipeline.distributed import World
+from pipeline.health import preflight
 from pipeline.health.failure import Failure, StopClass, record_failure, timed_out
 from pipeline.health.heartbeat import HeartbeatWriter, forget_heartbeats
 from pipeline.health.pulse import Pulse
@@ -43,6 +44,7 @@ def train(run_dir: Path, deadline: float | None = None) -> tuple[Outcome, Stop |
         watchdog.heed_others()
         _log_to_stderr(world)
         distributed.on_main(lambda: stack.enter_context(rundir.exclusive(run_dir)) and None)
+        preflight.check(config, run_dir, world)
         distributed.on_main(lambda: forget_heartbeats(run_dir, from_rank=world.size))
         trainer = assemble(config, run_dir, world, stopper, pulse, stack)
         outcome = trainer.fit()

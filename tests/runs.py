@@ -96,19 +96,22 @@ def largest_relative_difference(first: FullState, second: FullState) -> float:
     )
 
 
-def start_ranks(run_dir: Path, ranks: int, **env: str) -> list[subprocess.Popen[str]]:
+def start_ranks(
+    run_dir: Path, ranks: int, of_rank: dict[int, dict[str, str]] | None = None
+) -> list[subprocess.Popen[str]]:
     """The ranks of a prepared run, without a launcher that would kill the rest when one ends.
 
-    Their output goes to logs/output-<rank>.txt, see `output_of`.
+    `of_rank`: environment of single ranks. Output goes to logs/output-<rank>.txt: `output_of`.
     """
     common = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **env}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = []
     for rank in range(ranks):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **(of_rank or {}).get(rank, {})}
         with _output(run_dir, rank).open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.train", str(run_dir)],
-                env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                env=os.environ | common | own,
                 start_new_session=True,
                 stdout=log,
                 stderr=subprocess.STDOUT,

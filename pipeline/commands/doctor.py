@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from model.scan import available_backends
+from pipeline.health.preflight import SHARED_MEMORY, low_space
 
 _FREE_GIB = 10
 
@@ -67,11 +68,12 @@ def _kernels() -> Iterator[Finding]:
 
 
 def _disk() -> Iterator[Finding]:
-    for name, path in (("working directory", Path()), ("shared memory", Path("/dev/shm"))):
-        if path.exists():
+    for name, path in (("working directory", Path()), ("shared memory", SHARED_MEMORY)):
+        if low := low_space(path, _FREE_GIB):
+            yield Finding("note", f"{name} {low} to be safe")
+        else:
             free = shutil.disk_usage(path).free / 2**30
-            advice = "" if free >= _FREE_GIB else f": less than {_FREE_GIB} GiB, loaders may fail"
-            yield Finding("note" if advice else "OK", f"{name}: {free:.0f} GiB free{advice}")
+            yield Finding("OK", f"{name}: {free:.0f} GiB free")
 
 
 def _slurm() -> Iterator[Finding]:

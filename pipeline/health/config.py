@@ -16,3 +16,7 @@ class HealthConfig(BaseModel):
     straggler_factor: float = Field(default=1.5, gt=1)
     """A rank that needs so many times the median for itself (data and forward) is named in the
     log."""
+    min_free_gib: float = Field(default=1, ge=0)
+    """Free space that a run starts with, in its directory and in the temporary directory."""
+    max_clock_skew_s: float = Field(default=60, gt=0)
+    """How far the clock of a host may be from the median of all ranks."""

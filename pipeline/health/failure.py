@@ -109,13 +109,14 @@ def record_failure(
 
     `consequence`: another rank is the cause; the loss of a peer is taken for one anyway.
     """
+    elsewhere = isinstance(error, NodeFaultError) and bool(error.ranks) and rank not in error.ranks
     failure = Failure(
         stop_class=classify(error),
         error=" ".join(f"{type(error).__name__}: {error}".split()),
         rank=rank,
         host=socket.gethostname(),
         time=time.time(),
-        consequence=consequence or any(_is_peer_loss(e) for e in _causes(error)),
+        consequence=consequence or elsewhere or any(_is_peer_loss(e) for e in _causes(error)),
         traceback="".join(traceback.format_exception(error)),
     )
     try:

@@ -112,3 +112,18 @@ def cause(run_dir: Path) -> Failure:
     failure = first_failure(run_dir)
     assert failure is not None
     return failure
+
+
+def test_an_unfit_node_stops_all_ranks_before_the_start_and_is_named(
+    tmp_path: Path, glyph_shards: Path
+) -> None:
+    run_dir = prepare(tmp_path, glyph_shards, "unfit")
+    ranks = runs.start_ranks(run_dir, 2, of_rank={1: {"TMPDIR": "/nonexistent/scratch"}})
+
+    assert [process.wait(timeout=120) for process in ranks] == [1, 1]
+
+    failure = cause(run_dir)
+    assert (failure.stop_class, failure.rank) == (StopClass.NODE_FAULT, 1)
+    assert f"{failure.host}: TMPDIR=/nonexistent/scratch cannot be written" in failure.error
+    assert "TMPDIR=/nonexistent/scratch" in runs.output_of(run_dir, 0)
+    assert not (run_dir / "checkpoints").exists()
