@@ -62,6 +62,7 @@ def assemble(
         micro_batch=micro_batch,
         accumulation=accumulation,
         clip_grad=config.optim.clip_grad,
+        ema_decay=config.ema.decay,
     )
     saver = CheckpointSaver(run_dir / rundir.CHECKPOINTS, config.checkpoint, world)
     guard = NonFiniteGuard(config.guard)
@@ -164,9 +165,9 @@ def resume(
         return Progress()
     state, tensors = read_full_state(path)
     _check_same_run(state, config, path, manifest_digest)
-    if state.shapes != engine.shapes:
+    if state.shapes != engine.state.shapes:
         raise CheckpointError(f"checkpoint {path}: its parameters are not those of this model")
-    engine.load_fragments(tensors, state.adam_steps)
+    engine.state.load(tensors, state.adam_steps)
     guard.skipped = state.skipped_steps
     logger.warning("resuming from %s", path)
     return Progress(

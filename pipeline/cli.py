@@ -27,6 +27,9 @@ Recipe = Annotated[str, typer.Argument(help="A .yaml file, or the name of a ship
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Any field of the recipe: optim.lr=1e-3 ...")
 ]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="The last weights, where the run kept their average (ema).")
+]
 Cluster = Literal["local", "slurm"]
 
 
@@ -150,6 +153,7 @@ def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run directory.")],
     videos: Annotated[list[Path], typer.Argument(help="Video files of any format.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to show per video.")] = 5,
+    raw: Raw = False,
 ) -> None:
     """Classify videos.
 
@@ -157,7 +161,7 @@ def predict(
     """
     from pipeline.predict import Predictor
 
-    predictor = Predictor.load(checkpoint)
+    predictor = Predictor.load(checkpoint, raw=raw)
     for video in videos:
         shown = ", ".join(f"{label} {share:.3f}" for label, share in predictor(video)[:top])
         typer.echo(f"{video}: {shown}")
@@ -189,6 +193,7 @@ def convert(
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory, or a checkpoint.")],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    raw: Raw = False,
 ) -> None:
     """Write the weights of a run as one safetensors file with its model configuration.
 
@@ -196,7 +201,7 @@ def export(
     """
     from pipeline.predict import export_weights
 
-    typer.echo(export_weights(run, out))
+    typer.echo(export_weights(run, out, raw=raw))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from model.config import ModelConfig, resolve_config
 from model.errors import ModelConfigError
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.data.config import DataConfig
+from pipeline.ema import EmaConfig
 from pipeline.engine import EngineConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluate import EvalConfig
@@ -95,6 +96,7 @@ class RunConfig(_Section):
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     engine: EngineConfig = EngineConfig()
+    ema: EmaConfig = EmaConfig()
     guard: GuardConfig = GuardConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
@@ -137,6 +139,8 @@ class RunConfig(_Section):
         ):
             del kept[section]
         flat = dict(flatten(kept))
+        if self.ema.decay is None:  # so that runs from before there was one keep their identity
+            del flat["ema.decay"]
         return {key: value for key, value in flat.items() if key not in _NOT_IDENTITY}
 
     def digest(self) -> str:
@@ -168,6 +172,7 @@ _NOT_IDENTITY = frozenset(
         "engine.init_timeout_s",
         "engine.step_timeout_s",
         "eval.batch_size",
+        "eval.use_ema",
         "model.activation_checkpointing",
         "model.scan_backend",
     }

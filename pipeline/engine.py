@@ -1,7 +1,6 @@
 """DeepSpeed behind a small surface; the only module that imports it.
 
-What the trainer needs: forward, backward, finite check, step, and the ZeRO-sharded state as named
-fragments that any other world size or ZeRO stage can take back (`fragments`, `load_fragments`).
+What the trainer needs: forward, backward, finite check, step, and the ZeRO-sharded state (`state`).
 """
 
 from __future__ import annotations
@@ -9,19 +8,18 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from pipeline.distributed import World, barrier, limit_collectives
+from pipeline.distributed import World, limit_collectives
+from pipeline.zero_state import ZeroState
 
 # The phantom-step and precision traps that shaped this list are measured in docs/training.md.
 Precision = Literal["fp32", "bf16"]
-STATE_KEYS = ("param", "exp_avg", "exp_avg_sq")
 _LARGEST_BUCKET = 50_000_000
 
 
@@ -39,16 +37,6 @@ class EngineConfig(BaseModel):
     step_timeout_s: float = Field(default=600, gt=0)
     """Collective time-out from the end of the first step on: how long ranks may wait for the
     slowest of them, evaluation and saving included, before they take it for lost."""
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """A flat slice of one parameter's fp32 state, as one rank owns it."""
-
-    name: str
-    start: int
-    tensors: Mapping[str, torch.Tensor]
-    """`STATE_KEYS` -> fp32 (numel,)."""
 
 
 def resolve_precision(precision: str, device: torch.device) -> Precision:
@@ -73,6 +61,7 @@ class Engine:
         micro_batch: int,
         accumulation: int,
         clip_grad: float | None,
+        ema_decay: float | None = None,
     ) -> None:
         deepspeed = _import_deepspeed(world.device)
         self.world = world
@@ -90,6 +79,9 @@ class Engine:
             ),
         )
         self.module: nn.Module = self._engine.module
+        self.state = ZeroState(
+            self.module, self._optimizer, stage=self.stage, world=world, ema_decay=ema_decay
+        )
         # DeepSpeed makes groups of its own, with torch's defaults.
         limit_collectives(config.init_timeout_s)
 
@@ -168,6 +160,7 @@ class Engine:
                 self.module.parameters(), self.clip_grad or float("inf"), error_if_nonfinite=False
             )
         self._engine.step()
+        self.state.update_average()
         if norm is None:
             norm = self._engine.get_global_grad_norm()
         return float("nan") if norm is None else norm
@@ -183,138 +176,6 @@ class Engine:
             for group in self._optimizer.all_grad_tensors:
                 self._optimizer.all_grad_tensors[group] = None
         self._engine.micro_steps += 1
-
-    # --- state -----------------------------------------------------------------------------------
-
-    @property
-    def adam_steps(self) -> int:
-        """Optimizer steps applied so far, as AdamW's bias correction counts them."""
-        for state in self._adam().state.values():
-            if "step" in state:
-                return int(state["step"])
-        return 0
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every trained parameter, whole even where ZeRO-3 has cut it up."""
-        return {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in self._trainable()}
-
-    def fragments(self) -> Iterator[Fragment]:
-        """This rank's share of parameters and moments; over all ranks each element exactly once.
-
-        Not collective; the tensors are views: copy before the next step. Stage 0 holds everything
-        on every rank, so rank 0 gives all of it.
-        """
-        if self.stage in (1, 2):
-            self._link_moments()
-        for name, parameter in self._trainable():
-            if self.stage == 3:
-                numel = parameter.ds_tensor.numel()
-                start = self.world.rank * numel
-                used = min(numel, max(0, parameter.ds_numel - start))
-                local = [_z3_local(parameter, key)[:used] for key in STATE_KEYS]
-            elif self.stage > 0:
-                mapping = parameter._hp_mapping
-                if mapping is None:
-                    continue
-                start = mapping.lp_fragment_address.start
-                used = mapping.lp_fragment_address.numel
-                keys = (None, *STATE_KEYS[1:])
-                local = [mapping.get_hp_fragment(key) for key in keys]
-            else:
-                start, used = 0, parameter.numel() if self.world.is_main else 0
-                state = self._adam().state[parameter]
-                local = [t.flatten() for t in (parameter, *(state[k] for k in STATE_KEYS[1:]))]
-            if used:
-                tensors = dict(zip(STATE_KEYS, (t.detach() for t in local), strict=True))
-                yield Fragment(name, start, tensors)
-
-    def load_fragments(self, full: Mapping[str, Mapping[str, torch.Tensor]], steps: int) -> None:
-        """Take over the state that `fragments` gave on any number of ranks at any stage.
-
-        Args:
-            full: parameter name -> `STATE_KEYS` -> the whole fp32 tensor (any shape, on the CPU).
-            steps: Adam's step count.
-        Collective.
-        """
-        self._create_adam_state(steps)
-        for name, parameter in self._trainable():
-            tensors = {k: v.to(self.world.device).flatten() for k, v in full[name].items()}
-            if self.stage == 3:
-                self._load_partitioned(parameter, tensors)
-            elif self.stage > 0:
-                with torch.no_grad():
-                    parameter.copy_(tensors["param"].view_as(parameter))
-                parameter.set_full_hp_param(tensors["param"])
-                for key in STATE_KEYS[1:]:
-                    parameter.set_full_hp_param(tensors[key], key)
-            else:
-                state = self._adam().state[parameter]
-                with torch.no_grad():
-                    parameter.copy_(tensors["param"].view_as(parameter))
-                    for key in STATE_KEYS[1:]:
-                        state[key].copy_(tensors[key].view_as(parameter))
-        barrier()
-
-    def _load_partitioned(self, parameter: Any, tensors: Mapping[str, torch.Tensor]) -> None:
-        numel = parameter.ds_tensor.numel()
-        start = self.world.rank * numel
-        for key, tensor in tensors.items():
-            share = torch.zeros(numel, device=tensor.device)
-            mine = tensor[start : start + numel]
-            share[: mine.numel()] = mine
-            _z3_local(parameter, key).copy_(share)
-            if key == "param":
-                parameter.ds_tensor.data.copy_(share)
-
-    def _create_adam_state(self, steps: int) -> None:
-        """AdamW makes its state in the first step; a resumed run needs it before."""
-        adam = self._adam()
-        for group in adam.param_groups:
-            parameters = group["params"]
-            for parameter in parameters:
-                adam.state[parameter] = {
-                    # One tensor each: sharing it would advance it once per parameter.
-                    "step": torch.tensor(float(steps)),
-                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                }
-        if self.stage in (1, 2):
-            self._link_moments()
-        if self.stage == 3:
-            flats = self._optimizer.fp32_partitioned_groups_flat
-            for flat in flats:
-                adam.state[flat] = {
-                    "step": torch.tensor(float(steps)),
-                    "exp_avg": torch.zeros_like(flat),
-                    "exp_avg_sq": torch.zeros_like(flat),
-                }
-
-    def _link_moments(self) -> None:
-        # DeepSpeed links moments to parameters once, after stepping its first parameter group,
-        # when the other groups have none yet.
-        self._optimizer._hp_optimizer_states_linked = False
-        self._optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _adam(self) -> torch.optim.Optimizer:
-        inner: torch.optim.Optimizer = (
-            self._optimizer.optimizer if self.stage > 0 else self._optimizer
-        )
-        return inner
-
-    def _trainable(self) -> Iterator[tuple[str, Any]]:
-        return ((n, p) for n, p in self.module.named_parameters() if p.requires_grad)
-
-
-def _z3_local(parameter: Any, key: str) -> torch.Tensor:
-    """A view of the flat fp32 partition that ZeRO-3 keeps of `parameter` on this rank."""
-    optimizer = parameter._z3_optimizer
-    state_key = None if key == "param" else key
-    view: torch.Tensor
-    view, _ = optimizer._get_fp32_opt_state_partition(
-        parameter, release_swap_buffers=False, optim_state_key=state_key
-    )
-    return view.detach()
 
 
 def _import_deepspeed(device: torch.device) -> Any:

@@ -25,6 +25,8 @@ class EvalConfig(BaseModel):
     """Temporal views per video."""
     crops: int = Field(default=1, gt=0)
     """Spatial views per clip: 1 or 3."""
+    use_ema: bool = True
+    """Evaluate the moving average of the weights, where ema.decay keeps one."""
     shuffle_frames: bool = False
     """Put the frames of every clip in a random order: a model that reads motion then fails."""
 

@@ -40,16 +40,17 @@ def checkpoint_config(checkpoint: Path, overrides: Sequence[str] = ()) -> RunCon
 
 
 def load_trained(checkpoint: Path, config: RunConfig) -> VideoMamba:
-    """The model of a committed checkpoint, on the CPU."""
+    """The model of a committed checkpoint, on the CPU; averaged weights as `eval.use_ema` says."""
     model = create_model(config.model)
-    model.load_state_dict(read_weights(checkpoint))
+    model.load_state_dict(read_weights(checkpoint, raw=not config.eval.use_ema))
     return model
 
 
 def evaluate_checkpoint(path: Path, data: Path, overrides: Sequence[str] = ()) -> EvalResult:
     """Accuracy of a checkpoint on the validation split of `data`.
 
-    Overrides reach any field: `data.val_split=test`, `eval.clips=4`, `eval.shuffle_frames=true`.
+    Overrides reach any field: `data.val_split=test`, `eval.clips=4`, `eval.shuffle_frames=true`,
+    `eval.use_ema=false`.
     Raises CheckpointError, ConfigError or DataError.
     """
     checkpoint = find_checkpoint(path)

@@ -31,10 +31,13 @@ class Predictor:
     device: torch.device
 
     @classmethod
-    def load(cls, checkpoint: Path | str) -> Predictor:
-        """From a checkpoint or a run directory. Raises CheckpointError."""
+    def load(cls, checkpoint: Path | str, *, raw: bool = False) -> Predictor:
+        """From a checkpoint or a run directory. Raises CheckpointError.
+
+        `raw`: the weights themselves where the run kept their moving average.
+        """
         path = find_checkpoint(Path(checkpoint))
-        config = checkpoint_config(path)
+        config = checkpoint_config(path, [f"eval.use_ema={not raw}"])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = load_trained(path, config).to(device).eval()
         return cls(config, model, read_state(path).classes, device)
@@ -83,8 +86,12 @@ def decode_all(path: Path, short_side: int = 256) -> NDArray[np.uint8]:
     return np.stack(frames)
 
 
-def export_weights(run: Path, out: Path) -> Path:
-    """Write a run's newest intact checkpoint as safetensors with its ModelConfig."""
+def export_weights(run: Path, out: Path, *, raw: bool = False) -> Path:
+    """Write a run's newest intact checkpoint as safetensors with its ModelConfig.
+
+    `raw`: the weights themselves where the run kept their moving average.
+    """
     checkpoint = find_checkpoint(run)
-    save_model(out, load_trained(checkpoint, checkpoint_config(checkpoint)))
+    config = checkpoint_config(checkpoint, [f"eval.use_ema={not raw}"])
+    save_model(out, load_trained(checkpoint, config))
     return out

@@ -141,7 +141,8 @@ class Trainer:
 
     def _evaluate(self) -> None:
         self.engine.train(False)
-        with self.pulse.during(Phase.EVAL):
+        averaged = self.engine.state.averaged_weights(self.config.eval.use_ema)
+        with self.pulse.during(Phase.EVAL), averaged:
             batches = self.pulse.each(self.eval_loader)
             result = evaluate(self.engine, batches, self.config.data, self.world.device)
         self.progress.metrics = result.metrics()
@@ -152,7 +153,7 @@ class Trainer:
             return
         with self.pulse.during(Phase.SAVE):
             self.recorder.sync()
-        self.saver.save(self.engine, self.state(), self.config.to_yaml())
+            self.saver.save(self.engine.state, self.state(), self.config.to_yaml())
         self.progress.saved_step = self.progress.step
 
     def _save_and_commit(self) -> None:
@@ -178,10 +179,10 @@ class Trainer:
         return RunState(
             step=self.progress.step,
             position=self.progress.position,
-            adam_steps=self.engine.adam_steps,
+            adam_steps=self.engine.state.adam_steps,
             world_size=self.world.size,
             zero_stage=self.engine.stage,
-            shapes=self.engine.shapes,
+            shapes=self.engine.state.shapes,
             classes=self.train_loader.shards.classes,
             manifest_digest=self.train_loader.shards.digest,
             config_digest=self.config.digest(),

@@ -25,6 +25,7 @@ TINY = [
     "batch.global_size=12",
     "batch.max_micro=3",
     "schedule.warmup_epochs=0.5",
+    "ema.decay=0.9",
     "eval.every_epochs=2",
     "eval.batch_size=8",
     "log_every_steps=1",
@@ -89,11 +90,11 @@ def assert_bitwise_equal(first: FullState, second: FullState) -> None:
 
 
 def largest_relative_difference(first: FullState, second: FullState) -> float:
-    """Over all parameters: |difference| relative to the parameter's largest element."""
+    """Over all parameters and their averages: |difference| relative to the largest element."""
     return max(
-        float((first[n]["param"] - second[n]["param"]).abs().max())
-        / float(first[n]["param"].abs().max())
+        float((first[n][key] - second[n][key]).abs().max()) / float(first[n][key].abs().max())
         for n in first
+        for key in ("param", "ema")
     )
 
 

@@ -12,11 +12,13 @@ from safetensors import SafetensorError, safe_open
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.layout import RunState
 from pipeline.errors import CheckpointError
+from pipeline.zero_state import EMA_KEY
 
 logger = logging.getLogger(__name__)
 
 FullState = dict[str, dict[str, torch.Tensor]]
-"""Parameter name -> state key (param, exp_avg, exp_avg_sq) -> fp32 tensor in its own shape."""
+"""Parameter name -> state key (param, exp_avg, exp_avg_sq, ema where one is kept) -> fp32
+tensor in its own shape."""
 
 
 def newest_valid(root: Path) -> Path | None:
@@ -78,8 +80,11 @@ def read_full_state(path: Path, keys: tuple[str, ...] = ()) -> tuple[RunState, F
     return state, dict(flat)
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The fp32 weights of a checkpoint as a state_dict; verifies the files first."""
+def read_weights(path: Path, *, raw: bool = False) -> dict[str, torch.Tensor]:
+    """The fp32 weights of a checkpoint as a state_dict; verifies the files first.
+
+    Their moving average where the run kept one, unless `raw`.
+    """
     layout.verify(path)
-    _, full = read_full_state(path, keys=("param",))
-    return {name: tensors["param"] for name, tensors in full.items()}
+    _, full = read_full_state(path, keys=("param",) if raw else ("param", EMA_KEY))
+    return {name: tensors.get(EMA_KEY, tensors["param"]) for name, tensors in full.items()}

@@ -26,8 +26,8 @@ from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.retention import prune
 from pipeline.distributed import World, any_rank, barrier, from_all_ranks
-from pipeline.engine import Engine
 from pipeline.errors import CheckpointError
+from pipeline.zero_state import ZeroState
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class CheckpointSaver:
     def path_of(self, step: int) -> Path:
         return self.root / layout.checkpoint_name(step)
 
-    def save(self, engine: Engine, state: RunState, config_yaml: str) -> None:
+    def save(self, tensors: ZeroState, state: RunState, config_yaml: str) -> None:
         """Begin a checkpoint; returns once the state is copied to host memory. Collective."""
         self.finish()
         staging = self.root / f"{layout.checkpoint_name(state.step)}.tmp"
@@ -64,12 +64,12 @@ class CheckpointSaver:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
         barrier()
-        tensors = {
+        copies = {
             f"{key}|{fragment.name}|{fragment.start}": tensor.to("cpu", copy=True)
-            for fragment in engine.fragments()
+            for fragment in tensors.fragments()
             for key, tensor in fragment.tensors.items()
         }
-        self._start(lambda: self._write(staging, tensors, state, config_yaml))
+        self._start(lambda: self._write(staging, copies, state, config_yaml))
 
     def finish(self) -> None:
         """Wait until the checkpoint in flight is committed. Collective.

@@ -13,7 +13,9 @@ from pipeline.config import RunConfig
 _BYTES = {"parameters": 4, "gradients": 4, "optimizer": 12}
 
 
-def memory_gib(model: ModelConfig, stage: int, world: int, micro_batch: int) -> dict[str, float]:
+def memory_gib(
+    model: ModelConfig, stage: int, world: int, micro_batch: int, *, ema: bool = False
+) -> dict[str, float]:
     """GiB on one GPU: model states by the ZeRO papers' partitioning, and kept activations.
 
     Estimates from tensor sizes: allocator slack, buckets and kernels' workspaces come on top.
@@ -25,7 +27,9 @@ def memory_gib(model: ModelConfig, stage: int, world: int, micro_batch: int) -> 
         "optimizer": world if stage >= 1 else 1,
     }
     # At stage 0 torch's AdamW works on the parameters themselves, without a master copy.
-    sizes = _BYTES | ({"optimizer": 8} if stage == 0 else {})
+    sizes = {**_BYTES, **({"optimizer": 8} if stage == 0 else {})}
+    if ema:
+        sizes["optimizer"] += 4
     parts = {name: count * sizes[name] / shards[name] / 2**30 for name in sizes}
     parts["activations"] = micro_batch * activation_bytes(model) / 2**30
     return parts
@@ -51,7 +55,9 @@ def print_plan(config: RunConfig, world: int) -> None:
     for name in names:
         table.add_column(name, justify="right")
     for stage in range(4):
-        parts = memory_gib(model, stage, world, micro * config.data.views)
+        parts = memory_gib(
+            model, stage, world, micro * config.data.views, ema=config.ema.decay is not None
+        )
         values = [*parts.values(), sum(parts.values())]
         table.add_row(str(stage), *(f"{value:.2f}" for value in values))
     console.print(table)

@@ -64,7 +64,7 @@ def check(config: RunConfig, run_dir: Path, world: World) -> None:
     skew_s = max(abs(lag) for lag in clock_lags(reports))
     judge(reports, config.health.max_clock_skew_s)
     logger.info(
-        "preflight: %d ranks, hosts: %d, all fit; 1 MiB all-reduced in %.1f ms, clocks within %.2f s",
+        "preflight: %d ranks, %d hosts; all-reduce of 1 MiB %.1f ms, clocks within %.2f s: all fit",
         world.size,
         len({report.host for report in reports}),
         reduced_s * 1000,

@@ -9,17 +9,25 @@ import sys
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from pipeline import distributed
 from pipeline.distributed import World
-from pipeline.engine import STATE_KEYS, Engine, EngineConfig
+from pipeline.engine import Engine, EngineConfig
+from pipeline.zero_state import EMA_KEY, STATE_KEYS
 
 State = dict[str, dict[str, torch.Tensor]]
+KEYS = (*STATE_KEYS, EMA_KEY)
+DECAY = 0.9
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(7, 13), nn.GELU(), nn.Linear(13, 5))
 
 
 def build(stage: int, world: World) -> Engine:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(7, 13), nn.GELU(), nn.Linear(13, 5))
+    model = network()
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [
@@ -35,6 +43,7 @@ def build(stage: int, world: World) -> Engine:
         micro_batch=4 // world.size,
         accumulation=2,
         clip_grad=1.0,
+        ema_decay=DECAY,
     )
 
 
@@ -59,14 +68,14 @@ def train(engine: Engine, steps: range, *, discard: int, poison: int = -1) -> No
 def whole_state(engine: Engine) -> State:
     mine = [
         (f.name, f.start, {key: t.clone() for key, t in f.tensors.items()})
-        for f in engine.fragments()
+        for f in engine.state.fragments()
     ]
     parts = [mine] * engine.world.size
     torch.distributed.all_gather_object(parts, mine)
     state: State = {}
-    for name, shape in engine.shapes.items():
+    for name, shape in engine.state.shapes.items():
         numel = math.prod(shape)
-        state[name] = {k: torch.full((numel,), float("nan")) for k in STATE_KEYS}
+        state[name] = {k: torch.full((numel,), float("nan")) for k in KEYS}
     for part in parts:
         for name, start, tensors in part:
             for key, tensor in tensors.items():
@@ -75,7 +84,41 @@ def whole_state(engine: Engine) -> State:
 
 
 def difference(first: State, second: State) -> float:
-    return max(float((first[n][k] - second[n][k]).abs().max()) for n in first for k in STATE_KEYS)
+    return max(float((first[n][k] - second[n][k]).abs().max()) for n in first for k in KEYS)
+
+
+def average_by_hand(stage: int, world: World) -> State:
+    """State after the undisturbed steps, its average computed in float64 from whole weights."""
+    engine = build(stage, world)
+    averages = {name: p.detach().double().flatten() for name, p in network().named_parameters()}
+    for step in range(8):
+        train(engine, range(step, step + 1), discard=3)
+        if step != 3:  # a discarded step is no step of the average
+            for name, tensors in whole_state(engine).items():
+                averages[name] = DECAY * averages[name] + (1 - DECAY) * tensors["param"].double()
+    state = whole_state(engine)
+    for name, average in averages.items():
+        state[name][EMA_KEY] = average.float()
+    return state
+
+
+def averaged_forward(engine: Engine) -> tuple[float, bool]:
+    """(error of the outputs within `averaged_weights`, are raw outputs and state back after it?)"""
+    before = whole_state(engine)
+    clip = torch.randn(4, 7, generator=torch.Generator().manual_seed(99))
+    with torch.no_grad():
+        engine.train(False)
+        raw = engine(clip).clone()
+        with engine.state.averaged_weights():
+            averaged = engine(clip).clone()
+        restored = torch.equal(engine(clip), raw)
+        engine.train()
+    shapes = engine.state.shapes
+    weights = {name: t[EMA_KEY].view(shapes[name]) for name, t in before.items()}
+    expected = functional_call(network(), weights, clip)
+    assert not torch.allclose(raw, averaged, atol=1e-4), "average and weights are the same"
+    error = float((averaged - expected).abs().max())
+    return error, restored and difference(before, whole_state(engine)) == 0.0
 
 
 def main() -> None:
@@ -89,19 +132,26 @@ def main() -> None:
 
     half = build(stage, world)
     train(half, range(5), discard=3)
-    state, steps = whole_state(half), half.adam_steps
+    error, restored = averaged_forward(half)
+    state, steps = whole_state(half), half.state.adam_steps
     results: dict[str, object] = {
         "steps": steps,
         "complete": all(t.isfinite().all().item() for p in state.values() for t in p.values()),
         "poisoned": difference(expected, whole_state(poisoned)),
+        "average": difference(expected, average_by_hand(stage, world)),
+        "averaged_forward": error,
+        "restored": restored,
+        "half_goes_on": 0.0,
         "resumed": {},
     }
     for other in range(4):
         engine = build(other, world)
-        engine.load_fragments(state, steps)
+        engine.state.load(state, steps)
         train(engine, range(5, 8), discard=-1)
         results["resumed"][other] = difference(expected, whole_state(engine))  # type: ignore[index]
-        assert engine.adam_steps == 7
+        assert engine.state.adam_steps == 7
+    train(half, range(5, 8), discard=-1)
+    results["half_goes_on"] = difference(expected, whole_state(half))
     if world.is_main:
         print("RESULT", json.dumps(results))
     distributed.leave()

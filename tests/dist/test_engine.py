@@ -32,3 +32,8 @@ def test_state_moves_between_stages_and_discarded_steps_leave_no_trace(
     assert result["poisoned"] == 0.0  # a NaN on one rank is the same as a discarded step
     assert result["resumed"][str(stage)] == 0.0  # bitwise at the same stage
     assert max(result["resumed"].values()) < 1e-6  # fp32 summation order at the others
+
+    assert result["average"] < 1e-6  # float64 by hand
+    assert result["averaged_forward"] < 1e-6
+    assert result["restored"]
+    assert result["half_goes_on"] == 0.0  # an evaluation in between leaves no trace

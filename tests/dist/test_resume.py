@@ -9,8 +9,12 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pipeline.checkpoint import layout
+from pipeline.evaluate_checkpoint import evaluate_checkpoint
+from pipeline.predict import export_weights
 from pipeline.record.metrics import read_metrics
 from pipeline.record.recorder import read_samples
 from tests import runs
@@ -135,3 +139,21 @@ def test_summary_of_a_finished_run(undisturbed: Path) -> None:
     assert summary["epochs"] == STEPS / 8
     assert Path(summary["checkpoint"]).is_dir()
     runs.assert_one_mlflow_run(undisturbed, STEPS)
+
+
+def test_what_leaves_a_run_is_the_average_of_its_weights_unless_raw(
+    undisturbed: Path, glyph_shards: Path, tmp_path: Path
+) -> None:
+    state = runs.final_state(undisturbed)
+    for raw, key in ((False, "ema"), (True, "param")):
+        exported = load_file(export_weights(undisturbed, tmp_path / f"{key}.safetensors", raw=raw))
+        assert exported.keys() == state.keys()
+        for name, tensors in state.items():
+            assert torch.equal(exported[name], tensors[key]), name
+        assert not torch.equal(state["head.weight"]["ema"], state["head.weight"]["param"])
+
+    in_training = [row for row in read_metrics(undisturbed) if row["kind"] == "eval"][-1]
+    averaged = evaluate_checkpoint(undisturbed, glyph_shards)
+    raw_result = evaluate_checkpoint(undisturbed, glyph_shards, ["eval.use_ema=false"])
+    assert averaged.loss == pytest.approx(in_training["loss"], rel=1e-5)
+    assert raw_result.loss != pytest.approx(in_training["loss"], rel=1e-4)

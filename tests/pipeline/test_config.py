@@ -81,6 +81,22 @@ def test_identity_ignores_what_does_not_change_the_result() -> None:
     assert line == f"optim.lr: {base.optim.lr} -> 1e-09"
 
 
+def test_a_run_from_before_there_was_an_average_is_the_same_run(tmp_path: Path) -> None:
+    base = load_config("demo")
+    old = base.model_dump(mode="json")
+    del old["ema"], old["health"], old["eval"]["use_ema"], old["engine"]["step_timeout_s"]
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(old))
+    assert load_config(tmp_path / "old.yaml") == base
+    assert not [key for key in base.identity() if "ema" in key or "health" in key]
+
+    watched = load_config("demo", ["health.hang_timeout_s=5", "engine.step_timeout_s=5"])
+    assert watched.digest() == base.digest()
+    averaged = load_config("demo", ["ema.decay=0.999"])
+    assert config_difference(base, averaged) == ["ema.decay: None -> 0.999"]
+    raw = load_config("demo", ["ema.decay=0.999", "eval.use_ema=false"])
+    assert raw.digest() == averaged.digest()
+
+
 @pytest.mark.parametrize(
     ("world", "expected"), [(1, (8, 3)), (2, (6, 2)), (3, (8, 1)), (8, (3, 1)), (24, (1, 1))]
 )

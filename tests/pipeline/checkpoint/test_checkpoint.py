@@ -14,8 +14,8 @@ from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.load import newest_valid, read_full_state, read_weights
 from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.distributed import World
-from pipeline.engine import STATE_KEYS, Fragment
 from pipeline.errors import CheckpointError
+from pipeline.zero_state import STATE_KEYS, Fragment
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
