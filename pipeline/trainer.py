@@ -133,7 +133,7 @@ class Trainer:
         step = self.progress.step
         values = self._meters.flush()
         self._stragglers.compare(self._meters.own_time)
-        values |= self.pulse.step_percentiles()
+        values |= self.pulse.step_percentiles() | self.saver.timings
         values["lr"] = self.schedule.lr(step - 1)
         values["epoch"] = step / self.steps_per_epoch
         values["skipped_steps"] = float(self.guard.skipped)

@@ -25,7 +25,7 @@ from pipeline.checkpoint import durable, layout
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.retention import prune
-from pipeline.distributed import World, any_rank, barrier, from_all_ranks
+from pipeline.distributed import World, any_rank, barrier, from_all_ranks, on_main
 from pipeline.errors import CheckpointError
 from pipeline.zero_state import ZeroState
 
@@ -43,6 +43,8 @@ class CheckpointSaver:
         self.world = world
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self.timings: dict[str, float] = {}
+        """Of the newest checkpoint: seconds that training waited, and until it was committed."""
         if world.is_main:
             root.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(root)
@@ -58,18 +60,25 @@ class CheckpointSaver:
 
     def save(self, tensors: ZeroState, state: RunState, config_yaml: str) -> None:
         """Begin a checkpoint; returns once the state is copied to host memory. Collective."""
+        began = time.monotonic()
         self.finish()
         staging = self.root / f"{layout.checkpoint_name(state.step)}.tmp"
-        if self.world.is_main:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir()
-        barrier()
+        try:
+            on_main(lambda: _make_empty(staging))
+        except OSError as error:
+            raise self._cannot_write(0, error) from error
         copies = {
             f"{key}|{fragment.name}|{fragment.start}": tensor.to("cpu", copy=True)
             for fragment in tensors.fragments()
             for key, tensor in fragment.tensors.items()
         }
-        self._start(lambda: self._write(staging, copies, state, config_yaml))
+        blocked_s = time.monotonic() - began
+
+        def work() -> None:
+            self._write(staging, copies, state, config_yaml)
+            self.timings = {"save_blocked_s": blocked_s, "save_s": time.monotonic() - began}
+
+        self._start(work)
 
     def finish(self) -> None:
         """Wait until the checkpoint in flight is committed. Collective.
@@ -84,10 +93,13 @@ class CheckpointSaver:
                 (rank, error) for rank, error in enumerate(from_all_ranks(self._error)) if error
             )
             self._error = None
-            raise CheckpointError(
-                f"cannot write a checkpoint under {self.root}: rank {rank}: {error}; "
-                "older checkpoints are intact; free space or fix the path and resume"
-            ) from error
+            raise self._cannot_write(rank, error) from error
+
+    def _cannot_write(self, rank: int, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"cannot write a checkpoint under {self.root}: rank {rank}: {error}; "
+            "older checkpoints are intact; free space or fix the path and resume"
+        )
 
     def _start(self, work: Callable[[], None]) -> None:
         def run() -> None:
@@ -155,6 +167,11 @@ class CheckpointSaver:
         durable.rename(staging, final)
         durable.write_json(final / layout.MARKER, {"files": files})
         prune(self.root, self.config)
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
 
 
 def _fingerprint(path: Path) -> dict[str, int | str]:

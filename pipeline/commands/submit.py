@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pipeline import exits
 from pipeline.assemble import open_data
 from pipeline.config import RunConfig, load_config
 from pipeline.record import aftermath, rundir
+from pipeline.record.metrics import METRICS_FILE, read_metrics
 from slurm import launch
 from slurm.errors import ClusterError
 from slurm.profile import ClusterProfile, load_profile
@@ -22,6 +24,8 @@ from slurm.record import Cluster, Resources
 
 # Processes of a rank beside its loader workers: the rank itself and its writing threads.
 _OWN_CPUS = 2
+# Times the measured step and save: a file system is slower when a whole cluster is told to stop.
+_SAFETY = 2.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
     for config in configs:
         config.batch_split(resources.nodes * resources.ranks_per_node)
         _check_cpus(config, resources, profile)
+        _check_grace(config, profile)
     _check_order(order)
     if order.dry_run:
         text = launch.dry_run([config.run_dir for config in configs], profile, resources)
@@ -204,6 +209,22 @@ def _resources(config: RunConfig, profile: ClusterProfile, order: Order) -> Reso
         gpus_per_node=here,
         cpus_per_task=profile.cpus_per_task or config.data.workers + _OWN_CPUS,
     )
+
+
+def _check_grace(config: RunConfig, profile: ClusterProfile) -> None:
+    """A run that has saved before shows how long the end of an attempt takes."""
+    path = config.run_dir / METRICS_FILE
+    logged = read_metrics(config.run_dir) if path.exists() else []
+    measured = next((row for row in reversed(logged) if "save_s" in row), None)
+    if measured is None:
+        return
+    needed_s = _SAFETY * (measured["save_s"] + measured["step_s_p95"])
+    if profile.grace_s < needed_s:
+        raise ClusterError(
+            f"grace_s={profile.grace_s}: run {config.run_dir} needs {measured['step_s_p95']:.0f} s "
+            f"for a step and {measured['save_s']:.0f} s to commit a checkpoint; give the profile "
+            f"grace_s: {math.ceil(needed_s)} or more"
+        )
 
 
 def _check_cpus(config: RunConfig, resources: Resources, profile: ClusterProfile) -> None:

@@ -153,6 +153,19 @@ def test_what_cannot_be_submitted_is_one_line_and_status_2(
     assert not (root / "refused" / "job.json").exists()
 
 
+def test_a_grace_period_shorter_than_the_measured_save_is_refused(
+    slurm: Path, root: Path, glyph_shards: Path
+) -> None:
+    run_dir = root / "slow-saver"
+    run_dir.mkdir()
+    row = {"step": 9, "kind": "train", "time": 0.0, "save_s": 90.0, "step_s_p95": 4.5}
+    (run_dir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    output = runs.run("submit", *arguments(root, glyph_shards, run_dir.name), expect=2)
+    assert "grace_s=120" in output
+    assert "give the profile grace_s: 189 or more" in output
+    assert not (run_dir / "job.json").exists()
+
+
 def test_a_missing_recipe_is_one_line_and_status_2(slurm: Path) -> None:
     output = runs.run("submit", "nowhere", "--cluster", "slurm", expect=2)
     assert output.startswith("error: ")
