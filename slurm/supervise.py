@@ -115,13 +115,15 @@ def how_it_ended(run_dir: Path, srun_status: int, job: Mapping[str, str], grace_
         return End("cancelled", reason)
     ranks = list(marks.read(run_dir, marks.attempt_id()))
     failure = first_failure(run_dir)
-    asked_to_leave = status.get("state") == "stopped" or any(m.status == _RESUMABLE for m in ranks)
+    killed = [mark for mark in ranks if mark.status is None]
+    # srun tells the others to leave when one is killed: their word is then no proof of a signal.
+    left_early = not killed and any(mark.status == _RESUMABLE for mark in ranks)
     if failure is None or failure["consequence"]:
-        if asked_to_leave:
+        if status.get("state") == "stopped" or left_early:
             near = _ends_in_s(job) < grace_s + _NEAR_THE_LIMIT_S
             kind = "time_limit" if near else str(status.get("stop_class", "preempted"))
             return End(kind, reason or "a signal before training")
-        if killed := [mark for mark in ranks if mark.status is None]:
+        if killed:
             names = ", ".join(f"rank {mark.rank} on {mark.node}" for mark in killed)
             # Its peers may have been killed for waiting for it: then nobody knows which it was.
             node = killed[0].node if len({mark.node for mark in killed}) == 1 else None

@@ -161,6 +161,52 @@ def test_numbers_that_are_not_finite_stop_the_run_for_good(
     assert run.data.tags["stop.class"] == "non_finite"
 
 
+# Python runs this at its start, as it stands on the path of the job. Rank 0 kills itself before the
+# n-th touch of its checkpoint directory in its first save; the next attempt takes the next n.
+_DYING = """
+import os, pathlib, signal, sys
+plan = pathlib.Path(__file__).with_name("plan")
+instants = plan.read_text().split()
+touches = 0
+
+def hook(event, arguments):
+    global touches
+    touched = event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
+    if touched and "/checkpoints/step-" in str(arguments[0]):
+        touches += 1
+        if touches == int(instants[0]):
+            plan.write_text(" ".join(instants[1:]))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+if instants and os.environ.get("SLURM_PROCID") == "0":
+    sys.addaudithook(hook)
+"""
+
+
+def test_killed_at_instants_of_a_save_no_half_checkpoint_is_read(
+    slurm: Path, root: Path, glyph_shards: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = root / "killed-in-save"
+    (tmp_path / "sitecustomize.py").write_text(_DYING)
+    # Before the first file, between shard and state, before and after the rename, at the marker.
+    (tmp_path / "plan").write_text("1 8 20 24 27")
+    profile = tmp_path / "profile.yaml"
+    profile.write_text("retry: {max_faults: 9, backoff_s: 0, exclude_faulty: false}\n")
+    command = arguments(root, glyph_shards, run_dir.name)
+    process = runs.start(
+        "submit", *command, "--profile", str(profile), env={"PYTHONPATH": str(tmp_path)}
+    )
+    drive.wait_until((run_dir / "job.json").exists, process)
+    while process.poll() is None:
+        drive.hurry(run_dir)
+        time.sleep(0.5)
+    output = finish(process)
+
+    assert (tmp_path / "plan").read_text() == "", "not every instant was reached"
+    assert output.count("ended without a word (killed by SIGKILL)") == 5
+    assert_same(undisturbed, run_dir)
+
+
 @pytest.fixture
 def small_disk(root: Path) -> Iterator[Path]:
     """The checkpoint directory of the run "full" on a file system of its own, of 4 MiB."""

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -167,6 +170,52 @@ def test_death_at_any_instant_of_a_save_is_never_read_as_a_checkpoint(
     else:
         assert calls < occurrence
         layout.verify(target.path_of(2))
+
+
+def saves_until_killed(root: Path, instant: int) -> bool:
+    """Save step 2 in a process that SIGKILLs itself before its n-th touch of the disk.
+
+    Returns whether it was killed.
+    """
+    child = os.fork()
+    if child == 0:
+        touches = 0
+
+        def hook(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal touches
+            touched = event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
+            if touched and str(root) in str(arguments[0]):
+                touches += 1
+                if touches == instant:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        target = saver(root, keep_last=1)
+        sys.addaudithook(hook)
+        write(target, 2)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL)
+    return status == signal.SIGKILL
+
+
+def test_sigkill_at_every_instant_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    outcomes = []
+    while True:
+        root = tmp_path / str(len(outcomes))
+        older = write(saver(root, keep_last=1), 1)
+        killed = saves_until_killed(root, len(outcomes) + 1)
+        newest = newest_valid(root)
+        assert newest is not None
+        layout.verify(newest)
+        outcomes.append(layout.step_of(newest))
+        if not killed:
+            break
+        saver(root)  # the next attempt clears away what was left
+        assert {p.name for p in root.iterdir()} <= {older.name, "step-00000002"}
+    # Only after its marker does the new one count, and from then on the old one may go.
+    assert len(outcomes) > 20
+    assert outcomes == sorted(outcomes)
+    assert set(outcomes) == {1, 2}
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
