@@ -1,11 +1,11 @@
 """When a rank has hung: the stacks of all ranks on disk, a failure record, and an end.
 
-A hang that holds Python's interpreter lock stops this thread too; there, the time-out of the other
-ranks' collectives ends the run, and SIGQUIT still shows the stack.
-
 Each rank watches itself. The first to lose patience leaves logs/hang, which the others look for, so
 that the dumps show all ranks at the same moment: one of them is where it should not be, the rest
 wait for it in a collective. A hung collective cannot be unwound, hence `os._exit`.
+
+A hang that holds Python's interpreter lock stops this thread too; there, the time-out of the other
+ranks' collectives ends the run, and SIGQUIT still shows the stack.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ def test_state_moves_between_stages_and_discarded_steps_leave_no_trace(
     assert result["complete"]
     assert result["steps"] == 4  # five steps, one of them discarded
     assert result["poisoned"] == 0.0  # a NaN on one rank is the same as a discarded step
+    assert result["given_up"] == ranks  # two in a row: the same error on all, no weight changed
     assert result["resumed"][str(stage)] == 0.0  # bitwise at the same stage
     assert max(result["resumed"].values()) < 1e-6  # fp32 summation order at the others
 
