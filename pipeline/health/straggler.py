@@ -18,6 +18,10 @@ from pipeline.distributed import World, from_all_ranks, sum_over_ranks
 
 logger = logging.getLogger(__name__)
 
+# Comparisons in which the same rank lags behind before it is named, and until it is named again.
+_IN_A_ROW = 3
+_REMIND_EVERY = 100
+
 
 class OwnTime(NamedTuple):
     """Mean seconds per step in which a rank waits for no other."""
@@ -38,29 +42,44 @@ class StragglerWatch:
         self._factor = factor
         self._world = world
         self._hosts = from_all_ranks(host)
+        self._last: int | None = None
+        self._in_a_row = 0
 
     def compare(self, own: OwnTime) -> None:
         """One line on rank 0 when a rank lags behind. Collective; no device is waited for."""
         table = torch.zeros(self._world.size, 2, dtype=torch.float64)
         table[self._world.rank] = torch.tensor(own)
         times = [OwnTime(*row) for row in sum_over_ranks(table).tolist()]
-        line = straggler(times, self._hosts, self._factor)
-        if line and self._world.is_main:
-            logger.warning("%s", line)
+        rank = straggler(times, self._factor)
+        self._in_a_row = self._in_a_row + 1 if rank == self._last else 1
+        self._last = rank
+        # Once is noise; always is known by now.
+        if rank is not None and self._world.is_main and _is_news(self._in_a_row):
+            logger.warning("%s", describe(rank, times, self._hosts, self._factor))
 
 
-def straggler(times: Sequence[OwnTime], hosts: Sequence[str], factor: float) -> str | None:
-    """What to say about the slowest rank when it takes `factor` times as long as the median.
+def _is_news(in_a_row: int) -> bool:
+    return in_a_row == _IN_A_ROW or in_a_row % _REMIND_EVERY == 0
+
+
+def straggler(times: Sequence[OwnTime], factor: float) -> int | None:
+    """The slowest rank, when it takes more than `factor` times as long as the median.
 
     Of an even number of ranks the faster middle one counts, so that one of two can lag behind.
     """
-    median = statistics.median_low(time.total_s for time in times)
     rank = max(range(len(times)), key=lambda r: times[r].total_s)
+    return rank if times[rank].total_s > factor * _median_s(times) else None
+
+
+def _median_s(times: Sequence[OwnTime]) -> float:
+    return statistics.median_low(time.total_s for time in times)
+
+
+def describe(rank: int, times: Sequence[OwnTime], hosts: Sequence[str], factor: float) -> str:
+    """The line about a straggler: where it is and what takes its time."""
     slowest = times[rank]
-    if slowest.total_s <= factor * median:
-        return None
     return (
         f"straggler: rank {rank} on {hosts[rank]} needs {slowest.total_s:.3g} s a step for itself "
         f"({slowest.data_s:.3g} s for data, {slowest.forward_s:.3g} s forward), the median rank "
-        f"{median:.3g} s (health.straggler_factor={factor:g})"
+        f"{_median_s(times):.3g} s (health.straggler_factor={factor:g})"
     )

@@ -77,8 +77,9 @@ def test_a_rank_whose_data_stall_is_named_as_straggler_then_lost_within_the_shor
     # The processes that read its data: the rank itself is well and waits for a batch.
     readers = psutil.Process(ranks[1].pid).children(recursive=True)
     stalled.extend(readers)
-    for _ in range(20):  # a pause that falls into an evaluation does not show
-        suspend_for(1.0, readers)
+    for _ in range(100):  # in step after step, or it would be taken for noise
+        suspend_for(0.4, readers)
+        time.sleep(0.02)
         if "straggler: rank 1 on" in runs.output_of(run_dir, 0):
             break
     else:
