@@ -35,7 +35,13 @@ def train(run_dir: Path, deadline: float | None = None) -> tuple[Outcome, Stop |
     pulse = Pulse(distributed.rank_by_environment())
     with Stopper(config.stop, deadline) as stopper, ExitStack() as stack:
         stack.enter_context(HeartbeatWriter(run_dir, pulse))
-        watchdog = Watchdog(run_dir, pulse, config.health, lambda f: _leave_failure(run_dir, f))
+        watchdog = Watchdog(
+            run_dir,
+            pulse,
+            config.health,
+            lambda failure: _leave_failure(run_dir, failure),
+            start_timeout_s=config.engine.init_timeout_s,
+        )
         stack.enter_context(watchdog)
         world = distributed.join(
             timeout_s=config.engine.init_timeout_s, logs=(run_dir / rundir.LOGS).resolve()

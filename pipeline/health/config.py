@@ -12,7 +12,8 @@ class HealthConfig(BaseModel):
 
     hang_timeout_s: float | None = Field(default=1800, gt=0)
     """A rank that has finished no step, batch of an evaluation or save for so long has hung: all
-    ranks dump their stacks into logs/ and the run ends. null = wait for ever."""
+    ranks dump their stacks into logs/ and the run ends. Until the first step is done, at least
+    engine.init_timeout_s. null = wait for ever."""
     straggler_factor: float = Field(default=1.5, gt=1)
     """A rank that needs so many times the median for itself (data and forward) is named in the
     log."""

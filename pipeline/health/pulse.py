@@ -78,6 +78,11 @@ class Pulse:
             yield item
             self.beat()
 
+    @property
+    def is_warm(self) -> bool:
+        """Has a step been done: is everything read, compiled and connected?"""
+        return bool(self._step_s)
+
     def step_s(self, percentile: float = 50) -> float | None:
         """Of the last 100 steps of this rank, in seconds; None before the first."""
         recent = list(self._step_s)

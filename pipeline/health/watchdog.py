@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import math
 import os
 import signal
 import sys
@@ -49,12 +50,17 @@ class Watchdog:
         pulse: Pulse,
         config: HealthConfig,
         on_hang: Callable[[Failure], None],
+        start_timeout_s: float = 0.0,
     ) -> None:
-        """`on_hang` is called after the stacks are written and before the process ends."""
+        """`on_hang` is called after the stacks are written and before the process ends.
+
+        `start_timeout_s`: the patience until the first step is done, if that is longer.
+        """
         self._run_dir = run_dir
         self._pulse = pulse
         self._timeout_s = config.hang_timeout_s
         self._poll_s = min(_LONGEST_POLL_S, (self._timeout_s or _LONGEST_POLL_S) / 4)
+        self._start_timeout_s = start_timeout_s
         self._on_hang = on_hang
         self._others_have_started = False
         self._stop = threading.Event()
@@ -90,10 +96,17 @@ class Watchdog:
         while not self._stop.wait(self._poll_s):
             idle_s = idle_s + self._poll_s if self._pulse.beats == seen else 0.0
             seen = self._pulse.beats
-            if self._timeout_s is not None and idle_s >= self._timeout_s:
+            if idle_s >= self._patience_s():
                 self._end(f"no progress for {idle_s:.0f} s (health.hang_timeout_s)")
             if self._others_have_started and (call := _read(_marker(self._run_dir))):
                 self._end(f"asked for its stack by {call}")
+
+    def _patience_s(self) -> float:
+        if self._timeout_s is None:
+            return math.inf
+        if self._pulse.is_warm:
+            return self._timeout_s
+        return max(self._timeout_s, self._start_timeout_s)
 
     def _end(self, reason: str) -> None:
         last_words = threading.Thread(target=self._report, args=(reason,), daemon=True)
