@@ -196,13 +196,9 @@ def measure_limits(device: str) -> Limits:
     libm = 200 * block.numel() / best_of(torch_exp, 10) * threads
     own = libm
     if library.is_available():
-        blocks = 100_000
-        buffer = torch.randn(64 * 16)
-        address = ctypes.c_void_p(buffer.data_ptr())
-        counts = (ctypes.c_int64(64), ctypes.c_int64(blocks), ctypes.c_int64(threads))
-        own = (
-            blocks * 64 * 16 / best_of(lambda: library.library().exponentials(address, *counts), 10)
-        )
+        count = 100_000 * 1024
+        arguments = (ctypes.c_int64(count), ctypes.c_int64(threads))
+        own = count / best_of(lambda: library.library().exponentials(*arguments), 10)
     large = torch.randn(2**24)
     target = torch.empty_like(large)
     copy_s = best_of(lambda: target.copy_(large), 10)

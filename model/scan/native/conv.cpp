@@ -19,7 +19,7 @@ namespace {
 class ConvTask {
   public:
     ConvTask(const ConvJob& job, int64_t index)
-        : job(job), columns(columns_of(index, job.channels, job.length)) {
+        : job(job), columns(columns_of(index, job.channels)), tokens{0, job.length} {
         // Tiles have margins of zeros, so that no tap has to ask whether its token exists.
         const int64_t margin = job.taps - 1, rows = job.length + 2 * margin;
         workspace.reset(3 * rows * VECS);
@@ -29,11 +29,12 @@ class ConvTask {
             tile->rows += margin * WIDTH;
             std::memset(tile->rows + job.length * WIDTH, 0, margin * WIDTH * sizeof(float));
         }
-        read_columns(job.x, columns, x);
+        read_columns(job.x, columns, tokens, x);
     }
 
     const ConvJob& job;
     const Columns columns;
+    const Span tokens;
     Tile x, y, dx;
 
     Vec weight(int64_t tap, int v) const {
@@ -71,14 +72,14 @@ void forward_task(const ConvJob& job, int64_t index) {
             const Vec y = task.y.get(t, v);
             task.y.set(t, v, y * sigmoid(y));
         }
-    write_columns(job.out, task.columns, task.y);
+    write_columns(job.out, task.columns, task.tokens, task.y);
 }
 
 void backward_task(const ConvJob& job, int64_t index) {
     const ConvTask task(job, index);
     const Columns& at = task.columns;
     task.convolve();
-    read_columns(job.dout, at, task.dx);
+    read_columns(job.dout, at, task.tokens, task.dx);
     for (int v = 0; v < VECS; ++v) {
         Vec dbias{};
         for (int64_t t = 0; t < job.length; ++t) {
@@ -99,7 +100,7 @@ void backward_task(const ConvJob& job, int64_t index) {
             task.add(task.dx, task.y, -shift, task.weight(tap, v), v);
         }
     }
-    write_columns(job.dx, at, task.dx);
+    write_columns(job.dx, at, task.tokens, task.dx);
 }
 
 }  // namespace

@@ -1,12 +1,20 @@
-// Sixteen float lanes in GCC/Clang vector extensions, which any instruction set can run.
+// Float vectors of the CPU's own width, in GCC/Clang vector extensions.
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
+// Compilers take vectors wider than the registers apart, comparisons even lane by lane.
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
 constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
 typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t IVec __attribute__((vector_size(LANES * sizeof(int32_t))));
 
@@ -29,15 +37,19 @@ INLINE void store(float* to, Vec value) { std::memcpy(to, &value, sizeof value);
 INLINE Vec as_float(IVec bits) { return (Vec)bits; }
 INLINE IVec as_bits(Vec value) { return (IVec)value; }
 
-// 2^x to 1.3 ulp: 2^r by a minimax polynomial on [-1/2, 1/2], scaled by 2^(x - r).
+// 2^x to 1.3 ulp: 2^r by a minimax polynomial on [-1/2, 1/2], scaled by 2^(x - r). Where the caller
+// knows that |x| <= EXP2_TAME, two comparisons can be spared.
+constexpr float EXP2_TAME = 126.0f;
+template <bool TAME = false>
 INLINE Vec exp2v(Vec x) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
     const Vec r = _mm512_reduce_ps(x, 0x08);  // x - nearest integer
     const Vec whole = x - r;
 #else
-    // Outside this range the result is 0 or infinity to float accuracy. NaN passes through.
-    x = splat(-126.0f) > x ? splat(-126.0f) : x;
-    x = splat(127.499f) < x ? splat(127.499f) : x;
+    if (!TAME) {  // beyond these the result is 0 or infinity to float accuracy; NaN passes through
+        x = splat(-126.0f) > x ? splat(-126.0f) : x;
+        x = splat(127.499f) < x ? splat(127.499f) : x;
+    }
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     const Vec shifted = x + magic;
     const Vec whole = shifted - magic;
@@ -58,51 +70,35 @@ INLINE Vec exp2v(Vec x) {
 
 INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp2v(-x * LOG2E)); }
 
-// log(1 + e) for e = exp(x); x itself above 20, as in PyTorch.
-INLINE Vec softplus(Vec x, Vec e) {
-    const Vec u = 1.0f + e;
-    // 1 + e = m 2^k with m in [sqrt(1/2), sqrt(2)); for k = 0, m - 1 is e without rounding.
-    const IVec k = (as_bits(u) - 0x3f3504f3) >> 23;
-    const Vec m = as_float(as_bits(u) - (k << 23));
-    const Vec f = k == 0 ? e : m - 1.0f;
-    const Vec s = f / (2.0f + f), s2 = s * s;  // log(1 + f) = 2 atanh(s)
-    Vec series = splat(2.0f / 9);
-    series = series * s2 + 2.0f / 7;
-    series = series * s2 + 2.0f / 5;
-    series = series * s2 + 2.0f / 3;
+INLINE Vec magnitude(Vec x) { return as_float(as_bits(x) & 0x7fffffff); }
+
+// log(1 + exp(x)) for tail = exp(-|x|): max(x, 0) + log(1 + tail), where log(1 + tail) = 2 atanh(s)
+// is a minimax polynomial, for s = tail / (2 + tail) is in [0, 1/3].
+INLINE Vec softplus(Vec x, Vec tail) {
+    const Vec s = tail / (2.0f + tail), s2 = s * s;
+    Vec series = splat(0.28178334f);
+    series = series * s2 + 0.27960603f;
+    series = series * s2 + 0.40024910f;
+    series = series * s2 + 0.66666315f;
     series = series * s2 + 2.0f;
-    const Vec logarithm = __builtin_convertvector(k, Vec) * LN2 + s * series;
-    return x > 20.0f ? x : logarithm;
+    return (x > 0.0f ? x : Vec{}) + s * series;
 }
 
-#define SHUFFLE __builtin_shufflevector
-
-INLINE Vec add_pairs(Vec a, Vec b) {  // each quarter: a0+a2, b0+b2, a1+a3, b1+b3
-    return SHUFFLE(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
-           SHUFFLE(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+// Lane i is one of a, or of b where i has the bit STEP, plus that vector's lane i ^ STEP.
+template <int STEP, int... I>
+INLINE Vec fold(Vec a, Vec b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, (I & STEP ? LANES + I : I)...) +
+           __builtin_shufflevector(a, b, (I & STEP ? LANES + (I ^ STEP) : I ^ STEP)...);
 }
 
-INLINE Vec add_quads(Vec ab, Vec cd) {  // each quarter: sums of a, b, c, d over it
-    return SHUFFLE(ab, cd, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-           SHUFFLE(ab, cd, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-}
-
-INLINE Vec add_halves(Vec p, Vec q) {
-    return SHUFFLE(p, q, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-           SHUFFLE(p, q, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-}
-
-INLINE Vec add_quarters(Vec pq, Vec rs) {
-    return SHUFFLE(pq, rs, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-           SHUFFLE(pq, rs, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-}
-
-// The sums of sixteen vectors over their lanes, as the lanes of one vector.
+// The sums of LANES vectors over their lanes, as the lanes of one vector.
+template <int STEP = LANES / 2>
 INLINE Vec sum_lanes(const Vec* v) {
-    Vec quads[4];
-    for (int i = 0; i < 4; ++i)
-        quads[i] = add_quads(add_pairs(v[4 * i], v[4 * i + 1]), add_pairs(v[4 * i + 2], v[4 * i + 3]));
-    return add_quarters(add_halves(quads[0], quads[1]), add_halves(quads[2], quads[3]));
+    if constexpr (STEP == 0)
+        return *v;
+    else
+        return fold<STEP>(sum_lanes<STEP / 2>(v), sum_lanes<STEP / 2>(v + STEP),
+                          std::make_integer_sequence<int, LANES>());
 }
 
 // Denormals cost a hundred cycles each, so a kernel's threads flush them to zero while they run;

@@ -1,17 +1,27 @@
 // Columns of a (B, D, L) tensor: every token x WIDTH channels in contiguous scratch memory.
 #pragma once
+#include <algorithm>
 #include <cstdlib>
 #include <initializer_list>
 
 #include "simd.hpp"
 
-constexpr int VECS = 2;  // vectors per row of a tile
-constexpr int WIDTH = VECS * LANES;  // channels per tile
+constexpr int WIDTH = 32;            // channels per tile
+constexpr int VECS = WIDTH / LANES;  // vectors per row of a tile
 
 // A (B, D, L) float tensor; strides in elements. data is null when the tensor is absent.
 struct Tensor3 {
     float* data;
     int64_t batch, channel, token;
+};
+
+static inline bool same(const Tensor3& a, const Tensor3& b) {
+    return a.data == b.data && a.batch == b.batch && a.channel == b.channel && a.token == b.token;
+}
+
+// The tokens [begin, end).
+struct Span {
+    int64_t begin, end;
 };
 
 // A row per token, WIDTH channels wide.
@@ -21,42 +31,48 @@ struct Tile {
     void set(int64_t token, int v, Vec value) const {
         store(rows + token * WIDTH + v * LANES, value);
     }
+    void clear(const Span& tokens) const {
+        std::memset(rows + tokens.begin * WIDTH, 0, (tokens.end - tokens.begin) * WIDTH * sizeof(float));
+    }
 };
 
 // The channels [first, first + count) of one sample; the tile's other lanes are padding.
 struct Columns {
-    int64_t sample, first, count, tokens;
+    int64_t sample, first, count;
 };
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Task number ``index`` when every task owns WIDTH channels of one sample.
-static inline Columns columns_of(int64_t index, int64_t channels, int64_t tokens) {
+static inline Columns columns_of(int64_t index, int64_t channels) {
     const int64_t blocks = ceil_div(channels, WIDTH), first = index % blocks * WIDTH;
     const int64_t left = channels - first;
-    return {index / blocks, first, left < WIDTH ? left : WIDTH, tokens};
+    return {index / blocks, first, left < WIDTH ? left : WIDTH};
 }
 
 // Tokens are far apart in memory and hardware prefetchers stop at page borders.
-constexpr int64_t PREFETCH_TOKENS = 32;
+constexpr int64_t PREFETCH_TOKENS = 24;
 
-static void read_columns(const Tensor3& from, const Columns& at, Tile to) {
+static inline void prefetch(const float* row) {
+    constexpr int LINE = 16;  // floats per cache line
+    for (int c = 0; c < WIDTH; c += LINE) __builtin_prefetch(row + c);
+}
+
+static void read_columns(const Tensor3& from, const Columns& at, const Span& span, Tile to) {
     const float* base = from.data + at.sample * from.batch + at.first * from.channel;
     if (from.channel == 1 && at.count == WIDTH) {
-        for (int64_t t = 0; t < at.tokens; ++t) {
+        for (int64_t t = span.begin; t < span.end; ++t) {
             const float* row = base + t * from.token;
-            for (int v = 0; v < VECS; ++v) {
-                __builtin_prefetch(row + PREFETCH_TOKENS * from.token + v * LANES);
-                to.set(t, v, load(row + v * LANES));
-            }
+            if (t + PREFETCH_TOKENS < span.end) prefetch(row + PREFETCH_TOKENS * from.token);
+            for (int v = 0; v < VECS; ++v) to.set(t, v, load(row + v * LANES));
         }
         return;
     }
-    // Padding reads as zero and then contributes nothing anywhere.
-    if (at.count < WIDTH) std::memset(to.rows, 0, at.tokens * WIDTH * sizeof(float));
     constexpr int64_t STRIPE = 64;  // tokens per stripe, so that the rows written stay in cache
-    for (int64_t begin = 0; begin < at.tokens; begin += STRIPE) {
-        const int64_t end = begin + STRIPE < at.tokens ? begin + STRIPE : at.tokens;
+    for (int64_t begin = span.begin; begin < span.end; begin += STRIPE) {
+        const int64_t end = begin + STRIPE < span.end ? begin + STRIPE : span.end;
+        // Padding reads as zero and then contributes nothing anywhere.
+        if (at.count < WIDTH) to.clear({begin, end});
         for (int64_t c = 0; c < at.count; ++c)
             for (int64_t t = begin; t < end; ++t)
                 to.rows[t * WIDTH + c] = base[c * from.channel + t * from.token];
@@ -64,9 +80,9 @@ static void read_columns(const Tensor3& from, const Columns& at, Tile to) {
 }
 
 // to.channel must be 1.
-static void write_columns(const Tensor3& to, const Columns& at, Tile from) {
+static void write_columns(const Tensor3& to, const Columns& at, const Span& span, Tile from) {
     float* base = to.data + at.sample * to.batch + at.first;
-    for (int64_t t = 0; t < at.tokens; ++t) {
+    for (int64_t t = span.begin; t < span.end; ++t) {
         float* row = base + t * to.token;
         if (at.count == WIDTH)
             for (int v = 0; v < VECS; ++v) store(row + v * LANES, from.get(t, v));
