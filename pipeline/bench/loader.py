@@ -293,4 +293,4 @@ class _WebClip:
         frames = _decode(row, sample["mp4"], self.bench)
         rng = sample_rng(0, 0, row.key, 0, "cut")
         clip = augment(frames, self.bench.crop, 0.5, self.bench.img_size, rng)
-        return clip.contiguous(), row.label
+        return clip, row.label

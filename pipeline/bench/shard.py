@@ -26,6 +26,7 @@ from rich.table import Table
 
 from data_prep.annotation import VIDEO_SUFFIXES
 from data_prep.errors import DataError
+from data_prep.jobs.pool import ClipPool
 from data_prep.options import ShardConfig
 from data_prep.shard import shard
 from data_prep.synthetic import SynthOptions, synthesize
@@ -40,7 +41,7 @@ class ShardBench(BaseModel):
 
     videos: Path | None = None
     """Directory of `<class>/<file>`; letters are rendered when it is not given."""
-    clips: int = Field(default=32, ge=8)
+    clips: int = Field(default=64, ge=8)
     """Clips to render."""
     size: int = Field(default=256, ge=32, multiple_of=2)
     frames: int = Field(default=96, ge=2)
@@ -67,6 +68,8 @@ class ShardReport:
     """Plain processes, one per core, at the same time."""
     sharding: Rate
     """From the call to the sealed manifest, process starts included."""
+    start_s: float
+    """Of these, until the decoding processes take their first video."""
 
     @property
     def of_cores(self) -> float:
@@ -120,12 +123,16 @@ def bench_shard(options: ShardBench) -> ShardReport:
             one.append(rate)
             all_.append(_plain(config, cores)[0])
             sharding.append(_shard(config, count))
-    report = ShardReport(cores, count, frames, _median(one), _median(all_), _median(sharding))
+        start_s = _start_s(config, cores)
+    report = ShardReport(
+        cores, count, frames, _median(one), _median(all_), _median(sharding), start_s
+    )
     console = Console()
     console.print(report.table())
     console.print(
         f"{report.of_cores:.2f} of cores x one core ('of cores'); {report.of_cpu:.2f} of the "
-        "processor time ('CPU s', per video) is decoding and encoding"
+        "processor time ('CPU s', per video) is decoding and encoding; processes start in "
+        f"{report.start_s:.2f} s, once per job"
     )
     return report
 
@@ -208,6 +215,15 @@ def _shard(config: ShardConfig, count: int) -> Rate:
     elapsed = time.perf_counter() - started
     assert sum(manifest.splits.values()) == count
     return Rate(count / elapsed, (_cpu_s() - cpu_started) / count)
+
+
+def _start_s(config: ShardConfig, processes: int) -> float:
+    """Seconds until every decoding process has answered its first, needless question."""
+    nothing = ClipRequest(str(config.videos / "no such video"), 0.0, None, config.encode)
+    started = time.perf_counter()
+    with ClipPool[None](processes, config.caps) as pool:
+        list(pool.map([(None, nothing)] * processes))
+        return time.perf_counter() - started
 
 
 def _cpu_s() -> float:

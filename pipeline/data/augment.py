@@ -28,9 +28,14 @@ class Box(NamedTuple):
 
 
 def augment(
-    frames: Frames, crop: CropConfig, hflip: float, size: int, rng: np.random.Generator
+    frames: Frames,
+    crop: CropConfig,
+    hflip: float,
+    size: int,
+    rng: np.random.Generator,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """One random training view of a clip: (3, T, size, size) uint8."""
+    """One random training view of a clip: (3, T, size, size) uint8, written to `out` if given."""
     height, width = frames.shape[1:3]
     match crop.kind:
         case "random_resized":
@@ -43,7 +48,13 @@ def augment(
             clip = resize(frames, Box(top, left, size, size), size, size)
         case "none":
             clip = square_crops(frames, size, 1)[0]
-    return clip.flip(-1) if rng.random() < hflip else clip
+    if out is None:
+        out = torch.empty(clip.shape, dtype=torch.uint8)
+    out.copy_(clip)
+    if rng.random() < hflip:
+        # After the copy: whole rows are turned four times faster than pixels of three bytes.
+        out.copy_(out.flip(-1))
+    return out
 
 
 def square_crops(frames: Frames, size: int, crops: int) -> Tensor:

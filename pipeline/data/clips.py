@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from pipeline.data.augment import Frames, augment, square_crops
 from pipeline.data.batch import Batch
 from pipeline.data.config import DataConfig
 from pipeline.data.decode import Decoder, decode_frames
-from pipeline.data.errors import DataError, SampleError
+from pipeline.data.errors import SampleError
 from pipeline.data.order import Slot
 from pipeline.data.randaugment import rand_augment, random_erase
 from pipeline.data.randomness import sample_rng
@@ -25,6 +24,25 @@ from pipeline.data.sampling import eval_frames, train_frames
 
 Request = tuple[Slot, Sample | None]
 """A place in a batch and who fills it; None is padding."""
+
+
+def as_batch(requests: Sequence[Request], clips: Tensor, bad: Mapping[int, str]) -> Batch:
+    """Filled clips with what was asked for; rows of `bad` and of padding get weight 0.
+
+    On a machine with CUDA the clips are in pinned memory.
+    """
+    slots, samples = zip(*requests, strict=True)
+    counts = [sample is not None and row not in bad for row, sample in enumerate(samples)]
+    keys = ["" if sample is None else sample.key for sample in samples]
+    small = (
+        torch.tensor([0 if sample is None else sample.label for sample in samples]),
+        torch.tensor(counts, dtype=torch.float32),
+        torch.tensor([slot.epoch for slot in slots]),
+        torch.tensor([slot.position for slot in slots]),
+    )
+    if torch.cuda.is_available():
+        clips = clips.pin_memory()
+    return Batch(clips, *small, keys, [(keys[row], reason) for row, reason in bad.items()])
 
 
 def frame_decoder(name: str) -> Decoder:
@@ -63,39 +81,26 @@ class ClipMaker(ABC):
         decode_frames = frame_decoder(self.config.decoder)
         return decode_frames(self.reader.read(sample), wanted, sample.keyframes)
 
-    # torch's DataLoader calls this with one whole micro-batch.
-    def __getitems__(self, requests: list[Request]) -> Batch | DataError:
-        try:
-            return self._batch(requests)
-        except DataError as error:
-            # Returned, not raised: torch would wrap it in a worker's traceback.
-            return error
+    def batch_shape(self, samples: int) -> tuple[int, ...]:
+        return (samples, self.num_views, 3, self.num_frames, self.img_size, self.img_size)
 
-    def _batch(self, requests: list[Request]) -> Batch:
-        shape = (self.num_views, 3, self.num_frames, self.img_size, self.img_size)
-        clips = _handed_over((len(requests), *shape))
-        weight = torch.zeros(len(requests))
-        bad: list[tuple[str, str]] = []
+    def fill(self, requests: Sequence[Request], out: Tensor) -> dict[int, str]:
+        """Write a batch of clips to `out`: (B, V, 3, T, S, S) uint8, zeros where there are none.
+
+        Returns row -> reason of the samples that cannot be read. Raises DataError when the shards
+        are not what was sealed.
+        """
+        bad: dict[int, str] = {}
         for row, (slot, sample) in enumerate(requests):
             if sample is None:
-                clips[row] = 0
+                out[row] = 0
                 continue
             try:
-                self.make(slot, sample, clips[row])
-                weight[row] = 1
+                self.make(slot, sample, out[row])
             except (SampleError, OSError) as error:
-                clips[row] = 0
-                bad.append((sample.key, str(error)))
-        slots, samples = zip(*requests, strict=True)
-        return Batch(
-            clips,
-            torch.tensor([0 if sample is None else sample.label for sample in samples]),
-            weight,
-            torch.tensor([slot.epoch for slot in slots]),
-            torch.tensor([slot.position for slot in slots]),
-            ["" if sample is None else sample.key for sample in samples],
-            bad,
-        )
+                out[row] = 0
+                bad[row] = str(error)
+        return bad
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ class TrainClips(ClipMaker):
     def cut(self, slot: Slot, sample: Sample, frames: Frames, out: Tensor) -> None:
         """Write random views of decoded frames (T, H, W, 3) to `out`: (V, 3, T, S, S)."""
         for view in range(self.config.views):
-            out[view] = self._view(frames, slot, sample, view)
+            self._view(frames, slot, sample, view, out[view])
 
     def frames_of_stored(self, slot: Slot, sample: Sample, stored: int) -> NDArray[np.int64]:
         """Which of the frames that a cache keeps make the clip; all, if it keeps no more."""
@@ -130,17 +135,16 @@ class TrainClips(ClipMaker):
         rng = self._rng(slot, sample, 0, "frames")
         return train_frames(self.config.sampling, stored, self.num_frames, 1, rng)
 
-    def _view(self, frames: Frames, slot: Slot, sample: Sample, view: int) -> Tensor:
+    def _view(self, frames: Frames, slot: Slot, sample: Sample, view: int, out: Tensor) -> None:
         config = self.config
         rng = self._rng(slot, sample, view, "cut")
-        clip = augment(frames, config.crop, config.hflip, self.img_size, rng)
+        augment(frames, config.crop, config.hflip, self.img_size, rng, out)
         if config.randaugment.num_ops:
             rng = self._rng(slot, sample, view, "randaugment")
-            clip = rand_augment(clip, config.randaugment, rng)
+            out.copy_(rand_augment(out, config.randaugment, rng))
         if config.erasing.probability:
             rng = self._rng(slot, sample, view, "erase")
-            clip = random_erase(clip, config.erasing, config.mean, config.std, rng)
-        return clip
+            out.copy_(random_erase(out, config.erasing, config.mean, config.std, rng))
 
     def _rng(self, slot: Slot, sample: Sample, view: int, purpose: str) -> np.random.Generator:
         return sample_rng(self.seed, slot.epoch, sample.key, view, purpose)
@@ -169,12 +173,3 @@ class EvalClips(ClipMaker):
         squares = square_crops(decoded, self.img_size, self.crops)
         for clip, views in enumerate(torch.split(squares, self.num_frames, dim=2)):
             out[clip * self.crops : (clip + 1) * self.crops] = views
-
-
-def _handed_over(shape: tuple[int, ...]) -> Tensor:
-    """Uninitialised uint8; in a loader process the queue passes it on without a copy."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    # What torch's default collate does for its batches.
-    shared = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)

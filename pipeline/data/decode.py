@@ -59,7 +59,7 @@ def _pictures(
     for number, frame in _decoded(container, stream, numbers, keyframes):
         if number != numbers[done]:
             continue
-        picture = rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        picture = _pixels(rgb.reformat(frame, format="rgb24", threads=1))
         if pictures is None:
             pictures = np.empty((len(numbers), *picture.shape), np.uint8)
         if picture.shape != pictures.shape[1:]:
@@ -69,6 +69,15 @@ def _pictures(
         if done == len(numbers):
             return pictures
     raise SampleError(f"ends before frame {numbers[done]}")
+
+
+def _pixels(frame: VideoFrame) -> NDArray[np.uint8]:
+    """(H, W, 3), a view of the frame's memory, whose lines may be padded."""
+    (plane,) = frame.planes
+    pixels: NDArray[np.uint8] = np.ndarray(
+        (frame.height, frame.width, 3), np.uint8, memoryview(plane), 0, (plane.line_size, 3, 1)
+    )
+    return pixels
 
 
 def _decoded(

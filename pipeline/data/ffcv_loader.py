@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.data.augment import Frames
 from pipeline.data.batch import Batch
-from pipeline.data.clips import TrainClips
+from pipeline.data.clips import TrainClips, as_batch
 from pipeline.data.config import DataConfig
 from pipeline.data.errors import DataError
 from pipeline.data.ffcv_cache import import_ffcv, open_cache
@@ -54,8 +54,6 @@ class CachedBatches:
                 "`vmp data cache` or change data.sampling"
             )
         self._maker = maker
-        size = maker.img_size
-        self._view_shape = (maker.num_views, 3, maker.num_frames, size, size)
         self._shards = shards
         self._batches = batches
         threads = max(1, config.workers)
@@ -93,17 +91,9 @@ class CachedBatches:
             rows = [slot.row for slots in plan for slot in slots]
             for slots, clips in zip(plan, self._reader.batches(rows), strict=True):
                 samples = self._shards.samples([slot.row for slot in slots])
-                views = torch.empty((len(slots), *self._view_shape), dtype=torch.uint8)
+                views = torch.empty(self._maker.batch_shape(len(slots)), dtype=torch.uint8)
                 list(self._cutters.map(self._cut, slots, samples, clips, views))
-                yield Batch(
-                    views.pin_memory() if torch.cuda.is_available() else views,
-                    torch.tensor([sample.label for sample in samples]),
-                    torch.ones(len(slots)),
-                    torch.tensor([slot.epoch for slot in slots]),
-                    torch.tensor([slot.position for slot in slots]),
-                    [sample.key for sample in samples],
-                    [],
-                )
+                yield as_batch(list(zip(slots, samples, strict=True)), views, {})
 
     def _cut(self, slot: Slot, sample: Sample, frames: Frames, out: Tensor) -> None:
         chosen = self._maker.frames_of_stored(slot, sample, len(frames))

@@ -61,7 +61,7 @@ def build_train_loader(
     if config.reader == "ffcv":
         source = CachedBatches(maker, shards, config, batches)
     else:
-        source = WorkerBatches(maker, _train_requests(shards, batches), config)
+        source = WorkerBatches(maker, _train_requests(shards, batches), micro_batch, config)
     return TrainLoader(shards, config, batches, source)
 
 
@@ -98,8 +98,8 @@ class BatchSource(Protocol):
 
     @property
     def processes(self) -> Iterable[BaseProcess]: ...
-    def __iter__(self) -> Iterator[Batch | DataError]: ...
-    def __next__(self) -> Batch | DataError: ...
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __next__(self) -> Batch: ...
     def close(self) -> None: ...
 
 
@@ -112,12 +112,10 @@ class _Loader:
     bad: dict[str, str] = field(default_factory=dict, init=False)
     """Key -> reason of every sample this rank could not read."""
 
-    def _receive(self, batches: Iterator[Batch | DataError]) -> Batch:
+    def _receive(self, batches: Iterator[Batch]) -> Batch:
         begin = time.perf_counter()
         batch = next(batches)
         self.wait_s += time.perf_counter() - begin
-        if isinstance(batch, DataError):
-            raise batch
         for key, reason in batch.bad:
             logger.warning("sample %s counts nothing in this step: %s", key, reason)
             self.bad[key] = reason
@@ -169,7 +167,7 @@ class EvalLoader(_Loader):
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        workers = WorkerBatches(self.maker, self._requests(), self.config)
+        workers = WorkerBatches(self.maker, self._requests(), self.batches.batch_size, self.config)
         try:
             for _ in range(len(self)):
                 yield self._receive(workers)

@@ -14,7 +14,10 @@ def test_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
     report = bench_shard(ShardBench(clips=8, size=32, frames=8, cores=1, rounds=1))
     assert (report.videos, report.frames, report.cores) == (8, 64, 1)
     assert 0 < report.of_cpu < 1
-    assert "vmp data shard" in capsys.readouterr().out
+    assert report.start_s > 0
+    said = capsys.readouterr().out
+    assert "vmp data shard" in said
+    assert "processes start in" in said
 
 
 def test_unusable_videos_are_refused(tmp_path: Path) -> None:
