@@ -6,6 +6,9 @@ import logging
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
+from torch.optim import AdamW
+
 from model import VideoMamba, create_model, from_pretrained
 from pipeline import determinism, distributed
 from pipeline.checkpoint.layout import RunState
@@ -48,22 +51,7 @@ def assemble(
     train_shards, val_shards = open_data(config)
     micro_batch, accumulation = config.batch_split(world.size)
     model = initial_model(config)
-    groups = parameter_groups(
-        model.named_parameters(),
-        config.optim,
-        no_weight_decay=model.no_weight_decay(),
-        depth=config.model.depth,
-    )
-    engine = Engine(
-        model,
-        build_adamw(groups, config.optim),
-        config.engine,
-        world=world,
-        micro_batch=micro_batch,
-        accumulation=accumulation,
-        clip_grad=config.optim.clip_grad,
-        ema_decay=config.ema.decay,
-    )
+    engine = build_engine(config, model, world, micro_batch, accumulation)
     saver = CheckpointSaver(run_dir / rundir.CHECKPOINTS, config.checkpoint, world)
     guard = NonFiniteGuard(config.guard)
     progress = resume(config, engine, guard, saver.root, train_shards.digest)
@@ -87,13 +75,7 @@ def assemble(
         config=config,
         world=world,
         engine=engine,
-        task=ClassificationTask(
-            config.loss,
-            config.data,
-            drop_path_rates=model.drop_path_rates,
-            seed=config.seed,
-            device=world.device,
-        ),
+        task=build_task(config, world.device),
         train_loader=train_loader,
         eval_loader=evaluation_loader(val_shards, config, world.rank, world.size),
         schedule=Schedule(config.schedule, config.optim.lr, steps_per_epoch),
@@ -105,6 +87,42 @@ def assemble(
         progress=progress,
         steps_per_epoch=steps_per_epoch,
         accumulation=accumulation,
+    )
+
+
+def build_engine(
+    config: RunConfig, model: VideoMamba, world: World, micro_batch: int, accumulation: int
+) -> Engine:
+    """`model` and its AdamW as `config` says. Collective: call on every rank."""
+    return Engine(
+        model,
+        build_optimizer(config, model),
+        config.engine,
+        world=world,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        clip_grad=config.optim.clip_grad,
+        ema_decay=config.ema.decay,
+    )
+
+
+def build_optimizer(config: RunConfig, model: VideoMamba) -> AdamW:
+    groups = parameter_groups(
+        model.named_parameters(),
+        config.optim,
+        no_weight_decay=model.no_weight_decay(),
+        depth=config.model.depth,
+    )
+    return build_adamw(groups, config.optim)
+
+
+def build_task(config: RunConfig, device: torch.device) -> ClassificationTask:
+    return ClassificationTask(
+        config.loss,
+        config.data,
+        drop_path_rates=config.model.drop_path_rates,
+        seed=config.seed,
+        device=device,
     )
 
 

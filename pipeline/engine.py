@@ -88,7 +88,8 @@ class Engine:
     def _deepspeed_config(
         self, micro_batch: int, accumulation: int, num_parameters: int
     ) -> dict[str, Any]:
-        bucket = min(num_parameters, _LARGEST_BUCKET)
+        # Stages 1 and 2 refuse an odd bucket, as of a small model with 51 or 101 classes.
+        bucket = min(num_parameters + num_parameters % 2, _LARGEST_BUCKET)
         return {
             "train_batch_size": micro_batch * accumulation * self.world.size,
             "train_micro_batch_size_per_gpu": micro_batch,

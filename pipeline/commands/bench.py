@@ -52,3 +52,31 @@ def bench_shard_command(
     from pipeline.bench.shard import ShardBench, bench_shard
 
     bench_shard(ShardBench(videos=videos))
+
+
+@app.command("step")
+def bench_step_command(
+    recipe: Annotated[str, typer.Argument(help="A .yaml file, or a shipped recipe.")] = "demo",
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Any field of the recipe: batch.max_micro=4 ...")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each contender.")] = 5,
+    accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches of a step at most.")] = 2,
+) -> None:
+    """A training step beside other scans, another ZeRO stage and plain torch; no data needed.
+
+    Example: vmp bench step k400_m16_f16 model.num_frames=8 batch.max_micro=1
+    """
+    from rich.console import Console
+
+    from pipeline.bench.step import StepBench, bench_step
+    from pipeline.config import load_config
+    from pipeline.distributed import rank_by_environment
+
+    given = [recipe, *(overrides or [])]
+    if "=" in recipe:
+        given = ["demo", *given]
+    config = load_config(given[0], given[1:])
+    report = bench_step(config, StepBench(rounds=rounds, accumulation=accumulation))
+    if rank_by_environment() == 0:
+        Console().print(report.tables())
