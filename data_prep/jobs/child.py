@@ -1,6 +1,6 @@
 """The process in which unchecked files are decoded, so that a crash or a hang costs one file.
 
-Started by `data_prep.jobs.pool` as `python -m data_prep.jobs.child FD MEMORY_BYTES`.
+Started by `data_prep.jobs.pool` as `python -m data_prep.jobs.child FD MEMORY_BYTES SUPERVISOR_PID`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    descriptor, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
-    # A hanging decoder must not outlive a supervisor that was killed.
+    descriptor, memory_bytes, supervisor_pid = map(int, sys.argv[1:])
+    # A hanging decoder must not outlive a supervisor that was killed, even before this call.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor_pid:
+        return
     # The terminal's Ctrl-C goes to the whole group; the supervisor decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

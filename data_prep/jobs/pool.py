@@ -6,6 +6,7 @@ else: the file is rejected, another process takes over. One start serves many fi
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -156,7 +157,8 @@ class ClipPool(Generic[T]):
         ours, theirs = socket.socketpair()
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         memory = int(self._caps.memory_gib * 2**30)
-        command = [sys.executable, "-m", "data_prep.jobs.child", str(theirs.fileno()), str(memory)]
+        numbers = (theirs.fileno(), memory, os.getpid())
+        command = [sys.executable, "-m", "data_prep.jobs.child", *map(str, numbers)]
         process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=stderr
         )
