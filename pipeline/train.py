@@ -81,9 +81,9 @@ def write_summary(trainer: Trainer, run_dir: Path) -> None:
 def run(run_dir: Path, deadline: float | None = None) -> int:
     """`train` as an exit status; rank 0 leaves the state of the run in status.json."""
     rank = distributed.rank_by_environment()
-    if rank == 0:
-        rundir.write_status(run_dir, "running")
     try:
+        if rank == 0:
+            rundir.write_status(run_dir, "running")
         outcome, stop = train(run_dir, deadline)
     except Exception as error:  # the boundary of the process: report, then fail
         bad_input = isinstance(error, exits.USER_ERRORS)

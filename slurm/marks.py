@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from slurm import queue
+from slurm import files, queue
 
 
 def node_name() -> str:
@@ -34,9 +34,7 @@ class Mark:
 
     def write(self, run_dir: Path) -> None:
         path = run_dir / "logs" / f"rank{self.rank:05d}.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self)))
-        temporary.replace(path)
+        files.replace(path, json.dumps(asdict(self)))
 
     def left(self, run_dir: Path, status: int) -> None:
         """The rank ends by itself."""

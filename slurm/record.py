@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from slurm import files
 from slurm.policy import RetryPolicy
 from slurm.profile import ClusterProfile
 
@@ -55,10 +55,7 @@ class JobRecord(BaseModel):
         return self.profile.grace_s
 
     def write(self, run_dir: Path) -> None:
-        path = run_dir / JOB_FILE
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(self.model_dump_json(indent=1))
-        temporary.replace(path)
+        files.replace(run_dir / JOB_FILE, self.model_dump_json(indent=1))
 
 
 def find_record(run_dir: Path) -> JobRecord | None:

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from slurm import attempts, marks, nodes, queue
+from slurm import attempts, files, marks, nodes, queue
 from slurm.errors import ClusterError
 from slurm.policy import Decision, End, decide
 from slurm.record import JobRecord, read_record
@@ -202,17 +202,18 @@ def _status(run_dir: Path) -> dict[str, Any]:
 
 
 def _write_status(run_dir: Path, content: Mapping[str, Any]) -> None:
-    path = run_dir / "status.json"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content))
-    temporary.replace(path)
+    files.replace(run_dir / "status.json", json.dumps(content))
 
 
 def main() -> None:
     """The arguments are srun's status and, for an array, the run of each element."""
     status, runs = int(sys.argv[1]), sys.argv[2:]
     element = int(re.sub(r"\D", "", os.environ.get("SLURM_ARRAY_TASK_ID", "")) or 0)
-    raise SystemExit(supervise(Path(runs[element]), status))
+    try:
+        raise SystemExit(supervise(Path(runs[element]), status))
+    except OSError as error:  # a full disk: what the ranks printed stands above in the log
+        print(f"the end of run {runs[element]} cannot be recorded, it stays down: {error}")
+        raise SystemExit(FAILED) from error
 
 
 if __name__ == "__main__":
