@@ -119,10 +119,12 @@ def how_it_ended(run_dir: Path, srun_status: int, job: Mapping[str, str], grace_
     # srun tells the others to leave when one is killed: their word is then no proof of a signal.
     left_early = not killed and any(mark.status == _RESUMABLE for mark in ranks)
     if failure is None or failure["consequence"]:
-        if status.get("state") == "stopped" or left_early:
+        has_saved = status.get("state") == "stopped"
+        if has_saved or left_early:
             near = _ends_in_s(job) < grace_s + _NEAR_THE_LIMIT_S
-            kind = "time_limit" if near else str(status.get("stop_class", "preempted"))
-            return End(kind, reason or "a signal before training")
+            kind = str(status["stop_class"]) if has_saved else "preempted"
+            why = reason if has_saved else "a signal before training"
+            return End("time_limit" if near else kind, why)
         if killed:
             names = ", ".join(f"rank {mark.rank} on {mark.node}" for mark in killed)
             # Its peers may have been killed for waiting for it: then nobody knows which it was.

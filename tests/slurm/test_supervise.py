@@ -1,0 +1,115 @@
+"""What the batch script makes of what the ranks have left. The whole of it: test_faults.py."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from slurm import attempts, marks, supervise
+from slurm.policy import End
+
+ENDLESS = {"JobState": "RUNNING", "Requeue": "1", "EndTime": "Unknown"}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    (tmp_path / "logs").mkdir()
+    return tmp_path
+
+
+def leave(
+    run_dir: Path, *statuses: int | None, state: str = "running", stop_class: str = ""
+) -> None:
+    """The marks of the ranks, on node0, node1, ..., and the status of rank 0."""
+    for rank, status in enumerate(statuses):
+        marks.Mark(rank, f"node{rank}", marks.attempt_id(), status).write(run_dir)
+    content = {"state": state, "stop_class": stop_class, "reason": "why"}
+    (run_dir / "status.json").write_text(json.dumps(content))
+
+
+def fail(run_dir: Path, rank: int, stop_class: str, *, consequence: bool = False) -> None:
+    record = {
+        "rank": rank, "host": "vm", "stop_class": stop_class, "error": "E: x",
+        "consequence": consequence, "time": time.time(), "traceback": "",
+    }  # fmt: skip
+    (run_dir / "logs" / f"failure-rank{rank:05d}.json").write_text(json.dumps(record))
+
+
+def end(run_dir: Path, srun_status: int = 0, **job: str) -> End:
+    return supervise.how_it_ended(run_dir, srun_status, ENDLESS | job, grace_s=60)
+
+
+def test_a_finished_run(run_dir: Path) -> None:
+    leave(run_dir, 0, 0, state="finished", stop_class="finished")
+    assert end(run_dir).stop_class == "finished"
+
+
+def test_a_saved_run_was_preempted_or_its_time_was_up_or_a_person_ended_it(run_dir: Path) -> None:
+    leave(run_dir, 75, 75, state="stopped", stop_class="preempted")
+    assert end(run_dir) == End("preempted", "why")
+    soon = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 100))
+    assert end(run_dir, EndTime=soon) == End("time_limit", "why")
+    assert end(run_dir, Requeue="0") == End("cancelled", "why")
+
+
+def test_a_rank_without_a_word_was_killed_and_its_node_is_to_blame(run_dir: Path) -> None:
+    leave(run_dir, 1, None)
+    fail(run_dir, 0, "node_fault", consequence=True)
+    found = end(run_dir, 137)
+    assert found == End(
+        "node_fault", "rank 1 on node1 ended without a word (killed by SIGKILL)", "node1"
+    )
+
+
+def test_srun_telling_the_others_to_leave_is_no_preemption(run_dir: Path) -> None:
+    leave(run_dir, None, 75)
+    assert end(run_dir, 137).stop_class == "node_fault"
+    leave(run_dir, 75, 75)
+    assert end(run_dir, 75) == End("preempted", "a signal before training")
+
+
+def test_nobody_knows_who_was_first_when_all_are_gone(run_dir: Path) -> None:
+    leave(run_dir, None, None)
+    found = end(run_dir, 137)
+    assert found.stop_class == "node_fault"
+    assert found.node is None
+
+
+@pytest.mark.parametrize("kind", ["non_finite", "disk_full", "crash", "configuration", "hang"])
+def test_the_failure_of_a_rank_is_the_end_and_no_node_is_blamed(run_dir: Path, kind: str) -> None:
+    leave(run_dir, 1, 1)
+    fail(run_dir, 0, "node_fault", consequence=True)
+    fail(run_dir, 1, kind)
+    assert end(run_dir, 1) == End(kind, "rank 1 on node1: E: x")
+
+
+def test_a_node_that_failed_its_preflight_is_blamed_by_its_slurm_name(run_dir: Path) -> None:
+    leave(run_dir, 1, 1)
+    fail(run_dir, 1, "node_fault")
+    assert end(run_dir, 1).node == "node1"
+
+
+def test_marks_of_an_earlier_attempt_do_not_count(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    leave(run_dir, None, None)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert end(run_dir, 1) == End("crash", "no rank left a word (srun status 1): see the log")
+
+
+def test_an_attempt_that_slurm_itself_requeued_is_noted_once(run_dir: Path) -> None:
+    checkpoint = run_dir / "checkpoints" / "step-00000040"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "COMMITTED").touch()
+    supervise.note_lost_attempt(run_dir)
+    supervise.note_lost_attempt(run_dir)
+    (noted,) = attempts.read(run_dir)
+    assert (noted.job_id, noted.restart, noted.step) == ("7", 1, 40)
+    assert noted.action == "requeued by SLURM"
