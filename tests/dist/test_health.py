@@ -49,7 +49,7 @@ def test_a_stopped_rank_makes_the_other_dump_its_stack_and_end_as_a_hang(
 
     output = runs.output_of(run_dir, 0)
     assert "no progress for 5 s (health.hang_timeout_s); phase train, step" in output
-    assert "all_reduce" in stacks(run_dir, 0)
+    assert "distributed_c10d.py" in stacks(run_dir, 0)  # whichever collective it was
     failure = cause(run_dir)
     assert (failure.stop_class, failure.rank) == (StopClass.HANG, 0)
     assert failure.consequence  # it waits in a collective: the culprit is another rank
