@@ -13,6 +13,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -112,6 +113,10 @@ class Watchdog:
         last_words = threading.Thread(target=self._report, args=(reason,), daemon=True)
         last_words.start()
         last_words.join(_LAST_WORDS_S)
+        # A loader process looks whether its fork server lives, and that one whether we do, through
+        # a pipe which the loader process holds as well: both would stay for ever.
+        for child in multiprocessing.active_children():
+            child.kill()
         os._exit(exits.FAILED)
 
     def _report(self, reason: str) -> None:
