@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import select
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -59,7 +63,7 @@ class WorkerBatches:
             batch_sampler=self._tasks(),  # type: ignore[arg-type] # a task where it sees a batch
             num_workers=config.workers,
             collate_fn=_as_is,
-            worker_init_fn=_ignore_job_signals,
+            worker_init_fn=partial(_begin, os.getpid()),
             multiprocessing_context=context,
             prefetch_factor=config.prefetch,
             # Its own generator, so that the training process' random state stays untouched.
@@ -127,9 +131,18 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _ignore_job_signals(_worker: int) -> None:
+def _begin(trainer: int, _worker: int) -> None:
+    """First thing in a loader process: no signal ends it, the end of its trainer does."""
     for number in _JOB_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_leave_with, args=(trainer,), daemon=True).start()
+
+
+def _leave_with(trainer: int) -> None:
+    # Its parent is the fork server, which waits for its own children: neither would ever end.
+    with suppress(ProcessLookupError):  # it has ended already
+        select.select([os.pidfd_open(trainer)], [], [])
+    os._exit(1)
 
 
 @contextmanager

@@ -101,6 +101,22 @@ def test_a_rank_whose_data_stall_is_named_as_straggler_then_lost_within_the_shor
     assert (failure.stop_class, failure.rank) == (StopClass.HANG, 1)
 
 
+def test_loader_processes_leave_with_a_rank_that_is_killed(
+    tmp_path: Path, glyph_shards: Path
+) -> None:
+    run_dir = prepare(tmp_path, glyph_shards, "orphans", data__workers=1)
+    (rank,) = runs.start_ranks(run_dir, 1)
+    runs.wait_for_step(run_dir, 2, [rank])
+    processes = psutil.Process(rank.pid).children(recursive=True)
+    assert processes
+    rank.kill()
+    rank.wait()
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    for process in alive:
+        process.kill()
+    assert alive == []
+
+
 def suspend_for(seconds: float, processes: list[psutil.Process], then: float) -> None:
     """Stop the processes for a while, then let them work for `then` seconds."""
     for process in processes:
