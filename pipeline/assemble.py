@@ -193,6 +193,7 @@ def resume(
         position=state.position,
         elapsed_s=state.elapsed_s,
         metrics=state.metrics,
+        evaluated_step=state.evaluated_step,
         saved_step=state.step,
     )
 

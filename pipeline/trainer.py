@@ -42,6 +42,8 @@ class Progress:
     elapsed_s: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation."""
+    evaluated_step: int = -1
+    """Step of the last evaluation."""
     saved_step: int = -1
     """Step of the newest checkpoint that was begun."""
 
@@ -82,6 +84,8 @@ class Trainer:
         unreadable samples) rises on the rank that met it; the others lose it and fail.
         """
         self.pulse.begin(self.progress.step, self.schedule.total_steps)
+        if self.progress.step and self._evaluation_is_due():  # the last attempt had no time for it
+            self._evaluate()
         while self.progress.step < self.schedule.total_steps:
             with self.pulse.timed_step():
                 self._train_step()
@@ -89,10 +93,10 @@ class Trainer:
                 self._warm_up_is_over()
             if self._due(self.config.log_every_steps):
                 self._log()
-            if self._evaluation_is_due():
-                self._evaluate()
             if any_rank(self.stopper.requested or self.saver.failed):
                 return self._stop_early()
+            if self._evaluation_is_due():
+                self._evaluate()
             if self._due(self.config.checkpoint.every_steps):
                 self._save()
         self._save_and_commit()
@@ -127,7 +131,8 @@ class Trainer:
 
     def _evaluation_is_due(self) -> bool:
         every = max(1, round(self.config.eval.every_epochs * self.steps_per_epoch))
-        return self._due(every) or self.progress.step == self.schedule.total_steps
+        due = self._due(every) or self.progress.step == self.schedule.total_steps
+        return due and self.progress.evaluated_step != self.progress.step
 
     def _log(self) -> None:
         step = self.progress.step
@@ -146,6 +151,7 @@ class Trainer:
             batches = self.pulse.each(self.eval_loader)
             result = evaluate(self.engine, batches, self.config.data, self.world.device)
         self.progress.metrics = result.metrics()
+        self.progress.evaluated_step = self.progress.step
         self.recorder.record(self.progress.step, "eval", self.progress.metrics)
 
     def _save(self) -> None:
@@ -188,5 +194,6 @@ class Trainer:
             config_digest=self.config.digest(),
             skipped_steps=self.guard.skipped,
             metrics=self.progress.metrics,
+            evaluated_step=self.progress.evaluated_step,
             elapsed_s=self.progress.elapsed_s + attempt_s,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -163,12 +164,23 @@ def submit_array(
     """
     try:
         # Submitit prints sbatch's complaint and raises it as well: once is enough.
-        with _outside_of_any_job(), redirect_stderr(io.StringIO()), executor.batch():
+        quiet = redirect_stderr(io.StringIO())
+        with _outside_of_any_job(), _deaf_to_interrupts(), quiet, executor.batch():
             jobs: list[submitit.Job[int]] = [executor.submit(task) for task in tasks]
     except FailedJobError as error:
         reason = str(error).strip().splitlines()[-1].split("error: ", 1)[-1]
         raise ClusterError(f"sbatch: {reason}; see the cluster profile") from error
     return jobs
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """A local job's controller, started inside, is not ended by Ctrl-C: the run saves first."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
@@ -199,7 +211,8 @@ def rank_environment() -> dict[str, str]:
     address = "127.0.0.1" if local else queue.node_address(here.hostnames[0])
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     # A requeued job keeps its id: another port keeps its dead predecessor out of the group.
-    port = 20000 + (int(here.job_id.partition("_")[0]) * 17 + restart) % 20000
+    # Elements of an array share their job_id's first part, but not the raw id.
+    port = 20000 + (int(here.raw_job_id) * 17 + restart) % 20000
     environment = {
         "RANK": str(here.global_rank),
         "LOCAL_RANK": str(here.local_rank),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from slurm import marks, queue, supervise
+from slurm import failures, marks, queue, supervise
 
 # What SLURM and `slurm.queue.save_and_stop` send; `health.stopping` takes over during training.
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
@@ -47,9 +47,15 @@ class TrainJob:
         # when it is "not checkpointable".
         for number in _SIGNALS:
             signal.signal(number, leave_early)
-        if rank == 0:
-            supervise.note_lost_attempt(run_dir)
-        status = self._train(run_dir, self._deadline() if rank == 0 else None)
+        os.environ["VMP_ATTEMPT"] = mark.attempt
+        try:
+            if rank == 0:
+                supervise.note_lost_attempt(run_dir)
+            status = self._train(run_dir, self._deadline() if rank == 0 else None)
+        except Exception as error:  # what training reports by itself does not come here
+            failures.record_crash(run_dir, mark, error)
+            mark.left(run_dir, supervise.FAILED)
+            raise
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         mark.left(run_dir, status)
@@ -67,7 +73,10 @@ class TrainJob:
 
     def _deadline(self) -> float | None:
         """When to save, should the signal of the time limit not arrive."""
-        limit = supervise.ends_at(queue.describe(queue.own_job_id()))
+        try:
+            limit = supervise.ends_at(queue.describe(queue.own_job_id()))
+        except (OSError, subprocess.TimeoutExpired):  # in a container without SLURM's commands
+            return None
         return None if limit is None else limit - self.grace_s
 
 
@@ -81,6 +90,7 @@ class CommandJob:
 
     def __call__(self) -> int:
         """Exit status of the command; a failure fails the job, so that nothing follows it."""
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # the child inherits it
         command = [sys.executable, "-m", "pipeline.cli", *self.arguments]
         status = subprocess.run(command, cwd=self.folder, check=False).returncode
         if status:

@@ -98,6 +98,7 @@ def submit(
             started=psutil.Process(int(job.job_id)).create_time() if cluster == "local" else None,
             resources=resources,
             profile=profile,
+            folder=Path.cwd(),
             code=str(code),
         )
         record.write(run_dir)
@@ -159,6 +160,8 @@ def _nodes_to_avoid(runs_dir: Path, profile: ClusterProfile, resources: Resource
             f"--nodes {resources.nodes}: {where} has {len(present)} that the profile does not "
             "exclude; the job would wait for ever"
         )
+    if profile.constraint:  # how many nodes meet it, only SLURM knows
+        return []
     usable = [node.name for node in present if node.is_usable]
     return nodes.avoidable(nodes.faulty(runs_dir, profile.bad_node_hours), usable, resources.nodes)
 
@@ -185,8 +188,11 @@ def wait(submission: Submission, echo: Callable[[str], None]) -> int:
 def stop(submission: Submission) -> None:
     """Ask the run to save and end."""
     if submission.cluster == "local":
-        # Submitit's controller passes the signal on to its tasks.
-        psutil.Process(int(submission.job_id)).terminate()
+        # Submitit's controller passes the signal on to its tasks; a set-up puts a shell before it.
+        first = psutil.Process(int(submission.job_id))
+        controllers = first.children() if submission.record.profile.setup else [first]
+        for controller in controllers:
+            controller.terminate()
     else:
         queue.save_and_stop(submission.job_id)
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from slurm.errors import ClusterError
 
 _TIMEOUT_S = 60.0
+_PATIENCE_S = 300.0
+_AGAIN_S = 5.0
+_AWAY = re.compile(r"unable to contact|socket timed out|connection refused|communication", re.I)
 _ENDED = frozenset(
     {
         "BOOT_FAIL",
@@ -99,7 +103,7 @@ def requeue(job_id: str) -> str | None:
             return f"it is {job.get('JobState', 'unknown')}"
         if job.get("Requeue") != "1":
             return "it was asked to stay down, or the cluster forbids requeueing"
-        answer = _run("scontrol", "requeue", job_id)
+        answer = _run_patiently("scontrol", "requeue", job_id)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"scontrol failed: {error}"
     if answer.returncode:
@@ -160,11 +164,12 @@ def partition_nodes(partition: str | None) -> list[Node]:
     rows = [line.split("|") for line in answer.splitlines()]
     if partition and not rows:
         raise ClusterError(f"partition '{partition}': SLURM knows no such partition, see sinfo")
-    return [
-        Node(name, not state.startswith(_UNUSABLE))
-        for name, state, found in rows
-        if partition or found.endswith("*")
-    ]
+    found = {
+        name: Node(name, not state.startswith(_UNUSABLE))
+        for name, state, its_partition in rows
+        if partition or its_partition.endswith("*")
+    }
+    return list(found.values())  # a node of two partitions counts once
 
 
 def expand(nodes: str) -> list[str]:
@@ -173,8 +178,11 @@ def expand(nodes: str) -> list[str]:
 
 
 def describe(job_id: str) -> dict[str, str]:
-    """Fields of `scontrol show job`; {} when it has no answer."""
-    answer = _run("scontrol", "-o", "show", "job", job_id)
+    """Fields of `scontrol show job`; {} when SLURM does not know the job.
+
+    Waits for a controller that does not answer. Raises OSError without scontrol.
+    """
+    answer = _run_patiently("scontrol", "-o", "show", "job", job_id)
     return dict(field.split("=", 1) for field in answer.stdout.split() if "=" in field)
 
 
@@ -192,6 +200,23 @@ def _reason(stderr: str) -> str:
     """The last line, which names the cause, without the name of the program."""
     lines = stderr.strip().splitlines() or ["no reason given"]
     return lines[-1].split("error: ", 1)[-1]
+
+
+def _run_patiently(*command: str) -> subprocess.CompletedProcess[str]:
+    """As `_run`, but a controller that is away for some minutes is waited for."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            answer = _run(*command)
+            if not answer.returncode or not _AWAY.search(answer.stderr):
+                return answer
+        except subprocess.TimeoutExpired:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            if time.monotonic() > deadline:
+                return answer
+        time.sleep(_AGAIN_S)
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -39,6 +39,8 @@ class JobRecord(BaseModel):
     """Of a local job: when its controller was started, which tells it from another process."""
     resources: Resources = Resources()
     profile: ClusterProfile = ClusterProfile()
+    folder: Path = Path()
+    """Where it was submitted: relative paths of the recipe start there."""
     code: str = ""
     """Directory of the code snapshot."""
 

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from slurm import attempts, files, marks, nodes, queue
+from slurm import attempts, failures, files, marks, nodes, queue
 from slurm.errors import ClusterError
 from slurm.policy import Decision, End, decide
 from slurm.record import JobRecord, read_record
@@ -32,16 +32,16 @@ _NEAR_THE_LIMIT_S = 90.0
 def supervise(run_dir: Path, srun_status: int) -> int:
     """Requeue the job or let it end; returns the exit status of the batch script."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # requeueing kills this job
+    os.environ["VMP_ATTEMPT"] = marks.attempt_id()  # for what `settle` writes
     job_id = queue.own_job_id()
     job = queue.describe(job_id)
     if job.get("JobState") == "PENDING":  # somebody has requeued it; the next attempt notes that
         return _RESUMABLE
     record = read_record(run_dir)
-    end = how_it_ended(run_dir, srun_status, job, record.grace_s)
+    end = how_it_ended(run_dir, srun_status, job, record)
     step = newest_checkpoint(run_dir)
-    decision = decide(
-        end, attempts.read(run_dir), step, int(job.get("Restarts", "0")), record.retry
-    )
+    history = [attempt for attempt in attempts.read(run_dir) if attempt.job_id == job_id]
+    decision = decide(end, history, step, int(job.get("Restarts", "0")), record.retry)
     if end.node is not None:
         nodes.note_fault(run_dir.parent, end.node, run_dir.name, end.reason)
     if decision.requeue:
@@ -60,7 +60,7 @@ def supervise(run_dir: Path, srun_status: int) -> int:
     )
     if decision.requeue:
         return _RESUMABLE
-    status = int(_status(run_dir).get("exit_status", FAILED))
+    status = int(_own_status(run_dir).get("exit_status", FAILED))
     if end.stop_class != "finished":
         print(f"job {job_id} ({end.stop_class}: {end.reason}) is not requeued: {decision.why}")
         from pipeline.record.aftermath import settle
@@ -74,9 +74,6 @@ def _requeue(
 ) -> Decision:
     """Put the job back; the decision as it could be carried out."""
     before = _status(run_dir)
-    # The next attempt must not be judged by what this one left.
-    for path in (run_dir / "logs").glob("failure-rank*.json"):
-        path.unlink(missing_ok=True)
     _write_status(run_dir, {"state": "queued", "stop_class": end.stop_class, "reason": end.reason})
     refusal = queue.requeue(job_id)
     if refusal is not None:
@@ -84,7 +81,7 @@ def _requeue(
         return Decision(False, refusal)
     print(f"job {job_id} ({end.stop_class}: {end.reason}) goes back into the queue", flush=True)
     try:
-        excluded = _exclude(decision, record)
+        excluded = _exclude(run_dir.parent, decision, record)
         queue.hold_off(job_id, delay_s=decision.delay_s, exclude=excluded)
     except ClusterError as error:  # it is requeued: where and when matters less
         print(f"job {job_id}: {error}", flush=True)
@@ -95,62 +92,56 @@ def _requeue(
     return decision
 
 
-def _exclude(decision: Decision, record: JobRecord) -> list[str]:
-    if decision.exclude is None:
+def _exclude(runs_dir: Path, decision: Decision, record: JobRecord) -> list[str]:
+    """Nodes to leave out next time: the one at fault, and those of the ledger, if spared."""
+    # How many nodes meet a constraint, only SLURM knows: leaving one out might leave too few.
+    if decision.exclude is None or record.profile.constraint:
         return []
     already = queue.expand(record.profile.exclude or "")
     present = queue.partition_nodes(record.profile.partition)
     usable = [node.name for node in present if node.is_usable and node.name not in already]
-    avoided = nodes.avoidable([decision.exclude], usable, record.nodes)
+    lately = nodes.faulty(runs_dir, record.profile.bad_node_hours)
+    others = [node for node in lately if node != decision.exclude]
+    avoided = nodes.avoidable([decision.exclude, *others], usable, record.resources.nodes)
     return [*already, *avoided] if avoided else []
 
 
-def how_it_ended(run_dir: Path, srun_status: int, job: Mapping[str, str], grace_s: int) -> End:
+def how_it_ended(run_dir: Path, srun_status: int, job: Mapping[str, str], record: JobRecord) -> End:
     """The end of the attempt that this batch script started, from what its ranks left."""
-    status = _status(run_dir)
+    attempt = marks.attempt_id()
+    status = _own_status(run_dir)
+    failure = failures.first(run_dir, attempt)
+    ranks = list(marks.read(run_dir, attempt))
+    killed = [mark for mark in ranks if mark.status is None]
+    missing = record.resources.nodes * record.resources.ranks_per_node - len(ranks)
     reason = str(status.get("reason", ""))
     if status.get("state") == "finished":
         return End("finished", "")
-    if job.get("Requeue") == "0" and status.get("state") == "stopped":
-        return End("cancelled", reason)
-    ranks = list(marks.read(run_dir, marks.attempt_id()))
-    failure = first_failure(run_dir)
-    killed = [mark for mark in ranks if mark.status is None]
-    # srun tells the others to leave when one is killed: their word is then no proof of a signal.
-    left_early = not killed and any(mark.status == _RESUMABLE for mark in ranks)
-    if failure is None or failure["consequence"]:
-        has_saved = status.get("state") == "stopped"
-        if has_saved or left_early:
-            near = _ends_in_s(job) < grace_s + _NEAR_THE_LIMIT_S
-            kind = str(status["stop_class"]) if has_saved else "preempted"
-            why = reason if has_saved else "a signal before training"
-            return End("time_limit" if near else kind, why)
-        if killed:
-            names = ", ".join(f"rank {mark.rank} on {mark.node}" for mark in killed)
-            # Its peers may have been killed for waiting for it: then nobody knows which it was.
-            node = killed[0].node if len({mark.node for mark in killed}) == 1 else None
-            how = _signal_name(srun_status)
-            return End("node_fault", f"{names} ended without a word ({how})", node)
-    if failure is None:
-        return End("crash", f"no rank left a word (srun status {srun_status}): see the log")
-    node = next((m.node for m in ranks if m.rank == failure["rank"]), failure["host"])
-    to_blame = failure["stop_class"] == "node_fault" and not failure["consequence"]
-    return End(
-        failure["stop_class"],
-        f"rank {failure['rank']} on {node}: {failure['error']}",
-        node if to_blame else None,
-    )
-
-
-def first_failure(run_dir: Path) -> dict[str, Any] | None:
-    """As `pipeline.health.failure.first_failure`, without torch."""
-    found = []
-    for path in (run_dir / "logs").glob("failure-rank*.json"):
-        try:
-            found.append(json.loads(path.read_text()))
-        except (OSError, json.JSONDecodeError):
-            continue
-    return min(found, key=lambda f: (f["consequence"], f["time"]), default=None)
+    if status.get("state") == "stopped":
+        if job.get("Requeue") == "0":
+            return End("cancelled", reason)
+        return End(
+            "time_limit" if _is_near_the_limit(job, record) else status["stop_class"], reason
+        )
+    if failure is not None and (not failure["consequence"] or failure["stop_class"] == "hang"):
+        node = next((m.node for m in ranks if m.rank == failure["rank"]), failure["host"])
+        to_blame = failure["stop_class"] == "node_fault"
+        reason = f"rank {failure['rank']} on {node}: {failure['error']}"
+        return End(failure["stop_class"], reason, node if to_blame else None)
+    # srun tells the others to leave when one is gone: their word is then no proof of a signal.
+    if not killed and not missing and any(mark.status == _RESUMABLE for mark in ranks):
+        kind = "time_limit" if _is_near_the_limit(job, record) else "preempted"
+        return End(kind, "a signal before training")
+    how = _signal_name(srun_status)
+    if missing:
+        return End("node_fault", f"{missing} of the ranks did not start ({how}): see the log")
+    if killed:
+        names = ", ".join(f"rank {mark.rank} on {mark.node}" for mark in killed)
+        # Its peers may have been killed for waiting for it: then nobody knows which it was.
+        node = killed[0].node if len({mark.node for mark in killed}) == 1 else None
+        return End("node_fault", f"{names} ended without a word ({how})", node)
+    where = "" if failure is None else f": rank {failure['rank']}: {failure['error']}"
+    return End("node_fault", f"the ranks lost each other{where}")
 
 
 def note_lost_attempt(run_dir: Path) -> None:
@@ -183,9 +174,9 @@ def ends_at(job: Mapping[str, str]) -> float | None:
         return None
 
 
-def _ends_in_s(job: Mapping[str, str]) -> float:
+def _is_near_the_limit(job: Mapping[str, str], record: JobRecord) -> bool:
     limit = ends_at(job)
-    return float("inf") if limit is None else limit - time.time()
+    return limit is not None and limit - time.time() < record.grace_s + _NEAR_THE_LIMIT_S
 
 
 def _signal_name(srun_status: int) -> str:
@@ -201,6 +192,12 @@ def _status(run_dir: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError):
         return {}
     return content
+
+
+def _own_status(run_dir: Path) -> dict[str, Any]:
+    """{} when the last word is that of an earlier attempt."""
+    status = _status(run_dir)
+    return status if status.get("attempt") == marks.attempt_id() else {}
 
 
 def _write_status(run_dir: Path, content: Mapping[str, Any]) -> None:

@@ -53,6 +53,8 @@ class RunState(BaseModel):
     skipped_steps: int = 0
     metrics: dict[str, float] = {}
     """Newest validation metrics."""
+    evaluated_step: int = -1
+    """Step that they are of; an evaluation that is due and missing is made up for on resume."""
     elapsed_s: float = 0.0
     """Training time of all attempts so far."""
 

@@ -89,9 +89,9 @@ class CheckpointSaver:
             self._thread.join()
             self._thread = None
         if any_rank(self.failed):
-            rank, error = next(
-                (rank, error) for rank, error in enumerate(from_all_ranks(self._error)) if error
-            )
+            failed = [(r, e) for r, e in enumerate(from_all_ranks(self._error)) if e]
+            # Rank 0 may only have seen that another one could not write.
+            rank, error = min(failed, key=lambda pair: not isinstance(pair[1], OSError))
             self._error = None
             raise self._cannot_write(rank, error) from error
 

@@ -175,6 +175,12 @@ def _check_order(order: Order) -> None:
     for what, asked in needs_slurm.items():
         if asked and order.cluster != "slurm":
             raise ClusterError(f"{what} needs --cluster slurm".replace("they needs", "they need"))
+    in_container = order.profile is not None and load_profile(order.profile).container is not None
+    if in_container and order.first and "--cluster slurm" in order.first:
+        raise ClusterError(
+            "--first with --cluster slurm would call sbatch inside the container: shard first, and "
+            "give its job to --after"
+        )
     if order.sweep and (order.first or order.then):
         raise ClusterError("--first and --then go with one run, not with --sweep: use --after")
 

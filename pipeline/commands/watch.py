@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from pipeline.assemble import open_data
 from pipeline.checkpoint import layout
 from pipeline.errors import ConfigError
 from pipeline.health.failure import first_failure
@@ -129,7 +131,7 @@ def print_log(run_dir: Path, echo: Callable[[str], None], *, follow: bool, rank:
         if ended:
             break
         time.sleep(_POLL_S)
-    failure = first_failure(run_dir)
+    failure = first_failure(run_dir, rundir.read_status(run_dir).get("attempt", ""))
     if failure is not None:
         echo(f"--- first failure: {failure}")
         echo(failure.traceback.rstrip())
@@ -161,8 +163,12 @@ def resume(run_dir: Path) -> str:
         raise ClusterError(f"run {run_dir}: job {running.job_id} has it already")
     if rundir.read_status(run_dir).get("state") == "finished":
         raise ConfigError(f"run {run_dir}: is finished; there is nothing to resume")
-    rundir.prepare(rundir.read_config(run_dir).model_copy(update={"runs_dir": run_dir.parent}))
     record = submission.record
+    run_dir = run_dir.resolve()
+    os.chdir(record.folder)
+    config = rundir.read_config(run_dir).model_copy(update={"runs_dir": run_dir.parent})
+    open_data(config)
+    rundir.prepare(config)
     (again,) = launch.submit([run_dir], record.cluster, record.profile, record.resources)
     saved = layout.committed(run_dir / rundir.CHECKPOINTS)
     where = f"from {saved[-1].name}" if saved else "from its beginning"

@@ -7,6 +7,7 @@ their next collective; `first_failure` tells the cause from these consequences.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import socket
 import time
@@ -54,6 +55,8 @@ class Failure(BaseModel):
     host: str
     time: float
     """Seconds since the epoch."""
+    attempt: str = ""
+    """See `attempt_id`."""
     consequence: bool
     """The rank only noticed that another one was gone."""
     traceback: str
@@ -116,6 +119,7 @@ def record_failure(
         rank=rank,
         host=socket.gethostname(),
         time=time.time(),
+        attempt=attempt_id(),
         consequence=consequence or elsewhere or any(_is_peer_loss(e) for e in _causes(error)),
         traceback="".join(traceback.format_exception(error)),
     )
@@ -126,15 +130,21 @@ def record_failure(
     return failure
 
 
-def first_failure(run_dir: Path) -> Failure | None:
-    """The failure that caused the others: the earliest that is not a consequence."""
+def attempt_id() -> str:
+    """Tells this attempt of a SLURM job from earlier ones; set by `slurm.job`, empty elsewhere."""
+    return os.environ.get("VMP_ATTEMPT", "")
+
+
+def first_failure(run_dir: Path, attempt: str = "") -> Failure | None:
+    """The failure that caused the others: the earliest of an attempt that is no consequence."""
     found = []
     for path in (run_dir / "logs").glob("failure-rank*.json"):
         try:
             found.append(Failure.model_validate_json(path.read_text()))
         except (OSError, ValidationError):
             continue  # cut short by a kill or a full disk
-    return min(found, key=lambda f: (f.consequence, f.time), default=None)
+    mine = [failure for failure in found if failure.attempt == attempt]
+    return min(mine, key=lambda f: (f.consequence, f.time), default=None)
 
 
 def forget_failures(run_dir: Path) -> None:

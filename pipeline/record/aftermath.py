@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline import exits
-from pipeline.health.failure import first_failure
+from pipeline.health.failure import attempt_id, first_failure
 from pipeline.record import rundir
 from pipeline.record.rundir import read_config
 from pipeline.tracking import Tracker
@@ -19,7 +19,7 @@ def explain(run_dir: Path) -> str:
     Leaves that in status.json. Call it when all ranks are gone.
     """
     status = rundir.read_status(run_dir)
-    failure = first_failure(run_dir)
+    failure = first_failure(run_dir, status.get("attempt", ""))
     if failure is not None and status.get("state") in ("running", "failed"):
         told = {"stop_class": failure.stop_class.value, "reason": str(failure)}
         if status.get("stop_class") != told["stop_class"]:
@@ -34,6 +34,8 @@ def explain(run_dir: Path) -> str:
 def settle(run_dir: Path, stop_class: str, reason: str) -> None:
     """Leave the reason in status.json and in the MLflow run, when rank 0 has not done so."""
     status = rundir.read_status(run_dir)
+    if status.get("attempt") != attempt_id():  # the ranks of this attempt said nothing
+        status = {}
     if "exit_status" in status and status.get("stop_class") == stop_class:
         return
     stopped = status.get("state") == "stopped"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ import yaml
 from pipeline.checkpoint import durable
 from pipeline.config import RunConfig, build_config, config_difference
 from pipeline.errors import ConfigError
-from pipeline.health.failure import forget_failures
+from pipeline.health.failure import attempt_id, forget_failures
 from pipeline.record import provenance
 
 CONFIG_FILE = "config.yaml"
@@ -27,6 +28,7 @@ ATTEMPTS_FILE = "attempts.jsonl"
 """How earlier attempts ended; written by `slurm.supervise`."""
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"
+_LOST_NODE_S = 150.0
 
 
 def prepare(config: RunConfig) -> Path:
@@ -78,14 +80,21 @@ def exclusive(run_dir: Path) -> Iterator[None]:
 
     Raises ConfigError when another process trains in this directory.
     """
+    # A file server may keep the lock of a node that was lost for a while.
+    patience_s = _LOST_NODE_S if attempt_id() else 0.0
+    deadline = time.monotonic() + patience_s
     with (run_dir / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"run directory {run_dir} is in use by another training process; wait for it, "
-                "stop it, or choose another name=..."
-            ) from error
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"run directory {run_dir} is in use by another training process; wait "
+                        "for it, stop it, or choose another name=..."
+                    ) from error
+            time.sleep(1)
         yield
 
 
@@ -106,6 +115,7 @@ def write_status(run_dir: Path, state: str, **details: Any) -> None:
     content = {
         "state": state,
         "pid": os.getpid(),
+        "attempt": attempt_id(),
         "updated": datetime.now(UTC).isoformat(timespec="seconds"),
         **details,
     }

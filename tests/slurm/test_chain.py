@@ -61,7 +61,7 @@ def test_editing_the_checkout_does_not_change_a_queued_job(
 
 def test_a_sweep_is_one_array_of_runs(slurm: Path, root: Path, glyph_shards: Path) -> None:
     sweep = ("--sweep", "optim.lr=1e-3,2e-3", "--sweep", "seed=4")
-    command = [*drive.arguments(root, glyph_shards, "swept", STEPS), *sweep, "--parallel", "1"]
+    command = [*drive.arguments(root, glyph_shards, "swept", STEPS), *sweep, "--parallel", "2"]
     output = runs.run("submit", *command)
     names = ["swept-lr_1e-3-seed_4", "swept-lr_2e-3-seed_4"]
     array = {drive.job_id(root / name).partition("_")[0] for name in names}

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from slurm import attempts, marks, supervise
+from pipeline.health.failure import Failure
+from slurm import attempts, failures, marks, supervise
 from slurm.policy import End
+from slurm.profile import ClusterProfile
+from slurm.record import JobRecord, Resources
 
 ENDLESS = {"JobState": "RUNNING", "Requeue": "1", "EndTime": "Unknown"}
 
@@ -30,6 +33,7 @@ def leave(
     for rank, status in enumerate(statuses):
         marks.Mark(rank, f"node{rank}", marks.attempt_id(), status).write(run_dir)
     content = {"state": state, "stop_class": stop_class, "reason": "why"}
+    content["attempt"] = marks.attempt_id()
     (run_dir / "status.json").write_text(json.dumps(content))
 
 
@@ -37,12 +41,14 @@ def fail(run_dir: Path, rank: int, stop_class: str, *, consequence: bool = False
     record = {
         "rank": rank, "host": "vm", "stop_class": stop_class, "error": "E: x",
         "consequence": consequence, "time": time.time(), "traceback": "",
+        "attempt": marks.attempt_id(),
     }  # fmt: skip
     (run_dir / "logs" / f"failure-rank{rank:05d}.json").write_text(json.dumps(record))
 
 
 def end(run_dir: Path, srun_status: int = 0, **job: str) -> End:
-    return supervise.how_it_ended(run_dir, srun_status, ENDLESS | job, grace_s=60)
+    record = JobRecord(profile=ClusterProfile(grace_s=60), resources=Resources(nodes=2))
+    return supervise.how_it_ended(run_dir, srun_status, ENDLESS | job, record)
 
 
 def test_a_finished_run(run_dir: Path) -> None:
@@ -95,13 +101,40 @@ def test_a_node_that_failed_its_preflight_is_blamed_by_its_slurm_name(run_dir: P
     assert end(run_dir, 1).node == "node1"
 
 
-def test_marks_of_an_earlier_attempt_do_not_count(
+def test_a_rank_that_never_started_blames_no_healthy_node(run_dir: Path) -> None:
+    leave(run_dir, 75)
+    missing = "1 of the ranks did not start (srun status 1): see the log"
+    assert end(run_dir, 1) == End("node_fault", missing)
+    leave(run_dir, None)
+    assert end(run_dir, 1) == End("node_fault", missing)
+
+
+def test_a_hang_is_a_hang_though_all_waited_for_each_other(run_dir: Path) -> None:
+    leave(run_dir, None, None)
+    fail(run_dir, 0, "hang", consequence=True)
+    assert end(run_dir, 1) == End("hang", "rank 0 on node0: E: x")
+
+
+def test_what_an_earlier_attempt_left_does_not_count(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    leave(run_dir, None, None)
+    leave(run_dir, 75, 75, state="stopped", stop_class="preempted")
+    fail(run_dir, 1, "non_finite")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    assert end(run_dir, 1) == End("crash", "no rank left a word (srun status 1): see the log")
+    assert end(run_dir, 1) == End(
+        "node_fault", "2 of the ranks did not start (srun status 1): see the log"
+    )
+
+
+def test_an_error_outside_of_training_is_a_crash_and_no_fault_of_the_node(run_dir: Path) -> None:
+    leave(run_dir, None, 1)
+    mark = marks.Mark(1, "node1", marks.attempt_id())
+    failures.record_crash(run_dir, mark, ImportError("no torch"))
+    found = end(run_dir, 1)
+    assert found == End("crash", "rank 1 on node1: ImportError: no torch")
+    told = Failure.model_validate_json((run_dir / "logs" / "failure-rank00001.json").read_text())
+    assert told.rank == 1  # read by `vmp jobs logs` like one of training itself
 
 
 def test_an_attempt_that_slurm_itself_requeued_is_noted_once(run_dir: Path) -> None:
