@@ -145,6 +145,7 @@ class Trainer:
         self.recorder.record(step, "train", values)
 
     def _evaluate(self) -> None:
+        began = time.monotonic()
         self.engine.train(False)
         averaged = self.engine.state.averaged_weights(self.config.eval.use_ema)
         with self.pulse.during(Phase.EVAL), averaged:
@@ -152,7 +153,8 @@ class Trainer:
             result = evaluate(self.engine, batches, self.config.data, self.world.device)
         self.progress.metrics = result.metrics()
         self.progress.evaluated_step = self.progress.step
-        self.recorder.record(self.progress.step, "eval", self.progress.metrics)
+        seconds = {"seconds": time.monotonic() - began}
+        self.recorder.record(self.progress.step, "eval", self.progress.metrics | seconds)
 
     def _save(self) -> None:
         if self.progress.saved_step == self.progress.step:

@@ -224,12 +224,15 @@ def _check_grace(config: RunConfig, profile: ClusterProfile) -> None:
     measured = next((row for row in reversed(logged) if "save_s" in row), None)
     if measured is None:
         return
-    needed_s = _SAFETY * (measured["save_s"] + measured["step_s_p95"])
+    step_s, save_s = measured["step_s_p95"], measured["save_s"]
+    # An evaluation is not interrupted: the signal may come at its beginning.
+    eval_s = max((row.get("seconds", 0.0) for row in logged if row["kind"] == "eval"), default=0.0)
+    needed_s = _SAFETY * (step_s + save_s) + eval_s
     if profile.grace_s < needed_s:
         raise ClusterError(
-            f"grace_s={profile.grace_s}: run {config.run_dir} needs {measured['step_s_p95']:.0f} s "
-            f"for a step and {measured['save_s']:.0f} s to commit a checkpoint; give the profile "
-            f"grace_s: {math.ceil(needed_s)} or more"
+            f"grace_s={profile.grace_s}: run {config.run_dir} needs {step_s:.0f} s for a step, "
+            f"{eval_s:.0f} s for an evaluation and {save_s:.0f} s to commit a checkpoint; give the "
+            f"profile grace_s: {math.ceil(needed_s)} or more"
         )
 
 
