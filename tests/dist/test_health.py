@@ -49,7 +49,7 @@ def test_a_stopped_rank_makes_the_other_dump_its_stack_and_end_as_a_hang(
     assert ranks[0].wait(timeout=120) == 1
 
     output = runs.output_of(run_dir, 0)
-    assert "no progress for 5 s (health.hang_timeout_s); phase train, step" in output
+    assert "no progress for 5 s (health.hang_timeout_s); phase " in output
     assert "distributed_c10d.py" in stacks(run_dir, 0)  # whichever collective it was
     failure = cause(run_dir)
     assert (failure.stop_class, failure.rank) == (StopClass.HANG, 0)
