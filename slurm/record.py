@@ -45,10 +45,6 @@ class JobRecord(BaseModel):
     """Directory of the code snapshot."""
 
     @property
-    def nodes(self) -> int:
-        return self.resources.nodes
-
-    @property
     def retry(self) -> RetryPolicy:
         return self.profile.retry
 

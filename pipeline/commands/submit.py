@@ -64,7 +64,7 @@ def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
         config.batch_split(resources.nodes * resources.ranks_per_node)
         _check_cpus(config, resources, profile)
         _check_grace(config, profile)
-    _check_order(order)
+    _check_order(order, profile)
     if order.dry_run:
         text = launch.dry_run([config.run_dir for config in configs], profile, resources)
         typer.echo(text, nl=False)
@@ -165,7 +165,7 @@ def _submit_follower(
     typer.echo(f"submitted: job {job_id} (slurm), vmp {command}")
 
 
-def _check_order(order: Order) -> None:
+def _check_order(order: Order, profile: ClusterProfile) -> None:
     needs_slurm = {
         "--dry-run shows the sbatch text: it": order.dry_run,
         "--first, --then and --after chain SLURM jobs: they": order.first
@@ -175,8 +175,7 @@ def _check_order(order: Order) -> None:
     for what, asked in needs_slurm.items():
         if asked and order.cluster != "slurm":
             raise ClusterError(f"{what} needs --cluster slurm".replace("they needs", "they need"))
-    in_container = order.profile is not None and load_profile(order.profile).container is not None
-    if in_container and order.first and "--cluster slurm" in order.first:
+    if profile.container is not None and order.first and "--cluster slurm" in order.first:
         raise ClusterError(
             "--first with --cluster slurm would call sbatch inside the container: shard first, and "
             "give its job to --after"
