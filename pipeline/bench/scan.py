@@ -47,6 +47,8 @@ class Limits:
     exponentials_per_s: float
     libm_exponentials_per_s: float
     bytes_per_s: float
+    steps_per_s: float | None = None
+    """Of the recurrence of one channel and state, its exponential included, in cache."""
 
 
 def run(
@@ -194,15 +196,16 @@ def measure_limits(device: str) -> Limits:
 
     # A block is too small for torch to split, so this is one thread's rate.
     libm = 200 * block.numel() / best_of(torch_exp, 10) * threads
-    own = libm
+    own, steps = libm, None
     if library.is_available():
-        count = 100_000 * 1024
+        kernels, count = library.library(), 100_000 * 1024
         arguments = (ctypes.c_int64(count), ctypes.c_int64(threads))
-        own = count / best_of(lambda: library.library().exponentials(*arguments), 10)
+        own = count / best_of(lambda: kernels.exponentials(*arguments), 10)
+        steps = count / best_of(lambda: kernels.recurrences(*arguments), 10)
     large = torch.randn(2**24)
     target = torch.empty_like(large)
     copy_s = best_of(lambda: target.copy_(large), 10)
-    return Limits(own, libm, 2 * large.nbytes / copy_s)
+    return Limits(own, libm, 2 * large.nbytes / copy_s, steps)
 
 
 def _gpu_exponentials_per_s() -> float:
@@ -283,10 +286,19 @@ def _roofline(
         if line.forward_s
     )
     fastest = lines[0].forward_s or math.nan
+    recurrence = ""
+    if limits.steps_per_s:
+        by_steps = count / limits.steps_per_s
+        recurrence = (
+            "With the recurrence's multiplications and additions, in cache, the same exponentials "
+            f"take {by_steps * 1e3:.2f} ms ({by_steps / by_exp:.2f}x): {lines[0].name} is "
+            f"{fastest / by_steps:.2f}x these, and {fastest / (by_steps + by_bytes):.2f}x these "
+            "and the bytes one after the other. "
+        )
     return (
         f"forward limits: {count / 1e6:.1f} M exponentials take {by_exp * 1e3:.2f} ms with our own "
         f"polynomial in cache and {by_libm * 1e3:.2f} ms with torch.exp; compulsory bytes take "
-        f"{by_bytes * 1e3:.2f} ms. {bound} bind. Over that limit: {far}. "
+        f"{by_bytes * 1e3:.2f} ms. {bound} bind. Over that limit: {far}. {recurrence}"
         f"{lines[0].name} / torch.exp alone: {fastest / by_libm:.2f}x.\n"
     )
 

@@ -6,148 +6,9 @@
 // States never leave the core: forward keeps the one before every chunk and backward recomputes the
 // others. No sum depends on the number of threads.
 
-#include "tile.hpp"
-
-constexpr int CHUNK = 16;  // tokens between kept states
-constexpr int GROUP = 8;   // states that backward recomputes together; a chunk of them fits L1
-
-extern "C" {
-
-// One direction. N is a multiple of GROUP. B, C: (B, L, N); A: (D, N); D, bias: (D,) or null.
-// Gradients: dA (B, D, N); dD, dbias (B, D); dB, dC (blocks, B, L, N): to be summed over the first
-// dimension. Where both passes name the same tensor, the gradient is that of both.
-struct Pass {
-    Tensor3 u, delta;
-    const float *A, *B, *C, *D, *bias;
-    float* states;
-    int64_t reverse, masked;
-    Tensor3 du, ddelta;
-    float *dA, *dB, *dC, *dD, *dbias;
-};
-
-struct Job {
-    int64_t batch, channels, length, size;  // B, D, L, N
-    int64_t softplus, first_token, num_passes, num_threads;
-    Pass passes[2];
-    Tensor3 z, out, pre_gate, dout, dz;
-};
-}
+#include "task.hpp"
 
 namespace {
-
-// What one task works on. Index (n, v) of a state-shaped array is n * VECS + v.
-class Task {
-  public:
-    Task(const Job& job, int64_t index, bool backward) : job(job), size(job.size), backward(backward) {
-        blocks = ceil_div(job.channels, WIDTH), chunks = ceil_div(job.length, CHUNK);
-        sample = index / blocks, block = index % blocks;
-        columns = columns_of(index, job.channels);
-
-        const int64_t tokens = job.length * VECS, states = size * VECS, group = CHUNK * GROUP * VECS;
-        workspace.reset(backward ? 6 * tokens + 3 * states + 2 * group : 3 * tokens + 2 * states);
-        for (Tile* tile : {&u, &delta, &y}) *tile = workspace.tile(job.length);
-        A = workspace.take(states), state = workspace.take(states);
-        if (!backward) return;
-        for (Tile* tile : {&slope, &du, &ddelta}) *tile = workspace.tile(job.length);
-        dA = workspace.take(states);
-        decay = workspace.take(group), carried = workspace.take(group);
-    }
-
-    const Job& job;
-    const int64_t size;  // N
-    const bool backward;
-    int64_t blocks, chunks, sample, block;
-    Columns columns;
-    Tile u, delta, slope;   // delta after softplus, and the slope of softplus there
-    Tile y;                 // forward: the sum of read-outs; backward: the gradient of that sum
-    Tile du, ddelta;
-    Vec D[VECS], bias[VECS], steepest[VECS];  // steepest: the largest |A|
-    Vec *A, *state, *dA;    // A times log2(e); state: h_t, or in backward the gradient of h_t
-    Vec *decay, *carried;   // (CHUNK, GROUP, VECS): a_t and a_t h_{t-1}
-    Vec dD[VECS], dbias[VECS];
-    Tensor3 wanted[6];  // whose columns the chunks to come will need
-    int num_wanted = 0;
-
-    // Where a (B, L, N) tensor has the given token.
-    int64_t row(int64_t token) const { return (sample * job.length + token) * size; }
-    // The token that the pass scans i-th.
-    int64_t token(const Pass& pass, int64_t i) const {
-        return pass.reverse ? job.length - 1 - i : i;
-    }
-    // The tokens that the pass scans as its k-th chunk.
-    Span chunk(const Pass& pass, int64_t k) const {
-        const int64_t begin = k * CHUNK, end = std::min(begin + CHUNK, job.length);
-        if (pass.reverse) return {job.length - end, job.length - begin};
-        return {begin, end};
-    }
-    // The kept state before the k-th chunk in scan order.
-    float* state_before(const Pass& pass, int64_t k) const {
-        return pass.states + ((sample * blocks + block) * chunks + k) * size * WIDTH;
-    }
-
-    void want(const Tensor3& tensor) {
-        if (tensor.data) wanted[num_wanted++] = tensor;
-    }
-    // Fetches a token's columns; scans do it token by token, for a burst of misses would stall.
-    void prefetch_wanted(int64_t token) const {
-        for (int i = 0; i < num_wanted; ++i) {
-            const Tensor3& from = wanted[i];
-            prefetch(from.data + sample * from.batch + columns.first * from.channel + token * from.token);
-        }
-    }
-
-    void load_parameters(const Pass& pass) {
-        float* values = reinterpret_cast<float*>(A);
-        std::memset(A, 0, size * VECS * sizeof(Vec));
-        for (int64_t c = 0; c < columns.count; ++c)
-            for (int64_t n = 0; n < size; ++n)
-                values[n * WIDTH + c] = pass.A[(columns.first + c) * size + n] * LOG2E;
-        for (int v = 0; v < VECS; ++v) {
-            D[v] = channel_values(pass.D, columns, v), bias[v] = channel_values(pass.bias, columns, v);
-            IVec largest{};
-            for (int64_t n = 0; n < size; ++n) largest = larger(largest, A[n * VECS + v]);
-            steepest[v] = as_float(largest);
-        }
-    }
-
-    // Fills delta and, for backward, slope.
-    void load_delta(const Pass& pass, const Span& tokens) const {
-        read_columns(pass.delta, columns, tokens, delta);
-        if (!pass.bias && !job.softplus) return;
-        for (int64_t t = tokens.begin; t < tokens.end; ++t)
-            for (int v = 0; v < VECS; ++v) {
-                const Vec raw = delta.get(t, v) + bias[v];
-                const Vec tail = exp2v(magnitude(raw) * -LOG2E);
-                if (backward) slope.set(t, v, (raw > 0.0f ? splat(1.0f) : tail) / (1.0f + tail));
-                delta.set(t, v, job.softplus ? softplus(raw, tail) : raw);
-            }
-    }
-
-    // Whether all exponents of these tokens are within EXP2_TAME, as they nearly always are.
-    bool is_tame(const Span& tokens) const {
-        for (int v = 0; v < VECS; ++v) {
-            IVec largest{};
-            for (int64_t t = tokens.begin; t < tokens.end; ++t) largest = larger(largest, delta.get(t, v));
-            const Vec exponent = as_float(largest) * steepest[v];
-            for (int lane = 0; lane < LANES; ++lane)
-                if (!(exponent[lane] <= EXP2_TAME)) return false;
-        }
-        return true;
-    }
-
-    void start_state(const Pass& pass) const {
-        for (int64_t n = 0; n < size; ++n)
-            for (int v = 0; v < VECS; ++v)
-                state[n * VECS + v] = job.first_token ? u.get(token(pass, 0), v) : Vec{};
-    }
-
-  private:
-    // Bits of the larger magnitude; floats without sign are ordered as integers, NaN comes last.
-    static IVec larger(IVec largest, Vec value) {
-        const IVec other = as_bits(magnitude(value));
-        return other > largest ? other : largest;
-    }
-};
 
 // Scans the k-th chunk from task.state and sets, or adds to, task.y.
 template <bool MASKED, bool TAME>
@@ -164,15 +25,7 @@ void read_out(const Task& task, const Pass& pass, int64_t k, bool add) {
             const float *B = pass.B + task.row(t) + group, *C = pass.C + task.row(t) + group;
             const Vec* A = task.A + group * VECS;
             Vec* state = task.state + group * VECS;
-#pragma GCC unroll 16
-            for (int n = 0; n < GROUP; ++n)
-                for (int v = 0; v < VECS; ++v) {
-                    const int at = n * VECS + v;
-                    const Vec carried = exp2v<TAME>(delta[v] * A[at]) * state[at];
-                    const Vec h = written[v] * B[n] + carried;
-                    state[at] = h;
-                    sums[v] += (MASKED ? carried : h) * C[n];
-                }
+            advance<MASKED, TAME>(A, B, C, delta, written, state, sums);
         }
         for (int v = 0; v < VECS; ++v) {
             Vec y = task.D[v] * task.u.get(t, v);
@@ -417,26 +270,4 @@ int64_t scan_group() { return GROUP; }
 void scan_forward(const Job* job) { for_each_task(*job, forward_task); }
 
 void scan_backward(const Job* job) { for_each_task(*job, backward_task); }
-
-// As many exponentials alone, in cache: the limit that the benchmark compares the scan with.
-void exponentials(int64_t count, int64_t num_threads) {
-    constexpr int BUFFER = 64;
-    Vec total{};
-#pragma omp parallel num_threads(static_cast<int>(num_threads))
-    {
-        Vec buffer[BUFFER], sums[4] = {};
-        for (int i = 0; i < BUFFER; ++i) buffer[i] = splat(-0.1f * i);
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < count / (BUFFER * LANES); ++r) {
-            const Vec scale = splat(1.0f + 1e-7f * static_cast<float>(r % 1024));
-            for (int i = 0; i < BUFFER; i += 8)
-#pragma GCC unroll 8
-                for (int j = 0; j < 8; ++j) sums[j % 4] += exp2v<true>(buffer[i + j] * scale);
-        }
-#pragma omp critical
-        total += sums[0] + sums[1] + sums[2] + sums[3];
-    }
-    volatile float used = total[0];  // or the compiler would leave them out
-    (void)used;
-}
 }
