@@ -15,13 +15,14 @@ from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.load import newest_valid, read_full_state, read_weights
 from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.config import RunConfig
-from pipeline.data import EvalLoader, Shards, build_eval_loader, build_train_loader, open_shards
+from pipeline.data import EvalLoader, Shards, build_eval_loader, build_train_loader
 from pipeline.distributed import World
 from pipeline.engine import Engine
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError
 from pipeline.health.guard import NonFiniteGuard
 from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stopper
+from pipeline.open_data import open_data
 from pipeline.optim import build_adamw, parameter_groups
 from pipeline.record import rundir
 from pipeline.record.recorder import Recorder
@@ -124,24 +125,6 @@ def build_task(config: RunConfig, device: torch.device) -> ClassificationTask:
         seed=config.seed,
         device=device,
     )
-
-
-def open_data(config: RunConfig) -> tuple[Shards, Shards]:
-    """Training and validation shards, whose classes must be the model's."""
-    train = open_shards(config.data.train, config.data.train_split)
-    val = open_shards(config.data.val_location, config.data.val_split)
-    for shards in (train, val):
-        if len(shards.classes) != config.model.num_classes:
-            raise ConfigError(
-                f"model.num_classes={config.model.num_classes}, but {shards.location} has "
-                f"{len(shards.classes)} classes: set model.num_classes={len(shards.classes)}"
-            )
-    if train.classes != val.classes:
-        raise ConfigError(
-            f"{train.location} and {val.location} number their classes differently: shard both "
-            "splits into one directory"
-        )
-    return train, val
 
 
 def evaluation_loader(

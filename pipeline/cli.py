@@ -66,15 +66,17 @@ def train(
         typer.echo(config.to_yaml(), nl=False)
         return
     from pipeline import spawn
-    from pipeline.assemble import open_data
-    from pipeline.train import run
+    from pipeline.open_data import open_data
 
     open_data(config)  # a wrong path or head is said once, here, before any rank starts
     run_dir = rundir.prepare(config)
 
     ranks = spawn.ranks_here(config.launch)
-    one_process = spawn.inside_launcher() or ranks == 1
-    sys.exit(run(run_dir) if one_process else spawn.run_ranks(run_dir, ranks))
+    if ranks > 1 and not spawn.inside_launcher():
+        sys.exit(spawn.run_ranks(run_dir, ranks))
+    from pipeline.train import run
+
+    sys.exit(run(run_dir))
 
 
 @app.command()

@@ -41,7 +41,7 @@ class ShardBench(BaseModel):
 
     videos: Path | None = None
     """Directory of `<class>/<file>`; letters are rendered when it is not given."""
-    clips: int = Field(default=32, ge=8)
+    clips: int = Field(default=128, ge=8)
     """Clips to render."""
     size: int = Field(default=256, ge=32, multiple_of=2)
     frames: int = Field(default=96, ge=2)

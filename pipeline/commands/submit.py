@@ -13,8 +13,8 @@ import torch
 import typer
 
 from pipeline import exits
-from pipeline.assemble import open_data
 from pipeline.config import RunConfig, load_config
+from pipeline.open_data import open_data
 from pipeline.record import aftermath, rundir
 from pipeline.record.metrics import METRICS_FILE, read_metrics
 from slurm import launch

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from pipeline.assemble import open_data
 from pipeline.checkpoint import layout
 from pipeline.errors import ConfigError
 from pipeline.health.failure import first_failure
 from pipeline.health.heartbeat import read_heartbeats
+from pipeline.open_data import open_data
 from pipeline.record import rundir
 from pipeline.record.metrics import METRICS_FILE, read_metrics
 from slurm import attempts, launch, nodes, queue

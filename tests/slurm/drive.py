@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -80,6 +81,19 @@ def ranks(run_dir: Path) -> dict[int, psutil.Process]:
     return found
 
 
+@contextmanager
+def suspended(run_dir: Path) -> Iterator[None]:
+    """The run's ranks stand still; signals reach them afterwards."""
+    stopped = ranks(run_dir).values()
+    for rank in stopped:
+        rank.suspend()
+    try:
+        yield
+    finally:
+        for rank in stopped:
+            rank.resume()
+
+
 def node_of(process: psutil.Process) -> str:
     return process.environ()["SLURMD_NODENAME"]
 
@@ -98,6 +112,20 @@ def hurry(run_dir: Path) -> None:
         time.sleep(2)  # a credential of the second in which the last one was revoked is void
         command = ["scontrol", "update", f"JobId={job['JobId']}", "StartTime=now"]
         subprocess.run(command, capture_output=True)  # it may have started by itself
+
+
+def finish(process: subprocess.Popen[str], run_dir: Path, expect: int = 0) -> str:
+    """Output of a `vmp submit` that must end with status `expect`; requeued jobs start at once."""
+    deadline = time.monotonic() + 300
+    while True:
+        try:
+            output, _ = process.communicate(timeout=0.5)
+            break
+        except subprocess.TimeoutExpired:
+            assert time.monotonic() < deadline
+            hurry(run_dir)
+    assert process.returncode == expect, output
+    return output
 
 
 def assert_same_run(undisturbed: Path, other: Path, steps: int) -> None:

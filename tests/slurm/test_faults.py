@@ -47,12 +47,6 @@ def start_and_wait_for_checkpoint(arguments: list[str], run_dir: Path) -> subpro
     return process
 
 
-def finish(process: subprocess.Popen[str], expect: int = 0) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == expect, output
-    return output
-
-
 def assert_same(undisturbed: Path, other: Path, uri: str | None = None) -> None:
     drive.assert_same_run(undisturbed, other, STEPS)
     runs.assert_one_mlflow_run(other, STEPS, uri)
@@ -66,7 +60,7 @@ def test_a_killed_rank_is_retried_on_another_node(
     victim = drive.ranks(run_dir)[1]
     node = drive.node_of(victim)
     victim.kill()
-    output = finish(process)
+    output = drive.finish(process, run_dir)
 
     assert f"node_fault: rank 1 on {node} ended without a word" in output
     assert output.count("goes back into the queue") == 1
@@ -92,7 +86,7 @@ def test_a_lost_node_is_left_by_slurm_itself(
     node = drive.node_of(drive.ranks(run_dir)[1])
     drive.slurm("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     try:
-        output = finish(process)
+        output = drive.finish(process, run_dir)
     finally:
         drive.bring_back(node)
 
@@ -114,7 +108,7 @@ def test_a_time_limit_saves_requeues_and_goes_on(
     ranks = drive.ranks(run_dir)
     for rank in ranks.values():
         rank.suspend()  # the run would be over before; SLURM wakes its ranks with the signal
-    output = finish(process)
+    output = drive.finish(process, run_dir)
 
     # The signal comes up to a minute early: the second attempt may be told as well.
     restarts = int(drive.show_job(run_dir)["Restarts"])
@@ -197,10 +191,7 @@ def test_killed_at_instants_of_a_save_no_half_checkpoint_is_read(
         "submit", *command, "--profile", str(profile), env={"PYTHONPATH": str(tmp_path)}
     )
     drive.wait_until((run_dir / "job.json").exists, process)
-    while process.poll() is None:
-        drive.hurry(run_dir)
-        time.sleep(0.5)
-    output = finish(process)
+    output = drive.finish(process, run_dir)
 
     assert (tmp_path / "plan").read_text() == "", "not every instant was reached"
     assert output.count("ended without a word (killed by SIGKILL)") == 5
@@ -233,7 +224,7 @@ def test_a_full_disk_stops_the_run_and_the_older_checkpoints_are_intact(
     filler = small_disk / "filler"
     with pytest.raises(OSError, match="No space left"):
         fill(filler)
-    output = finish(process, expect=2)
+    output = drive.finish(process, run_dir, expect=2)
 
     assert "No space left on device" in output
     assert "is not requeued: free space" in output
@@ -299,7 +290,7 @@ def test_no_step_is_lost_when_the_tracking_server_is_killed_and_comes_back(
         seen = drive.steps_done(run_dir)
         drive.wait_until(lambda: drive.steps_done(run_dir) > seen + 10, process)
         server.start()
-        finish(process)
+        drive.finish(process, run_dir)
         assert_same(undisturbed, run_dir, server.uri)
     finally:
         server.kill()
@@ -315,8 +306,9 @@ def test_other_numbers_of_nodes_and_zero_stages_train_on_the_same_batches(
         process = runs.start("submit", *command)
         if until is not None:
             drive.wait_until(lambda step=until: drive.steps_done(run_dir) >= step, process)
-            runs.run("jobs", "cancel", run_dir.name, "--save", "--runs", str(root))
-        finish(process, expect=75 if until else 0)
+            with drive.suspended(run_dir):  # or it may be over before the command has started
+                runs.run("jobs", "cancel", run_dir.name, "--save", "--runs", str(root))
+        drive.finish(process, run_dir, expect=75 if until else 0)
         newest = layout.read_state(layout.committed(run_dir / "checkpoints")[-1])
         assert (newest.world_size, newest.zero_stage) == (nodes, stage)
 

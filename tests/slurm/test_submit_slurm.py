@@ -57,9 +57,8 @@ def test_a_signalled_run_is_requeued_once_and_ends_with_the_same_bits(
     process = runs.start("submit", *arguments(root, glyph_shards, run_dir.name))
     wait_until(lambda: is_training(run_dir), process)
     subprocess.run(["scancel", f"--signal={signal}", job_id(run_dir)], check=True)
-    output, _ = process.communicate(timeout=180)
+    output = drive.finish(process, run_dir)
 
-    assert process.returncode == 0, output
     assert "stopping at step" in output
     assert output.count("goes back into the queue") == 1
     assert "resuming from" in output
@@ -75,8 +74,7 @@ def test_a_cancelled_run_stays_down_and_the_same_command_goes_on(
     process = runs.start("submit", *command)
     wait_until(lambda: is_training(run_dir), process)
     assert "saves a checkpoint and ends" in jobs.cancel(run_dir, save=True)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 75, output
+    output = drive.finish(process, run_dir, expect=75)
     assert "is not requeued: it was asked to stay down" in output
     assert show_job(run_dir)["Restarts"] == "0"
     listed = runs.run("jobs", "list", "--runs", str(root))

@@ -1,0 +1,31 @@
+"""The shards of a run, proven to fit it: what a command checks before any rank starts.
+
+Apart from `assemble`, so that a command that only submits does not wait for what training imports.
+"""
+
+from __future__ import annotations
+
+from pipeline.config import RunConfig
+from pipeline.data import Shards, open_shards
+from pipeline.errors import ConfigError
+
+
+def open_data(config: RunConfig) -> tuple[Shards, Shards]:
+    """Training and validation shards, whose classes must be the model's.
+
+    Raises DataError when a directory is no shard directory, ConfigError when classes differ.
+    """
+    train = open_shards(config.data.train, config.data.train_split)
+    val = open_shards(config.data.val_location, config.data.val_split)
+    for shards in (train, val):
+        if len(shards.classes) != config.model.num_classes:
+            raise ConfigError(
+                f"model.num_classes={config.model.num_classes}, but {shards.location} has "
+                f"{len(shards.classes)} classes: set model.num_classes={len(shards.classes)}"
+            )
+    if train.classes != val.classes:
+        raise ConfigError(
+            f"{train.location} and {val.location} number their classes differently: shard both "
+            "splits into one directory"
+        )
+    return train, val
