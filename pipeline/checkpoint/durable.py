@@ -30,8 +30,13 @@ def sync_file(path: Path) -> None:
 
 def rename(source: Path, target: Path) -> None:
     """Rename within one directory and make the new name durable."""
-    source.rename(target)
-    sync_file(target.parent)
+    # Opened before: who waits for the new name may move the directory as soon as it is there.
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        source.rename(target)
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def read_json(path: Path) -> Any:

@@ -164,6 +164,7 @@ class CheckpointSaver:
         final = staging.with_suffix("")
         if final.exists():
             layout.delete(final)
+        durable.sync_file(staging)  # another rank may not have come to it since its last file
         durable.rename(staging, final)
         durable.write_json(final / layout.MARKER, {"files": files})
         prune(self.root, self.config)

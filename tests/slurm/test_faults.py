@@ -22,7 +22,7 @@ from tests.slurm import drive
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
-STEPS = 120
+STEPS = 90
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_killed_at_instants_of_a_save_no_half_checkpoint_is_read(
     run_dir = root / "killed-in-save"
     (tmp_path / "sitecustomize.py").write_text(_DYING)
     # Before the first file, between shard and state, before and after the rename, at the marker.
-    (tmp_path / "plan").write_text("1 8 20 24 27")
+    (tmp_path / "plan").write_text("1 8 23 24 27")
     profile = tmp_path / "profile.yaml"
     profile.write_text("retry: {max_faults: 9, backoff_s: 0, exclude_faulty: false}\n")
     command = arguments(root, glyph_shards, run_dir.name)
@@ -300,7 +300,7 @@ def test_other_numbers_of_nodes_and_zero_stages_train_on_the_same_batches(
     slurm: Path, root: Path, glyph_shards: Path, undisturbed: Path
 ) -> None:
     run_dir = root / "elastic"
-    for nodes, stage, until in ((2, 1, 40), (1, 3, 80), (3, 2, None)):
+    for nodes, stage, until in ((2, 1, 30), (1, 3, 60), (3, 2, None)):
         command = arguments(root, glyph_shards, run_dir.name, engine__zero_stage=stage)
         command[command.index("--nodes") + 1] = str(nodes)
         process = runs.start("submit", *command)

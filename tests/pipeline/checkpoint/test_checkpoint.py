@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint import layout, save
+from pipeline.checkpoint import durable, layout, save
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.load import newest_valid, read_full_state, read_weights
@@ -170,6 +170,25 @@ def test_death_at_any_instant_of_a_save_is_never_read_as_a_checkpoint(
     else:
         assert calls < occurrence
         layout.verify(target.path_of(2))
+
+
+def test_the_folder_of_a_new_file_may_move_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 renames the staging directory as soon as it sees the record of the last shard."""
+    staging, final = tmp_path / "step.tmp", tmp_path / "step"
+    staging.mkdir()
+    real = Path.rename
+
+    def watched(source: Path, target: Path) -> Path:
+        moved = real(source, target)
+        real(staging, final)
+        return moved
+
+    monkeypatch.setattr(Path, "rename", watched)
+    durable.write_json(staging / "record.json", {})
+
+    assert durable.read_json(final / "record.json") == {}
 
 
 def saves_until_killed(root: Path, instant: int) -> bool:
