@@ -2,7 +2,7 @@
 //
 // A task owns WIDTH channels of one sample. It walks the tokens of every pass (direction) in chunks:
 // the first pass copies a chunk's columns in and computes its steps, the last one writes results, all
-// while the chunk is in the L1 cache. Lanes are channels, so a read-out needs no horizontal sum.
+// while the chunk is in cache. Lanes are channels, so a read-out needs no horizontal sum.
 // States never leave the core: forward keeps the one before every chunk and backward recomputes the
 // others. No sum depends on the number of threads.
 
