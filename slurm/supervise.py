@@ -27,6 +27,8 @@ FAILED = 1
 _RESUMABLE = os.EX_TEMPFAIL
 # SLURM announces a time limit up to a minute early, and a save takes its time.
 _NEAR_THE_LIMIT_S = 90.0
+# slurmstepd's words of two generations, and srun's.
+_OOM_KILL = re.compile(rb"oom[-_]kill event|: Out Of Memory$", re.MULTILINE)
 
 
 def supervise(run_dir: Path, srun_status: int) -> int:
@@ -137,6 +139,8 @@ def how_it_ended(run_dir: Path, srun_status: int, job: Mapping[str, str], record
         return End("node_fault", f"{missing} of the ranks did not start ({how}): see the log")
     if killed:
         names = ", ".join(f"rank {mark.rank} on {mark.node}" for mark in killed)
+        if _tells_of_memory(record.log):
+            return End("out_of_memory", f"{names} ended for want of host memory (oom_kill)")
         # Its peers may have been killed for waiting for it: then nobody knows which it was.
         node = killed[0].node if len({mark.node for mark in killed}) == 1 else None
         return End("node_fault", f"{names} ended without a word ({how})", node)
@@ -177,6 +181,17 @@ def ends_at(job: Mapping[str, str]) -> float | None:
 def _is_near_the_limit(job: Mapping[str, str], record: JobRecord) -> bool:
     limit = ends_at(job)
     return limit is not None and limit - time.time() < record.grace_s + _NEAR_THE_LIMIT_S
+
+
+def _tells_of_memory(log: Path) -> bool:
+    """Whether SLURM has written to the job's log that the kernel killed tasks for their memory.
+
+    The log is of all attempts, but one that ends so is the last.
+    """
+    try:
+        return _OOM_KILL.search(log.read_bytes()) is not None
+    except OSError:
+        return False
 
 
 def _signal_name(srun_status: int) -> str:

@@ -47,7 +47,11 @@ def fail(run_dir: Path, rank: int, stop_class: str, *, consequence: bool = False
 
 
 def end(run_dir: Path, srun_status: int = 0, **job: str) -> End:
-    record = JobRecord(profile=ClusterProfile(grace_s=60), resources=Resources(nodes=2))
+    record = JobRecord(
+        profile=ClusterProfile(grace_s=60),
+        resources=Resources(nodes=2),
+        log=run_dir / "logs" / "7_0_log.out",
+    )
     return supervise.how_it_ended(run_dir, srun_status, ENDLESS | job, record)
 
 
@@ -71,6 +75,24 @@ def test_a_rank_without_a_word_was_killed_and_its_node_is_to_blame(run_dir: Path
     assert found == End(
         "node_fault", "rank 1 on node1 ended without a word (killed by SIGKILL)", "node1"
     )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks ...",
+        "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0 cgroup. Some of your ...",
+        "srun: error: node1: task 1: Out Of Memory",
+    ],
+)
+def test_a_rank_that_the_kernel_killed_for_its_memory_is_not_tried_again(
+    run_dir: Path, line: str
+) -> None:
+    leave(run_dir, 1, None)
+    (run_dir / "logs" / "7_0_log.out").write_text(f"step 1\n{line}\nmore\n")
+    found = end(run_dir, 137)
+    assert found.stop_class == "out_of_memory"
+    assert found.node is None
 
 
 def test_srun_telling_the_others_to_leave_is_no_preemption(run_dir: Path) -> None:
