@@ -141,7 +141,7 @@ def eval_command(
 
     Example: vmp eval runs/demo demo/shards eval.shuffle_frames=true
     """
-    from pipeline.evaluate_checkpoint import evaluate_checkpoint
+    from pipeline.evaluation.evaluate_checkpoint import evaluate_checkpoint
 
     result = evaluate_checkpoint(checkpoint, data, overrides or [])
     typer.echo(

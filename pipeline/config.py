@@ -20,7 +20,7 @@ from pipeline.data.config import DataConfig
 from pipeline.ema import EmaConfig
 from pipeline.engine import EngineConfig
 from pipeline.errors import ConfigError
-from pipeline.evaluate import EvalConfig
+from pipeline.evaluation.evaluate import EvalConfig
 from pipeline.health.config import HealthConfig
 from pipeline.health.guard import GuardConfig
 from pipeline.health.stopping import StopConfig

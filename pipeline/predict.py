@@ -18,7 +18,7 @@ from pipeline.config import RunConfig
 from pipeline.data import DataError, normalize
 from pipeline.data.augment import square_crops
 from pipeline.data.sampling import eval_frames
-from pipeline.evaluate_checkpoint import checkpoint_config, find_checkpoint, load_trained
+from pipeline.evaluation.evaluate_checkpoint import checkpoint_config, find_checkpoint, load_trained
 
 
 @dataclass(frozen=True)

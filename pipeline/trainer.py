@@ -13,7 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.data import EvalLoader, TrainLoader
 from pipeline.distributed import World, any_rank, from_all_ranks, limit_collectives
 from pipeline.engine import Engine
-from pipeline.evaluate import evaluate
+from pipeline.evaluation.evaluate import evaluate
 from pipeline.health.failure import StopClass
 from pipeline.health.guard import NonFiniteGuard
 from pipeline.health.pulse import Phase, Pulse

@@ -20,7 +20,7 @@ from data_prep.video.clip import EncodeSettings
 from pipeline import exits
 from pipeline.commands.submit import Order, submit_run
 from pipeline.config import load_config
-from pipeline.evaluate_checkpoint import evaluate_checkpoint
+from pipeline.evaluation.evaluate_checkpoint import evaluate_checkpoint
 from pipeline.record import rundir
 
 console = Console(highlight=False)

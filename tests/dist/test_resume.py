@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.checkpoint import layout
-from pipeline.evaluate_checkpoint import evaluate_checkpoint
+from pipeline.evaluation.evaluate_checkpoint import evaluate_checkpoint
 from pipeline.predict import export_weights
 from pipeline.record.metrics import read_metrics
 from pipeline.record.recorder import read_samples

@@ -16,7 +16,7 @@ from pipeline.config import RunConfig, apply_overrides, build_config
 from pipeline.data import open_shards
 from pipeline.engine import resolve_precision
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.evaluate import EvalResult, evaluate
+from pipeline.evaluation.evaluate import EvalResult, evaluate
 from pipeline.record import rundir
 
 

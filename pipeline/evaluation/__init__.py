@@ -1,0 +1,1 @@
+"""Scores of a model on shards: views, ranks, and the checkpoints of a run."""
