@@ -1,4 +1,4 @@
-"""One SLURM for all tests of this folder."""
+"""One SLURM for all tests of this folder, and the run that disturbed ones are compared with."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import runs
 from tests.conftest import require
-from tests.slurm import cluster
+from tests.slurm import cluster, drive
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,17 @@ def slurm() -> Iterator[Path]:
         os.environ["SLURM_CONF"] = str(conf)
         yield conf
         del os.environ["SLURM_CONF"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of the runs of a module."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, glyph_shards: Path) -> Path:
+    """`drive.STEPS` steps by two ranks on this machine, without SLURM and in one go."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    runs.run("train", *drive.overrides(root, glyph_shards, "undisturbed", drive.STEPS))
+    return root / "undisturbed"

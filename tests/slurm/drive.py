@@ -15,6 +15,7 @@ from pipeline.record.metrics import read_metrics
 from pipeline.record.recorder import read_samples
 from tests import runs
 
+STEPS = 90  # of the undisturbed run
 TWO_NODES = ("--cluster", "slurm", "--nodes", "2", "--gpus-per-node", "0")
 
 

@@ -19,22 +19,9 @@ from slurm import attempts
 from tests import runs
 from tests.conftest import require
 from tests.slurm import drive
+from tests.slurm.drive import STEPS
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
-
-STEPS = 90
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("faults")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(root: Path, glyph_shards: Path) -> Path:
-    """Two ranks on this machine, without SLURM and in one go."""
-    runs.run("train", *drive.overrides(root, glyph_shards, "undisturbed", STEPS))
-    return root / "undisturbed"
 
 
 def arguments(root: Path, shards: Path, name: str, **fields: object) -> list[str]:

@@ -12,23 +12,9 @@ from pipeline.commands import watch as jobs
 from slurm import queue
 from tests import runs
 from tests.slurm import drive
-from tests.slurm.drive import assert_same_run, job_id, show_job, wait_until
+from tests.slurm.drive import STEPS, assert_same_run, job_id, show_job, wait_until
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
-
-STEPS = 60
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("slurm-runs")
-
-
-@pytest.fixture(scope="module")
-def local(root: Path, glyph_shards: Path) -> Path:
-    """Two ranks on this machine, without SLURM and in one go."""
-    runs.run("train", *drive.overrides(root, glyph_shards, "local", STEPS))
-    return root / "local"
 
 
 def arguments(root: Path, shards: Path, name: str) -> list[str]:
@@ -40,18 +26,18 @@ def is_training(run_dir: Path) -> bool:
 
 
 def test_two_nodes_end_with_the_bits_of_two_local_ranks(
-    slurm: Path, root: Path, glyph_shards: Path, local: Path
+    slurm: Path, root: Path, glyph_shards: Path, undisturbed: Path
 ) -> None:
     output = runs.run("submit", *arguments(root, glyph_shards, "two-nodes"))
 
     assert f"submitted: job {job_id(root / 'two-nodes')} (slurm)" in output
     assert show_job(root / "two-nodes")["NumNodes"] == "2"
-    assert_same_run(local, root / "two-nodes", STEPS)
+    assert_same_run(undisturbed, root / "two-nodes", STEPS)
 
 
 @pytest.mark.parametrize("signal", ["USR2", "TERM"])
 def test_a_signalled_run_is_requeued_once_and_ends_with_the_same_bits(
-    slurm: Path, root: Path, glyph_shards: Path, local: Path, signal: str
+    slurm: Path, root: Path, glyph_shards: Path, undisturbed: Path, signal: str
 ) -> None:
     run_dir = root / f"preempted-{signal}"
     process = runs.start("submit", *arguments(root, glyph_shards, run_dir.name))
@@ -63,11 +49,11 @@ def test_a_signalled_run_is_requeued_once_and_ends_with_the_same_bits(
     assert output.count("goes back into the queue") == 1
     assert "resuming from" in output
     assert show_job(run_dir)["Restarts"] == "1"
-    assert_same_run(local, run_dir, STEPS)
+    assert_same_run(undisturbed, run_dir, STEPS)
 
 
 def test_a_cancelled_run_stays_down_and_the_same_command_goes_on(
-    slurm: Path, root: Path, glyph_shards: Path, local: Path
+    slurm: Path, root: Path, glyph_shards: Path, undisturbed: Path
 ) -> None:
     run_dir = root / "cancelled"
     command = arguments(root, glyph_shards, run_dir.name)
@@ -90,7 +76,7 @@ def test_a_cancelled_run_stays_down_and_the_same_command_goes_on(
     assert f"job {job_id(run_dir)} (slurm), run {run_dir} goes on from step-000" in resumed
     runs.run("submit", *command)  # finds the resumed job and waits for it
 
-    assert_same_run(local, run_dir, STEPS)
+    assert_same_run(undisturbed, run_dir, STEPS)
     finished = runs.run("jobs", "resume", run_dir.name, "--runs", str(root), expect=2)
     assert "is finished" in finished
 
