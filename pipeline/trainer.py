@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.config import RunConfig
-from pipeline.data import EvalLoader, TrainLoader
+from pipeline.data import Batch, EvalLoader, TrainLoader
 from pipeline.distributed import World, any_rank, from_all_ranks, limit_collectives
 from pipeline.engine import Engine
 from pipeline.evaluation.evaluate import evaluate
@@ -84,8 +85,8 @@ class Trainer:
         unreadable samples) rises on the rank that met it; the others lose it and fail.
         """
         self.pulse.begin(self.progress.step, self.schedule.total_steps)
-        if self.progress.step and self._evaluation_is_due():  # the last attempt had no time for it
-            self._evaluate()
+        if self.progress.step and self._evaluation_is_due() and not self._evaluate():
+            return self._stop_early()
         while self.progress.step < self.schedule.total_steps:
             with self.pulse.timed_step():
                 self._train_step()
@@ -95,8 +96,8 @@ class Trainer:
                 self._log()
             if any_rank(self.stopper.requested or self.saver.failed):
                 return self._stop_early()
-            if self._evaluation_is_due():
-                self._evaluate()
+            if self._evaluation_is_due() and not self._evaluate():
+                return self._stop_early()
             if self._due(self.config.checkpoint.every_steps):
                 self._save()
         self._save_and_commit()
@@ -144,17 +145,28 @@ class Trainer:
         values["skipped_steps"] = float(self.guard.skipped)
         self.recorder.record(step, "train", values)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> bool:
+        """False when a rank was asked to stop meanwhile: the next attempt begins with it."""
         began = time.monotonic()
         self.engine.train(False)
         averaged = self.engine.state.averaged_weights(self.config.eval.use_ema)
         with self.pulse.during(Phase.EVAL), averaged:
-            batches = self.pulse.each(self.eval_loader)
+            batches = self._evaluation_batches()
             result = evaluate(self.engine, batches, self.config.data, self.world.device)
+        if any_rank(self.stopper.requested):
+            return False
         self.progress.metrics = result.metrics()
         self.progress.evaluated_step = self.progress.step
         seconds = {"seconds": time.monotonic() - began}
         self.recorder.record(self.progress.step, "eval", self.progress.metrics | seconds)
+        return True
+
+    def _evaluation_batches(self) -> Iterator[Batch]:
+        """All batches, or those before any rank was asked to stop. Collective."""
+        for batch in self.pulse.each(self.eval_loader):
+            if any_rank(self.stopper.requested):
+                return
+            yield batch
 
     def _save(self) -> None:
         if self.progress.saved_step == self.progress.step:

@@ -64,10 +64,11 @@ def submit(
     *,
     dependency: str | None = None,
     parallel: int | None = None,
+    then: str | None = None,
 ) -> list[Submission]:
     """Hand the runs to the executor, on SLURM as one array; none of them may have a job already.
 
-    Raises ClusterError.
+    `then` is kept in the record of the job; see `submit_follower`. Raises ClusterError.
     """
     first = run_dirs[0]
     avoided = _nodes_to_avoid(first.parent, profile, resources) if cluster == "slurm" else []
@@ -100,6 +101,7 @@ def submit(
             profile=profile,
             folder=Path.cwd(),
             code=str(code),
+            then=then,
         )
         record.write(run_dir)
         submissions.append(Submission(run_dir, record, job))
@@ -126,6 +128,28 @@ def submit_command(
     )
     job_id: str = hand_over(executor, CommandJob(tuple(arguments), str(Path.cwd()))).job_id
     return job_id
+
+
+def submit_follower(submission: Submission) -> str | None:
+    """Submit the command that a successful end of the run sets off; what was done, None = nothing.
+
+    Raises ClusterError.
+    """
+    record = submission.record
+    if record.then is None:
+        return None
+    one_task = Resources(
+        gpus_per_node=min(1, record.resources.gpus_per_node),
+        cpus_per_task=record.resources.cpus_per_task,
+    )
+    job_id = submit_command(
+        split_command(record.then),
+        submission.run_dir,
+        record.profile,
+        one_task,
+        dependency=f"afterok:{record.job_id}",
+    )
+    return f"submitted: job {job_id} (slurm), vmp {record.then}"
 
 
 def dry_run(run_dirs: Sequence[Path], profile: ClusterProfile, resources: Resources) -> str:

@@ -77,18 +77,30 @@ class JobView(NamedTuple):
     waits_for: str
     """Why it is not running: Resources, Priority, BeginTime, Dependency, ..."""
 
+    @property
+    def has_ended(self) -> bool:
+        return self.state in _ENDED
 
-def view(job_id: str) -> JobView | None:
-    """The job in the queue, or None when SLURM has no word of it."""
+
+def views(job_ids: Sequence[str]) -> dict[str, JobView] | None:
+    """Jobs by their id, in one question, without those that SLURM has forgotten.
+
+    None when there is no answer.
+    """
+    if not job_ids:
+        return {}
+    which = ("-j", ",".join(job_ids))
     try:
-        answer = _run("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T|%N|%r")
+        answer = _run("squeue", "-h", "-r", "-t", "all", *which, "-o", "%i|%T|%N|%r")
     except (OSError, subprocess.TimeoutExpired):
         return None
-    lines = answer.stdout.splitlines()
-    if answer.returncode or not lines:
+    if answer.returncode and "Invalid job id" not in answer.stderr:
         return None
-    state, nodes, reason = lines[0].split("|", 2)
-    return JobView(state, nodes, "" if reason == "None" else reason)
+    rows = (line.split("|", 3) for line in answer.stdout.splitlines())
+    return {
+        job: JobView(state, nodes, "" if reason == "None" else reason)
+        for job, state, nodes, reason in rows
+    }
 
 
 def requeue(job_id: str) -> str | None:

@@ -43,6 +43,8 @@ class JobRecord(BaseModel):
     """Where it was submitted: relative paths of the recipe start there."""
     code: str = ""
     """Directory of the code snapshot."""
+    then: str | None = None
+    """The `vmp` command that a successful end sets off, as a job of its own."""
 
     @property
     def retry(self) -> RetryPolicy:

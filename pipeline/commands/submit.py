@@ -92,12 +92,18 @@ def _submit_one(
         rundir.prepare(config)
         dependency = _dependency(run_dir, profile, order)
         (submission,) = launch.submit(
-            [run_dir], order.cluster, profile, resources, dependency=dependency
+            [run_dir],
+            order.cluster,
+            profile,
+            resources,
+            dependency=dependency,
+            then=order.then,
         )
     where = f"({order.cluster}), run {run_dir}, log {submission.log}"
     typer.echo(f"{how}: job {submission.job_id} {where}")
-    if order.then is not None and how == "submitted":
-        _submit_follower(submission, order.then, profile, resources)
+    follower = launch.submit_follower(submission) if how == "submitted" else None
+    if follower is not None:
+        typer.echo(follower)
     if not order.follow:
         return exits.DONE
     status = launch.wait(submission, typer.echo)
@@ -148,23 +154,6 @@ def _dependency(run_dir: Path, profile: ClusterProfile, order: Order) -> str | N
     return f"afterok:{':'.join(before)}" if before else None
 
 
-def _submit_follower(
-    submission: launch.Submission, command: str, profile: ClusterProfile, resources: Resources
-) -> None:
-    """The command that a successful end of the training sets off."""
-    one = Resources(
-        gpus_per_node=min(1, resources.gpus_per_node), cpus_per_task=resources.cpus_per_task
-    )
-    job_id = launch.submit_command(
-        launch.split_command(command),
-        submission.run_dir,
-        profile,
-        one,
-        dependency=f"afterok:{submission.job_id}",
-    )
-    typer.echo(f"submitted: job {job_id} (slurm), vmp {command}")
-
-
 def _check_order(order: Order, profile: ClusterProfile) -> None:
     needs_slurm = {
         "--dry-run shows the sbatch text: it": order.dry_run,
@@ -182,6 +171,9 @@ def _check_order(order: Order, profile: ClusterProfile) -> None:
         )
     if order.sweep and (order.first or order.then):
         raise ClusterError("--first and --then go with one run, not with --sweep: use --after")
+    for command in (order.first, order.then):
+        if command is not None:
+            launch.split_command(command)
 
 
 def _configs(recipe: str, overrides: Sequence[str], sweep: Sequence[str]) -> list[RunConfig]:
@@ -224,13 +216,11 @@ def _check_grace(config: RunConfig, profile: ClusterProfile) -> None:
     if measured is None:
         return
     step_s, save_s = measured["step_s_p95"], measured["save_s"]
-    # An evaluation is not interrupted: the signal may come at its beginning.
-    eval_s = max((row.get("seconds", 0.0) for row in logged if row["kind"] == "eval"), default=0.0)
-    needed_s = _SAFETY * (step_s + save_s) + eval_s
+    needed_s = _SAFETY * (step_s + save_s)
     if profile.grace_s < needed_s:
         raise ClusterError(
-            f"grace_s={profile.grace_s}: run {config.run_dir} needs {step_s:.0f} s for a step, "
-            f"{eval_s:.0f} s for an evaluation and {save_s:.0f} s to commit a checkpoint; give the "
+            f"grace_s={profile.grace_s}: run {config.run_dir} needs {step_s:.0f} s for a step "
+            f"and {save_s:.0f} s to commit a checkpoint; give the "
             f"profile grace_s: {math.ceil(needed_s)} or more"
         )
 

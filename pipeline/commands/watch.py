@@ -54,16 +54,24 @@ def list_jobs(runs_dir: Path) -> list[JobRow]:
     if not runs_dir.is_dir():
         raise ConfigError(f"runs directory {runs_dir}: not found; give the one of the recipe")
     found = sorted(path.parent for path in runs_dir.glob(f"*/{rundir.CONFIG_FILE}"))
-    return [_row(run_dir) for run_dir in found]
+    submissions = [launch.last_submission(run_dir) for run_dir in found]
+    views = queue.views([s.job_id for s in submissions if s is not None and s.cluster == "slurm"])
+    return [_row(*of_run, views) for of_run in zip(found, submissions, strict=True)]
 
 
-def _row(run_dir: Path) -> JobRow:
-    submission = launch.last_submission(run_dir)
-    view = None
-    if submission is not None and submission.cluster == "slurm":
-        view = queue.view(submission.job_id)
+def _row(
+    run_dir: Path, submission: launch.Submission | None, views: dict[str, queue.JobView] | None
+) -> JobRow:
+    """`views`: the jobs that SLURM knows; None when it does not answer."""
+    view = views.get(submission.job_id) if views is not None and submission is not None else None
     status = rundir.read_status(run_dir)
-    state = _state(run_dir, submission, view, status.get("state", "never started"))
+    last = status.get("state", "never started")
+    if submission is None or submission.cluster == "local":
+        state = _local_state(run_dir, last)
+    elif views is None:
+        state = f"{last} (SLURM does not answer)"
+    else:
+        state = _lost_or(last) if view is None or view.has_ended else view.state.lower()
     logged = read_metrics(run_dir) if (run_dir / METRICS_FILE).exists() else []
     training = [row for row in logged if row["kind"] == "train"]
     beat = next((b for b in read_heartbeats(run_dir) if b.rank == 0), None)
@@ -86,16 +94,13 @@ def _row(run_dir: Path) -> JobRow:
     )
 
 
-def _state(
-    run_dir: Path, submission: launch.Submission | None, view: queue.JobView | None, last: str
-) -> str:
-    if submission is not None and submission.cluster == "slurm":
-        if view is not None and not queue.has_ended(submission.job_id):
-            return view.state.lower()
-        if queue.states(submission.job_id) == [queue.UNREACHABLE]:
-            return f"{last} (SLURM does not answer)"
-    elif launch.find_running(run_dir) is not None or rundir.is_active(run_dir):
-        return "running"
+def _local_state(run_dir: Path, last: str) -> str:
+    is_running = launch.find_running(run_dir) is not None or rundir.is_active(run_dir)
+    return "running" if is_running else _lost_or(last)
+
+
+def _lost_or(last: str) -> str:
+    """Of a run whose job is gone: one that never came to write its end is lost."""
     return "lost" if last in ("running", "queued") else last
 
 
@@ -169,10 +174,14 @@ def resume(run_dir: Path) -> str:
     config = rundir.read_config(run_dir).model_copy(update={"runs_dir": run_dir.parent})
     open_data(config)
     rundir.prepare(config)
-    (again,) = launch.submit([run_dir], record.cluster, record.profile, record.resources)
+    (again,) = launch.submit(
+        [run_dir], record.cluster, record.profile, record.resources, then=record.then
+    )
+    follower = launch.submit_follower(again)
     saved = layout.committed(run_dir / rundir.CHECKPOINTS)
     where = f"from {saved[-1].name}" if saved else "from its beginning"
-    return f"submitted: job {again.job_id} ({record.cluster}), run {run_dir} goes on {where}"
+    done = f"submitted: job {again.job_id} ({record.cluster}), run {run_dir} goes on {where}"
+    return f"{done}\n{follower}" if follower else done
 
 
 def bad_nodes(runs_dir: Path) -> Iterator[str]:

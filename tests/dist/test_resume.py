@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 
 from pipeline.checkpoint import layout
 from pipeline.evaluation.evaluate_checkpoint import evaluate_checkpoint
+from pipeline.health.heartbeat import read_heartbeats
+from pipeline.health.pulse import Phase
 from pipeline.predict import export_weights
 from pipeline.record.metrics import read_metrics
 from pipeline.record.recorder import read_samples
@@ -85,6 +88,35 @@ def test_sigterm_saves_and_exits_75_and_the_run_can_go_on(
 
     runs.assert_bitwise_equal(runs.final_state(undisturbed), runs.final_state(root / "stopped"))
     assert read_samples(root / "stopped") == read_samples(undisturbed)
+
+
+def test_a_stop_interrupts_an_evaluation_which_is_made_up_for(
+    tmp_path: Path, glyph_shards: Path
+) -> None:
+    arguments = runs.overrides(
+        tmp_path,
+        glyph_shards,
+        "evaluating",
+        schedule__max_steps=8,
+        eval__batch_size=1,
+        eval__clips=100,  # seconds, for a heartbeat comes every two
+    )
+    run_dir = tmp_path / "evaluating"
+    process = runs.start("train", *arguments)
+    while not any(beat.phase == Phase.EVAL for beat in read_heartbeats(run_dir)):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert not [row for row in read_metrics(run_dir) if row["kind"] == "eval"]
+    before = runs.final_state(run_dir)
+
+    runs.run("train", *arguments)
+
+    (evaluation,) = [row for row in read_metrics(run_dir) if row["kind"] == "eval"]
+    assert (evaluation["step"], evaluation["num_samples"]) == (8, 24)
+    runs.assert_bitwise_equal(before, runs.final_state(run_dir))
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 3), (3, 2)])

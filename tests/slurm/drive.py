@@ -13,6 +13,7 @@ import psutil
 
 from pipeline.record.metrics import read_metrics
 from pipeline.record.recorder import read_samples
+from slurm import queue
 from tests import runs
 
 STEPS = 90  # of the undisturbed run
@@ -56,6 +57,15 @@ def steps_done(run_dir: Path) -> int:
 def job_id(run_dir: Path) -> str:
     found: str = json.loads((run_dir / "job.json").read_text())["job_id"]
     return found
+
+
+def wait_for_job(job: str) -> list[str]:
+    """How the job, or each element of the array, has ended."""
+    deadline = time.monotonic() + 180
+    while not queue.has_ended(job):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    return queue.states(job)
 
 
 def show_job(run_dir: Path) -> dict[str, str]:

@@ -6,12 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from slurm import queue, snapshot
+from slurm import snapshot
 from tests import runs
 from tests.conftest import ROOT
 from tests.slurm import drive
@@ -24,14 +23,6 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("chains")
-
-
-def wait_for_job(job: str) -> list[str]:
-    deadline = time.monotonic() + 180
-    while not queue.has_ended(job):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    return queue.states(job)
 
 
 def test_editing_the_checkout_does_not_change_a_queued_job(
@@ -54,7 +45,7 @@ def test_editing_the_checkout_does_not_change_a_queued_job(
     (checkout / "slurm" / "job.py").unlink()
     drive.slurm("scontrol", "release", drive.job_id(root / "queued"))
 
-    assert wait_for_job(drive.job_id(root / "queued")) == ["COMPLETED"]
+    assert drive.wait_for_job(drive.job_id(root / "queued")) == ["COMPLETED"]
     assert (root / "queued" / "summary.json").exists()
     assert "edited" not in (root / "queued" / "code" / "pipeline" / "trainer.py").read_text()
 
@@ -69,7 +60,7 @@ def test_a_sweep_is_one_array_of_runs(slurm: Path, root: Path, glyph_shards: Pat
     for number, name in enumerate(names):
         assert f"submitted: job {array.copy().pop()}_{number} (slurm), run {root / name}" in output
 
-    assert wait_for_job(array.pop()) == ["COMPLETED", "COMPLETED"]
+    assert drive.wait_for_job(array.pop()) == ["COMPLETED", "COMPLETED"]
     first, second = (runs.final_state(root / name) for name in names)
     key = next(iter(first))
     assert not first[key]["param"].equal(second[key]["param"])
@@ -91,7 +82,7 @@ def test_shard_train_and_evaluate_as_one_chain(
     jobs = [line.split()[2] for line in output.splitlines() if line.startswith("submitted: job")]
     assert len(jobs) == 3
     assert jobs[1] == drive.job_id(root / "chained")
-    assert wait_for_job(jobs[2]) == ["COMPLETED"]
+    assert drive.wait_for_job(jobs[2]) == ["COMPLETED"]
     logs = "".join(p.read_text() for p in (root / "chained" / "logs").glob("*_log.out"))
     assert "samples: train 100, val 24" in logs
     assert "samples 24" in logs
@@ -103,7 +94,7 @@ def test_nothing_follows_a_failure(slurm: Path, root: Path, tmp_path: Path) -> N
         "submit", "--no-follow", *command, "--first", "data verify /nowhere", "--then", "doctor"
     )
     jobs = [line.split()[2] for line in output.splitlines() if line.startswith("submitted: job")]
-    assert [wait_for_job(job)[0] for job in jobs] == ["FAILED", "CANCELLED", "CANCELLED"]
+    assert [drive.wait_for_job(job)[0] for job in jobs] == ["FAILED", "CANCELLED", "CANCELLED"]
     assert not (root / "broken-chain" / "metrics.jsonl").exists()
 
 

@@ -56,7 +56,8 @@ def test_a_cancelled_run_stays_down_and_the_same_command_goes_on(
     slurm: Path, root: Path, glyph_shards: Path, undisturbed: Path
 ) -> None:
     run_dir = root / "cancelled"
-    command = arguments(root, glyph_shards, run_dir.name)
+    then = f"jobs list --runs {root}"
+    command = [*arguments(root, glyph_shards, run_dir.name), "--then", then]
     process = runs.start("submit", *command)
     wait_until(lambda: is_training(run_dir), process)
     assert "saves a checkpoint and ends" in jobs.cancel(run_dir, save=True)
@@ -73,10 +74,14 @@ def test_a_cancelled_run_stays_down_and_the_same_command_goes_on(
     assert f"job {job_id(run_dir)} has ended already" in twice
 
     resumed = runs.run("jobs", "resume", run_dir.name, "--runs", str(root))
-    assert f"job {job_id(run_dir)} (slurm), run {run_dir} goes on from step-000" in resumed
+    first, second = (line for line in resumed.splitlines() if line.startswith("submitted: job"))
+    assert f"job {job_id(run_dir)} (slurm), run {run_dir} goes on from step-000" in first
+    follower = second.split()[2]
     runs.run("submit", *command)  # finds the resumed job and waits for it
 
     assert_same_run(undisturbed, run_dir, STEPS)
+    assert drive.wait_for_job(follower) == ["COMPLETED"]
+    assert "finished" in (run_dir / "logs" / f"{follower}_0_log.out").read_text()
     finished = runs.run("jobs", "resume", run_dir.name, "--runs", str(root), expect=2)
     assert "is finished" in finished
 
@@ -122,6 +127,7 @@ def test_dry_run_prints_what_sbatch_would_get_and_writes_nothing(
         (["--profile", "{tmp}/wrong.yaml"], "partition 'nowhere': SLURM knows no such partition"),
         (["--nodes", "4"], "--nodes 4: the default partition has 3"),
         (["data.workers=3", "--profile", "{tmp}/few.yaml"], "data.workers=3 loader processes"),
+        (["--then", "eval 'x"], "command 'eval 'x': No closing quotation"),
         (["runs_dir=/proc/nowhere"], "run directory /proc/nowhere/refused: cannot be written"),
     ],
 )
@@ -143,14 +149,11 @@ def test_a_grace_period_shorter_than_the_measured_save_is_refused(
 ) -> None:
     run_dir = root / "slow-saver"
     run_dir.mkdir()
-    rows = [
-        {"step": 9, "kind": "eval", "time": 0.0, "seconds": 60.0},
-        {"step": 9, "kind": "train", "time": 0.0, "save_s": 90.0, "step_s_p95": 4.5},
-    ]
-    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    row = {"step": 9, "kind": "train", "time": 0.0, "save_s": 90.0, "step_s_p95": 4.5}
+    (run_dir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     output = runs.run("submit", *arguments(root, glyph_shards, run_dir.name), expect=2)
     assert "grace_s=120" in output
-    assert "give the profile grace_s: 249 or more" in output
+    assert "give the profile grace_s: 189 or more" in output
     assert not (run_dir / "job.json").exists()
 
 
