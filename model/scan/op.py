@@ -59,7 +59,7 @@ def run(scan: Scan, backend: str) -> Tensor:
 
 # The name tells the layout of the kept states, as a test makes sure: torch.compile keeps compiled
 # graphs on disk, which know the shapes that the operator of this name returned.
-@torch.library.custom_op("videomambapro::scan_v2", mutates_args=())
+@torch.library.custom_op("videomambapro::scan_v3", mutates_args=())
 def forward_op(
     u: Tensor,
     delta: Tensor,

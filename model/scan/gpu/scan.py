@@ -11,9 +11,10 @@ from model.scan.gpu.language import next_power_of_2, triton
 from model.scan.gpu.scan_kernels import backward_kernel, forward_kernel
 from model.scan.problem import Direction, Scan, token_major
 
-CHUNK = 32  # tokens between kept states
-# Channels of a program. Backward's decides how many partial sums of dB and dC there are.
-_FORWARD_BLOCK, _BACKWARD_BLOCK = 4, 16
+CHUNK = 16  # tokens between kept states
+# Channels x states of a program: what its registers hold of CHUNK tokens, see `_block`. Backward's
+# decides how many partial sums of dB and dC there are.
+_FORWARD_TILE, _BACKWARD_TILE = 512, 256
 
 
 class _Kernels(NamedTuple):
@@ -23,27 +24,38 @@ class _Kernels(NamedTuple):
     backward_options: dict[str, int]
 
 
+def _kernels(size: int) -> _Kernels:
+    """The kernels and how to launch them.
+
+    Autotuned on a GPU, unless torch is to be deterministic: timing then chooses in which order
+    sums are made, and two processes may choose differently.
+    """
+    may_tune = torch.cuda.is_available() and not torch.are_deterministic_algorithms_enabled()
+    if may_tune and isinstance(forward_kernel, triton.JITFunction):  # not under the interpreter
+        return _tuned_kernels()
+    forward_options = {"BLOCK": _block(size, _FORWARD_TILE), "num_warps": 4}
+    return _Kernels(forward_kernel, backward_kernel, forward_options, {"num_warps": 4})
+
+
 @functools.cache
-def _kernels() -> _Kernels:
-    """The kernels, autotuned where there is a GPU to tune on."""
-    if not torch.cuda.is_available():
-        fixed = {"BLOCK": _FORWARD_BLOCK, "num_warps": 4}
-        return _Kernels(forward_kernel, backward_kernel, fixed, {"num_warps": 8})
+def _tuned_kernels() -> _Kernels:
     shape = ["channels", "length", "size"]
     forward = [
         triton.Config({"BLOCK": block}, num_warps=warps)
-        for block, warps in ((2, 2), (4, 2), (4, 4), (8, 4), (8, 8), (16, 8))
+        for block, warps in ((8, 1), (8, 2), (16, 2), (16, 4), (32, 4), (32, 8))
     ]
-    backward = [triton.Config({}, num_warps=warps) for warps in (4, 8, 16)]
-    # The second direction adds to what the first wrote, so trial runs must put it back.
+    backward = [triton.Config({}, num_warps=warps) for warps in (2, 4, 8)]
     return _Kernels(
-        triton.autotune(forward, key=shape, restore_value=["total"])(forward_kernel),
-        triton.autotune(backward, key=shape, restore_value=["du", "ddelta", "dB", "dC"])(
-            backward_kernel
-        ),
+        triton.autotune(forward, key=shape)(forward_kernel),
+        triton.autotune(backward, key=shape)(backward_kernel),
         {},
         {},
     )
+
+
+def _block(size: int, tile: int) -> int:
+    """Channels of a program that holds `tile` channels x states."""
+    return max(1, tile // int(next_power_of_2(size)))
 
 
 def states_shape(passes: int, batch: int, channels: int, length: int, size: int) -> Sequence[int]:
@@ -55,78 +67,85 @@ def forward(scan: Scan, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """See ``op.Kernels``."""
     batch, channels, length, size = scan.shape
     directions = scan.directions()
-    out = token_major(batch, channels, length, scan.u, scan.u.dtype)
-    total = token_major(batch, channels, length, scan.u, torch.float32)
     shape = states_shape(len(directions), batch, channels, length, size) if keep else (0,)
     states = scan.u.new_empty(shape, dtype=torch.float32)
-    kernels = _kernels()
+    out = token_major(batch, channels, length, scan.u, scan.u.dtype)
+    total: Tensor | None = None
+    kernels = _kernels(size)
 
     def grid(chosen: dict[str, int]) -> tuple[int, int]:
         return triton.cdiv(channels, chosen["BLOCK"]), batch
 
     for index, direction in enumerate(directions):
         last = index + 1 == len(directions)
+        before, keep_total = total, not last or (keep and scan.z is not None)
+        if keep_total:
+            total = token_major(batch, channels, length, scan.u, torch.float32)
         kernels.forward[grid](
             *_pointers(scan, direction),
-            total,
+            *(out if before is None else before, total if keep_total else out),
             out,
             states[index] if keep else states,
             *_strides(scan, direction),
             *(channels, length, size),
             **_flags(scan, direction),
-            ADD=index > 0,
+            ADD=before is not None,
             LAST=last,
-            KEEP_TOTAL=not last or (keep and scan.z is not None),
+            KEEP_TOTAL=keep_total,
             KEEP_STATES=keep,
             **kernels.forward_options,
         )
-    kept = total if keep and scan.z is not None else scan.u.new_empty(0, dtype=torch.float32)
-    return out, kept, states
+    kept = total if keep and scan.z is not None else None
+    return out, scan.u.new_empty(0, dtype=torch.float32) if kept is None else kept, states
 
 
 def backward(scan: Scan, dout: Tensor, pre_gate: Tensor, states: Tensor) -> dict[str, Tensor]:
     """See ``op.Kernels``."""
     batch, channels, length, size = scan.shape
-    blocks, kernels = triton.cdiv(channels, _BACKWARD_BLOCK), _kernels()
+    block, kernels, directions = _block(size, _BACKWARD_TILE), _kernels(size), scan.directions()
+    blocks = triton.cdiv(channels, block)
     grads: dict[str, Tensor] = {}
 
     def new(*shape: int) -> Tensor:
         return scan.u.new_empty(shape, dtype=torch.float32)
 
-    dz = token_major(batch, channels, length, scan.u, torch.float32) if scan.z is not None else dout
-    for index, direction in enumerate(scan.directions()):
-        owners = {name: scan.own(name, direction.suffix) for name in ("u", "delta", "B", "C")}
-        adds = {f"ADD_D{name.upper()}": owner in grads for name, owner in owners.items()}
+    def activation(dtype: torch.dtype) -> Tensor:
+        return token_major(batch, channels, length, scan.u, dtype)
+
+    dz = dout if scan.z is None else activation(scan.z.dtype)
+    for index, direction in enumerate(directions):
+        owners = {name: scan.own(name, direction.suffix) for name in ("u", "delta")}
+        # A shared u or delta has a float32 sum of both directions on the way to its gradient.
+        before = {name: grads.get(owner) for name, owner in owners.items()}
         for name, owner in owners.items():
-            if owner not in grads:
-                is_partial = name in ("B", "C")
-                shape = (blocks, batch, length, size) if is_partial else (batch, length, channels)
-                grads[owner] = new(*shape)
-        sums = {"A": new(batch, channels, size), "D": new(batch, channels)}
-        sums["delta_bias"] = new(batch, channels)
+            goes_on = any(owner == scan.own(name, d.suffix) for d in directions[index + 1 :])
+            dtype = torch.float32 if goes_on else getattr(direction, name).dtype
+            grads[owner] = activation(dtype)
+        partials = {"A": new(batch, channels, size)}
+        partials |= {name: new(batch, channels) for name in ("D", "delta_bias")}
+        partials |= {name: new(blocks, batch, length, size) for name in ("B", "C")}
         kernels.backward[(blocks, batch)](
             *_pointers(scan, direction),
             *(pre_gate, dout, states[index]),
-            *(grads[owners["u"]], grads[owners["delta"]], sums["A"]),
-            *(grads[owners["B"]], grads[owners["C"]], sums["D"], sums["delta_bias"], dz),
+            *(dout if tensor is None else tensor for tensor in before.values()),
+            *(grads[owner] for owner in owners.values()),
+            *(partials[name] for name in ("A", "B", "C", "D", "delta_bias")),
+            dz,
             *_strides(scan, direction),
             *dout.stride(),
             *(channels, length, size),
             **_flags(scan, direction),
-            **adds,
+            ADD_DU=before["u"] is not None,
+            ADD_DDELTA=before["delta"] is not None,
             WRITE_DZ=index == 0 and scan.z is not None,
-            BLOCK=_BACKWARD_BLOCK,
+            BLOCK=block,
             **kernels.backward_options,
         )
-        for name, partial in sums.items():
+        for name, partial in partials.items():
             if getattr(direction, name) is not None:
                 owner, grad = scan.own(name, direction.suffix), partial.sum(0)
+                grad = grad.transpose(1, 2) if name in ("B", "C") else grad
                 grads[owner] = grads[owner] + grad if owner in grads else grad
-    for owner in grads:
-        if owner.removesuffix("_b") in ("B", "C"):
-            grads[owner] = grads[owner].sum(0).transpose(1, 2)
-        elif owner.removesuffix("_b") in ("u", "delta"):
-            grads[owner] = grads[owner].transpose(1, 2)
     return grads | ({"z": dz} if scan.z is not None else {})
 
 

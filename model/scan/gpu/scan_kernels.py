@@ -1,14 +1,18 @@
 """The selective scan in Triton, one direction, forward and backward.
 
-A program owns BLOCK channels of one sample and walks the tokens CHUNK at a time with the tile
-(CHUNK, BLOCK, N) in registers; within a chunk the recurrence is an associative scan. It follows
+A program owns BLOCK channels of one sample and walks the tokens CHUNK at a time with tiles of
+CHUNK x BLOCK x N in registers; within a chunk the recurrence is an associative scan. It follows
 
     carried_t = a_t (carried_{t-1} + written_{t-1}),    h_t = carried_t + written_t
 
 because the masked read-out and the gradient of a_t need ``carried``, and h_t - written_t would
 cancel. Backward recomputes a chunk from the state before it and scans the adjoint the other way.
-Tokens are addressed in scan order, so nothing is flipped or copied; strides are free. Sums over
-channels go to one partial per program: no atomics, the gradients are deterministic.
+Tokens are addressed in scan order, so no tensor is flipped or copied; strides are free. Sums over
+channels go to one partial per program: no atomics, the gradients are deterministic. No kernel
+writes what it reads, so the autotuner may run one as often as it likes.
+
+The last dimension of a tile is spread over the lanes of a warp, where sums and scans cost shuffles:
+forward has the channels there, for it sums over N; backward, which sums over both, has N.
 """
 
 # Kernel arguments are typed when a kernel is launched, not by annotations.
@@ -54,7 +58,7 @@ def _step(raw, bias, mask, SOFTPLUS: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    u, delta, A, B, C, D, bias, z, total, out, states,
+    u, delta, A, B, C, D, bias, z, before, total, out, states,
     u_b, u_d, u_l, delta_b, delta_d, delta_l, B_b, B_n, B_l, C_b, C_n, C_l, z_b, z_d, z_l,
     channels, length, size,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr,
@@ -66,29 +70,29 @@ def forward_kernel(
     rows, n = tl.arange(0, CHUNK), tl.arange(0, N)
     d = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     has_d, has_n = d < channels, n < size
-    has_dn = has_d[:, None] & has_n[None, :]
-    A_tile = tl.load(A + d[:, None] * size + n[None, :], has_dn, other=0.0) * _LOG2E
+    has_nd = has_n[:, None] & has_d[None, :]
+    A_tile = tl.load(A + d[None, :] * size + n[:, None], has_nd, other=0.0) * _LOG2E
     step_bias = tl.load(bias + d, has_d, other=0.0) if HAS_BIAS else tl.zeros((BLOCK,), tl.float32)
     skip = tl.load(D + d, has_d, other=0.0) if HAS_D else tl.zeros((BLOCK,), tl.float32)
     u, delta = u + sample * u_b, delta + sample * delta_b
     B, C, z = B + sample * B_b, C + sample * C_b, z + sample * z_b
     dense = sample * length * channels
-    total, out = total + dense, out + dense
+    before, total, out = before + dense, total + dense, out + dense
     chunks = tl.cdiv(length, CHUNK)
     states += sample * chunks * channels * size
 
-    state = tl.zeros((BLOCK, N), tl.float32)
+    state = tl.zeros((N, BLOCK), tl.float32)
     if FIRST_TOKEN:
         first = _token(0, length, REVERSE)
         start = tl.load(u + d * u_d + first * u_l, has_d, other=0.0).to(tl.float32)
-        state += start[:, None]
+        state += start[None, :]
     for k in range(chunks):
         position = k * CHUNK + rows
         token = _token(position, length, REVERSE)
         has_t = position < length
         has_td = has_t[:, None] & has_d[None, :]
         if KEEP_STATES:
-            tl.store(states + (k * channels + d[:, None]) * size + n[None, :], state, has_dn)
+            tl.store(states + (k * channels + d[None, :]) * size + n[:, None], state, has_nd)
         value = _tile(u, u_d, u_l, token, d, has_t, has_d)
         step, _ = _step(
             _tile(delta, delta_d, delta_l, token, d, has_t, has_d),
@@ -98,13 +102,13 @@ def forward_kernel(
         )
         B_tile = _tile(B, B_n, B_l, token, n, has_t, has_n)
         C_tile = _tile(C, C_n, C_l, token, n, has_t, has_n)
-        decay = tl.exp2(step[:, :, None] * A_tile[None, :, :])
-        written = (step * value)[:, :, None] * B_tile[:, None, :]
+        decay = tl.exp2(step[:, None, :] * A_tile[None, :, :])
+        written = (step * value)[:, None, :] * B_tile[:, :, None]
 
         # The token before, read again rather than moved between threads.
-        before = tl.where(rows > 0, position - 1, 0)
-        token_ = _token(before, length, REVERSE)
-        has_ = (rows > 0) & (before < length)
+        earlier = tl.where(rows > 0, position - 1, 0)
+        token_ = _token(earlier, length, REVERSE)
+        has_ = (rows > 0) & (earlier < length)
         value_ = _tile(u, u_d, u_l, token_, d, has_, has_d)
         step_, _ = _step(
             _tile(delta, delta_d, delta_l, token_, d, has_, has_d),
@@ -113,13 +117,13 @@ def forward_kernel(
             SOFTPLUS,
         )
         B_ = _tile(B, B_n, B_l, token_, n, has_, has_n)
-        received = (step_ * value_)[:, :, None] * B_[:, None, :]
+        received = (step_ * value_)[:, None, :] * B_[:, :, None]
         received = tl.where((rows == 0)[:, None, None], state[None, :, :], received)
 
         _, carried = tl.associative_scan((decay, decay * received), 0, _combine)
         after = carried + written
         visible = carried if MASKED else after
-        y = tl.sum(visible * C_tile[:, None, :], axis=2)
+        y = tl.sum(visible * C_tile[:, :, None], axis=1)
         if MASKED:
             y = tl.where((position == 0)[:, None], 0.0, y)
         y += skip[None, :] * value
@@ -127,7 +131,7 @@ def forward_kernel(
 
         here = token[:, None] * channels + d[None, :]
         if ADD:
-            y += tl.load(total + here, has_td, other=0.0)
+            y += tl.load(before + here, has_td, other=0.0)
         if KEEP_TOTAL:
             tl.store(total + here, y, has_td)
         if LAST:
@@ -140,13 +144,13 @@ def forward_kernel(
 @triton.jit
 def backward_kernel(
     u, delta, A, B, C, D, bias, z, total, dout, states,
-    du, ddelta, dA, dB, dC, dD, dbias, dz,
+    du_before, ddelta_before, du, ddelta, dA, dB, dC, dD, dbias, dz,
     u_b, u_d, u_l, delta_b, delta_d, delta_l, B_b, B_n, B_l, C_b, C_n, C_l, z_b, z_d, z_l,
     dout_b, dout_d, dout_l,
     channels, length, size,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr,
     FIRST_TOKEN: tl.constexpr, MASKED: tl.constexpr, REVERSE: tl.constexpr, WRITE_DZ: tl.constexpr,
-    ADD_DU: tl.constexpr, ADD_DDELTA: tl.constexpr, ADD_DB: tl.constexpr, ADD_DC: tl.constexpr,
+    ADD_DU: tl.constexpr, ADD_DDELTA: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     block, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -160,6 +164,7 @@ def backward_kernel(
     B, C, z = B + sample * B_b, C + sample * C_b, z + sample * z_b
     dense = sample * length * channels
     dout, total, dz = dout + sample * dout_b, total + dense, dz + dense
+    du_before, ddelta_before = du_before + dense, ddelta_before + dense
     du, ddelta = du + dense, ddelta + dense
     partial = (block * tl.num_programs(1) + sample) * length * size
     dB, dC = dB + partial, dC + partial
@@ -199,9 +204,9 @@ def backward_kernel(
 
         # carried, from the tokens before
         decay = tl.exp2(step[:, :, None] * (A_tile * _LOG2E)[None, :, :])
-        before = tl.where(rows > 0, position - 1, 0)
-        token_ = _token(before, length, REVERSE)
-        has_ = (rows > 0) & (before < length)
+        earlier = tl.where(rows > 0, position - 1, 0)
+        token_ = _token(earlier, length, REVERSE)
+        has_ = (rows > 0) & (earlier < length)
         value_ = _tile(u, u_d, u_l, token_, d, has_, has_d)
         step_, _ = _step(
             _tile(delta, delta_d, delta_l, token_, d, has_, has_d),
@@ -215,10 +220,11 @@ def backward_kernel(
         received = tl.where((rows == 0)[:, None, None], state[None, :, :], received)
         _, carried = tl.associative_scan((decay, decay * received), 0, _combine)
 
-        # the gradient of h_t, from the tokens after
-        following = position + 1
+        # the gradient of h_t, from the tokens after: loaded from the last to the first, for turning
+        # one tile costs less than `reverse=True`, which turns both operands and both results
+        following = (k + 1) * CHUNK - rows
         token_ = _token(following, length, REVERSE)
-        has_ = (rows < CHUNK - 1) & (following < length)
+        has_ = (rows > 0) & (following < length)
         step_, _ = _step(
             _tile(delta, delta_d, delta_l, token_, d, has_, has_d),
             step_bias[None, :],
@@ -232,8 +238,9 @@ def backward_kernel(
             dy_ *= gate * tl.sigmoid(gate)
         decay_ = tl.exp2(step_[:, :, None] * (A_tile * _LOG2E)[None, :, :])
         sent = decay_ * dy_[:, :, None] * C_[:, None, :]
-        sent = tl.where((rows == CHUNK - 1)[:, None, None], carry[None, :, :], sent)
-        _, dstate = tl.associative_scan((decay_, sent), 0, _combine, reverse=True)
+        sent = tl.where((rows == 0)[:, None, None], carry[None, :, :], sent)
+        _, dstate = tl.associative_scan((decay_, sent), 0, _combine)
+        dstate = tl.flip(dstate, 0)
 
         dcarried = dstate + dy[:, :, None] * C_tile[:, None, :]
         dlog = dcarried * carried  # the gradient of log a_t
@@ -252,20 +259,14 @@ def backward_kernel(
         ddelta_tile = tl.where(has_td, ddelta_tile, 0.0)
         dbias_sum += tl.sum(ddelta_tile, axis=0)
         if ADD_DU:
-            du_tile += tl.load(du + here, has_td, other=0.0)
+            du_tile += tl.load(du_before + here, has_td, other=0.0)
         tl.store(du + here, du_tile, has_td)
         if ADD_DDELTA:
-            ddelta_tile += tl.load(ddelta + here, has_td, other=0.0)
+            ddelta_tile += tl.load(ddelta_before + here, has_td, other=0.0)
         tl.store(ddelta + here, ddelta_tile, has_td)
         there = token[:, None] * size + n[None, :]
-        dB_tile = tl.sum(written[:, :, None] * dwrite, axis=1)
-        if ADD_DB:
-            dB_tile += tl.load(dB + there, has_tn, other=0.0)
-        tl.store(dB + there, dB_tile, has_tn)
-        dC_tile = tl.sum(dy[:, :, None] * visible, axis=1)
-        if ADD_DC:
-            dC_tile += tl.load(dC + there, has_tn, other=0.0)
-        tl.store(dC + there, dC_tile, has_tn)
+        tl.store(dB + there, tl.sum(written[:, :, None] * dwrite, axis=1), has_tn)
+        tl.store(dC + there, tl.sum(dy[:, :, None] * visible, axis=1), has_tn)
     tl.store(dA + (sample * channels + d[:, None]) * size + n[None, :], dA_sum, has_dn)
     tl.store(dD + sample * channels + d, dD_sum, has_d)
     tl.store(dbias + sample * channels + d, dbias_sum, has_d)

@@ -30,7 +30,8 @@ from triton.compiler import ASTSource
 import triton
 from model.scan.gpu import conv, norm, scan, scan_kernels
 
-HALF = {"u", "delta", "B", "C", "z", "out", "dout", "x", "dx", "normed", "dnormed"}
+HALF = {"u", "delta", "B", "C", "z", "out", "dout", "du", "ddelta", "dz"}
+HALF |= {"x", "dx", "normed", "dnormed"}
 
 def compile(kernel, options, warps=4):
     ints = {"channels", "length", "size", "rows", "width"}
@@ -49,9 +50,11 @@ on = dict.fromkeys(["HAS_D", "HAS_BIAS", "HAS_Z", "SOFTPLUS", "FIRST_TOKEN", "RE
 for size in (8, 16, 32):
     tile = on | {"CHUNK": scan.CHUNK, "N": size, "MASKED": size == 16}
     adds = dict.fromkeys(["ADD", "LAST", "KEEP_TOTAL", "KEEP_STATES"], True)
-    compile(scan_kernels.forward_kernel, tile | adds | {"BLOCK": scan._FORWARD_BLOCK})
-    adds = dict.fromkeys(["WRITE_DZ", "ADD_DU", "ADD_DDELTA", "ADD_DB", "ADD_DC"], True)
-    compile(scan_kernels.backward_kernel, tile | adds | {"BLOCK": scan._BACKWARD_BLOCK}, 8)
+    block = scan._block(size, scan._FORWARD_TILE)
+    compile(scan_kernels.forward_kernel, tile | adds | {"BLOCK": block})
+    adds = dict.fromkeys(["WRITE_DZ", "ADD_DU", "ADD_DDELTA"], True)
+    block = scan._block(size, scan._BACKWARD_TILE)
+    compile(scan_kernels.backward_kernel, tile | adds | {"BLOCK": block})
 shape = {"HAS_BIAS": True, "REVERSE": True, "TAPS": 4, "TOKENS": conv._TOKENS}
 for kernel in (conv._forward_kernel, conv._backward_kernel):
     compile(kernel, shape | {"CHANNELS": conv._CHANNELS})

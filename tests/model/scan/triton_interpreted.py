@@ -21,9 +21,8 @@ Check = Callable[..., None]
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes milliseconds per operation on a tile."""
     monkeypatch.setattr(kernels, "CHUNK", 8)
-    monkeypatch.setattr(kernels, "_FORWARD_BLOCK", 2)
-    monkeypatch.setattr(kernels, "_BACKWARD_BLOCK", 4)
-    kernels._kernels.cache_clear()
+    monkeypatch.setattr(kernels, "_FORWARD_TILE", 8)
+    monkeypatch.setattr(kernels, "_BACKWARD_TILE", 16)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
