@@ -65,7 +65,8 @@ def _kernels(backend: str) -> ModuleType:
 
 @torch.library.custom_op("videomambapro::conv_silu", mutates_args=())
 def conv_op(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, backend: str) -> Tensor:
-    out: Tensor = _kernels(backend).forward(x, weight, bias, reverse)
+    with torch.cuda.device_of(x):  # where Triton launches
+        out: Tensor = _kernels(backend).forward(x, weight, bias, reverse)
     return out
 
 
@@ -81,7 +82,8 @@ def _conv_fake(
 def _conv_backward_op(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dweight, dbias = _kernels(backend).backward(dout, x, weight, bias, reverse)
+    with torch.cuda.device_of(x):
+        dx, dweight, dbias = _kernels(backend).backward(dout, x, weight, bias, reverse)
     dbias = dbias if bias is None else dbias.to(bias.dtype)
     return dx.to(x.dtype), dweight.to(weight.dtype).contiguous(), dbias
 

@@ -65,7 +65,8 @@ def _kernels(backend: str) -> ModuleType:
 def norm_op(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    normed, total = _kernels(backend).forward(x, residual, weight, eps)
+    with torch.cuda.device_of(x):  # where Triton launches
+        normed, total = _kernels(backend).forward(x, residual, weight, eps)
     return normed.to(x.dtype), total
 
 
@@ -80,7 +81,8 @@ def _norm_fake(
 def _norm_backward_op(
     dnormed: Tensor, dtotal: Tensor, total: Tensor, weight: Tensor, eps: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    dx, dweight = _kernels(backend).backward(dnormed, dtotal, total, weight, eps)
+    with torch.cuda.device_of(total):
+        dx, dweight = _kernels(backend).backward(dnormed, dtotal, total, weight, eps)
     return dx, dweight.to(weight.dtype)
 
 

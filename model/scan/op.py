@@ -2,7 +2,8 @@
 
 One forward and one backward operator serve every fused backend; ``backend`` selects the kernels.
 Autocast rule: tensors keep the dtype they arrive in and autocast is off inside, because A, D, the
-bias and the state must stay float32 whatever the inputs are.
+bias and the state must stay float32 whatever the inputs are. Triton launches on the current device:
+that of the inputs is made current.
 """
 
 from collections.abc import Sequence
@@ -85,7 +86,7 @@ def forward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     arguments = locals()
     scan = Scan(**{name: arguments[name] for name in _NAMES})
-    with torch.autocast(u.device.type, enabled=False):
+    with torch.autocast(u.device.type, enabled=False), torch.cuda.device_of(u):
         return kernels(backend).forward(scan, keep)
 
 
@@ -137,7 +138,7 @@ def backward_op(
     """Gradients of the tensors that are present, in the order of the arguments."""
     arguments = locals()
     scan = Scan(**{name: arguments[name] for name in _NAMES})
-    with torch.autocast(u.device.type, enabled=False):
+    with torch.autocast(u.device.type, enabled=False), torch.cuda.device_of(u):
         grads = kernels(backend).backward(scan, dout, pre_gate, states)
     return [_like(grads[name], tensor) for name, tensor in scan.tensors()]
 
