@@ -143,9 +143,7 @@ def averaged_forward(engine: Engine) -> tuple[float, bool]:
     return error, restored and difference(before, whole_state(engine)) == 0.0
 
 
-def main() -> None:
-    stage = int(sys.argv[1])
-    world = distributed.join(timeout_s=120)
+def examine(stage: int, world: World) -> dict[str, object]:
     undisturbed = build(stage, world)
     train(undisturbed, range(8), discard=3)
     expected = whole_state(undisturbed)
@@ -175,8 +173,15 @@ def main() -> None:
         assert engine.state.adam_steps == 7
     train(half, range(5, 8))
     results["half_goes_on"] = difference(expected, whole_state(half))
-    if world.is_main:
-        print("RESULT", json.dumps(results))
+    return results
+
+
+def main() -> None:
+    world = distributed.join(timeout_s=120)
+    for stage in sys.argv[1:]:
+        results = examine(int(stage), world)
+        if world.is_main:
+            print("RESULT", json.dumps(results))
     distributed.leave()
 
 

@@ -34,12 +34,22 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(root: Path, glyph_shards: Path) -> Path:
-    """Two ranks, ZeRO-1, 40 steps in one go."""
+    """Two ranks, ZeRO-1, 40 steps in one go; every tenth has a checkpoint."""
+    saves = {"checkpoint__every_steps": 10, "checkpoint__keep_every_steps": 10}
     runs.run(
         "train",
-        *runs.overrides(root, glyph_shards, "undisturbed", schedule__max_steps=STEPS),
+        *runs.overrides(root, glyph_shards, "undisturbed", schedule__max_steps=STEPS, **saves),
     )
     return root / "undisturbed"
+
+
+def unfinished_copy(undisturbed: Path, root: Path) -> Path:
+    """The undisturbed run in another place, with its checkpoints, as if it had not ended."""
+    run_dir = root / undisturbed.name
+    shutil.copytree(undisturbed, run_dir)
+    for file in ("summary.json", "mlflow_run_id"):
+        (run_dir / file).unlink()
+    return run_dir
 
 
 def test_an_undisturbed_run_shows_each_sample_once_per_epoch(undisturbed: Path) -> None:
@@ -121,44 +131,44 @@ def test_a_stop_interrupts_an_evaluation_which_is_made_up_for(
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 3), (3, 2)])
 def test_another_world_size_and_zero_stage_see_the_same_batches(
-    root: Path, glyph_shards: Path, undisturbed: Path, ranks: int, stage: int
+    tmp_path: Path, glyph_shards: Path, undisturbed: Path, ranks: int, stage: int
 ) -> None:
-    name = f"elastic-{ranks}-{stage}"
-    half = runs.overrides(root, glyph_shards, name, schedule__max_steps=STEPS, stop__after_s=1e9)
-    # Half the run on two ranks: a copy of the undisturbed run stopped at step 20.
-    first = [*half, "checkpoint.every_steps=20", "checkpoint.keep_every_steps=20"]
-    if not (root / name).exists():
-        runs.run("train", *first)
-        shutil.rmtree(root / name / "checkpoints" / f"step-{STEPS:08d}")
-        (root / name / "summary.json").unlink()
+    run_dir = unfinished_copy(undisturbed, tmp_path)
+    for step in (30, 40):
+        shutil.rmtree(run_dir / "checkpoints" / layout.checkpoint_name(step))
+    shutil.rmtree(run_dir / "logs")
+    half = runs.overrides(tmp_path, glyph_shards, run_dir.name, schedule__max_steps=STEPS)
 
-    runs.run("train", *half, f"launch.ranks_per_node={ranks}", f"engine.zero_stage={stage}")
+    output = runs.run(
+        "train", *half, f"launch.ranks_per_node={ranks}", f"engine.zero_stage={stage}"
+    )
 
-    assert read_samples(root / name) == read_samples(undisturbed)
+    assert f"resuming from {run_dir}/checkpoints/step-00000020" in output
+    expected = {step: keys for step, keys in read_samples(undisturbed).items() if step >= 20}
+    assert read_samples(run_dir) == expected
     difference = runs.largest_relative_difference(
-        runs.final_state(undisturbed), runs.final_state(root / name)
+        runs.final_state(undisturbed), runs.final_state(run_dir)
     )
     assert difference < 1e-5
 
 
 def test_a_corrupt_checkpoint_falls_back_to_the_one_before(
-    root: Path, glyph_shards: Path, undisturbed: Path
+    tmp_path: Path, glyph_shards: Path, undisturbed: Path
 ) -> None:
-    arguments = runs.overrides(
-        root, glyph_shards, "corrupt", schedule__max_steps=STEPS, checkpoint__every_steps=30
-    )
-    runs.run("train", *arguments)
-    newest = layout.committed(root / "corrupt" / "checkpoints")[-1]
+    run_dir = unfinished_copy(undisturbed, tmp_path)
+    newest = layout.committed(run_dir / "checkpoints")[-1]
     shard = next(layout.shard_files(newest))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
 
-    output = runs.run("train", *arguments)
+    output = runs.run(
+        "train", *runs.overrides(tmp_path, glyph_shards, run_dir.name, schedule__max_steps=STEPS)
+    )
 
     assert "does not match its committed sha256; falling back" in output
     assert "step-00000030" in output
-    runs.assert_bitwise_equal(runs.final_state(undisturbed), runs.final_state(root / "corrupt"))
+    runs.assert_bitwise_equal(runs.final_state(undisturbed), runs.final_state(run_dir))
 
 
 def test_summary_of_a_finished_run(undisturbed: Path) -> None:

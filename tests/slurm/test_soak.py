@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from slurm import attempts, launch
@@ -79,13 +80,15 @@ def test_sixteen_random_faults_change_nothing(
     for number, fault in enumerate(faults):
         goal = drive.steps_done(run_dir) + chance.randint(1, 15)
         wait_for_step(run_dir, goal)
-        before = restarts(run_dir)
+        before, ranks = restarts(run_dir), list(drive.ranks(run_dir).values())
         print(f"fault {number}: {fault} at step {drive.steps_done(run_dir)}", flush=True)
         KINDS[fault](run_dir)
         deadline = time.monotonic() + 90
         while restarts(run_dir) == before:
             assert time.monotonic() < deadline, log_of(run_dir)
             time.sleep(0.1)
+        # Else the next fault could meet the ranks of this attempt, which may still be going.
+        assert not psutil.wait_procs(ranks, timeout=90)[1], log_of(run_dir)
     deadline = time.monotonic() + 180
     while launch.find_running(run_dir) is not None:
         assert time.monotonic() < deadline, log_of(run_dir)
