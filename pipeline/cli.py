@@ -40,9 +40,10 @@ def main() -> None:
     except ValueError as error:
         from pipeline import exits
 
-        if not isinstance(error, exits.USER_ERRORS):
+        line = exits.user_error(error)
+        if line is None:
             raise
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {line}", err=True)
         sys.exit(exits.BAD_INPUT)
 
 
@@ -252,7 +253,7 @@ def demo(
 @app.command()
 def ui(
     runs: Annotated[Path, typer.Option(help="Directory of the runs.")] = Path("runs"),
-    port: int = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
     """Open the MLflow UI on the run store; serves on this machine only.
 
