@@ -158,16 +158,26 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Classes to show per video.")] = 5,
     raw: Raw = False,
 ) -> None:
-    """Classify videos.
+    """Classify videos; status 2 after all of them when some could not be read.
 
     Example: vmp predict runs/demo demo/videos/val/000000.mp4
     """
+    from pipeline import exits
+    from pipeline.data import DataError
     from pipeline.predict import Predictor
 
     predictor = Predictor.load(checkpoint, raw=raw)
+    status = exits.DONE
     for video in videos:
-        shown = ", ".join(f"{label} {share:.3f}" for label, share in predictor(video)[:top])
+        try:
+            classes = predictor(video)
+        except DataError as error:
+            typer.echo(f"error: {error}", err=True)
+            status = exits.BAD_INPUT
+            continue
+        shown = ", ".join(f"{label} {share:.3f}" for label, share in classes[:top])
         typer.echo(f"{video}: {shown}")
+    sys.exit(status)
 
 
 @app.command()
@@ -183,13 +193,11 @@ def convert(
 
     Example: vmp convert videomamba_m16_k400.pth m16.safetensors
     """
-    from model import resolve_config
     from model.convert import convert as convert_weights
 
     fields = {"num_frames": num_frames, "num_classes": num_classes}
     given = {key: value for key, value in fields.items() if value is not None}
-    config = resolve_config(model, **given) if model else None
-    typer.echo(str(convert_weights(source, out, config, allow_lossy)))
+    typer.echo(str(convert_weights(source, out, model, allow_lossy, **given)))
 
 
 @app.command()

@@ -11,7 +11,11 @@ import torch
 from pydantic import ValidationError
 
 from data_prep.options import ShardConfig
+from model import create_model, load_model, save_model
 from pipeline import cli, exits
+from pipeline.config import load_config
+from pipeline.predict import Predictor
+from tests.data_prep.torture_files import CASES
 
 Vmp = Callable[..., tuple[int, str, str]]
 
@@ -82,3 +86,31 @@ def test_what_a_model_of_options_refuses_is_one_line() -> None:
     line = exits.user_error(error.value)
     assert line == "ShardConfig.fold: Input should be less than or equal to 3 (got 9)"
     assert exits.user_error(ValueError("a bug")) is None
+
+
+def test_convert_applies_its_options_without_a_preset(vmp: Vmp, tmp_path: Path) -> None:
+    save_model(tmp_path / "a.safetensors", create_model("videomambapro-tiny-test"))
+    files = (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    cli.convert(*files, num_classes=9, num_frames=8)
+    config = load_model(files[1]).config
+    assert (config.num_classes, config.num_frames) == (9, 8)
+
+
+def test_predict_goes_on_after_a_bad_video(
+    vmp: Vmp, tmp_path: Path, glyph_videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config("demo", ["model.preset=videomambapro-tiny-test"])
+    model = create_model(config.model).eval()
+    classes = tuple(f"class{number}" for number in range(config.model.num_classes))
+    predictor = Predictor(config, model, classes, torch.device("cpu"))
+    monkeypatch.setattr(Predictor, "load", lambda *_, **__: predictor)
+    changing, text = tmp_path / "changing.mp4", tmp_path / "text.mp4"
+    next(case for case in CASES if case.name == "changes size.mp4").make(changing)
+    text.write_text("not a video")
+    good = glyph_videos / "val/000000.mp4"
+    status, out, err = vmp("predict", tmp_path, changing, text, good)
+    assert status == 2
+    assert [line.partition(": ")[0] for line in out.splitlines()] == [str(good)]
+    first, second = err.splitlines()
+    assert first.startswith(f"error: {changing}: changes its size at frame ")
+    assert second.startswith(f"error: {text}: cannot be decoded")
