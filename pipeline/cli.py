@@ -220,15 +220,24 @@ def plan(
     recipe: Recipe,
     overrides: Overrides = None,
     world: Annotated[int, typer.Option(min=1, help="GPUs in all.")] = 8,
+    gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Training clips, where there are no shards yet.")
+    ] = None,
+    step_s: Annotated[
+        float | None, typer.Option(min=0, help="Seconds per step as measured on these GPUs.")
+    ] = None,
 ) -> None:
-    """Parameters, FLOPs, memory per GPU at every ZeRO stage; needs no GPU.
+    """Parameters, FLOPs, memory per GPU at every ZeRO stage, steps, node-hours; needs no GPU.
 
-    Example: vmp plan k400_m16_f16 --world 16
+    Example: vmp plan k400_m16_f16 --world 16 --samples 240000 --step-s 1.5
     """
-    from pipeline.commands.plan import print_plan
+    from pipeline.commands.plan import print_plan, print_steps
     from pipeline.config import load_config
 
-    print_plan(load_config(recipe, overrides or []), world)
+    config = load_config(recipe, overrides or [])
+    print_plan(config, world)
+    print_steps(config, samples, -(-world // gpus_per_node), step_s)
 
 
 @app.command()

@@ -63,6 +63,10 @@ def test_an_option_out_of_range_is_named(vmp: Vmp, command: str, option: str) ->
         ("bench scan --size xx", "--size xx: unknown; one of ti, s, m"),
         ("bench shard --videos nosuch", "--videos nosuch: no such directory"),
         ("bench shard --videos .", "--videos .: holds no video; expected <class>/<file>"),
+        (
+            "plan demo --samples 3",
+            "batch.global_size=32 is more than the 3 clips of an epoch: set it to 3 or less",
+        ),
     ],
 )
 def test_bad_input_is_one_line(
@@ -94,6 +98,17 @@ def test_convert_applies_its_options_without_a_preset(vmp: Vmp, tmp_path: Path) 
     cli.convert(*files, num_classes=9, num_frames=8)
     config = load_model(files[1]).config
     assert (config.num_classes, config.num_frames) == (9, 8)
+
+
+def test_plan_counts_steps_and_node_hours(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["schedule.epochs=10", "data.train=nowhere"]
+    cli.plan("demo", options, world=32, gpus_per_node=8, samples=6000, step_s=3.6)
+    out = capsys.readouterr().out
+    assert "steps per epoch      187 (6,000 clips)" in out
+    assert "steps                1,870 (10 epochs)" in out
+    assert "node-hours           7.5 (1.9 h on 4 nodes;" in out
+    cli.plan("demo", options, world=32, gpus_per_node=8, samples=None, step_s=None)
+    assert "unknown, give --samples: nowhere: no manifest.json" in capsys.readouterr().out
 
 
 def test_predict_goes_on_after_a_bad_video(
