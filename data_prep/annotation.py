@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 VIDEO_SUFFIXES = frozenset(
@@ -26,6 +27,9 @@ VIDEO_SUFFIXES = frozenset(
     ]
 )
 IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".webp"])
+
+SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
+"""Splits name files: shards, plans, caches."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
 from data_prep.durable import publish
 from data_prep.errors import DataError
@@ -71,7 +71,7 @@ class SynthOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    clips_per_split: Mapping[str, int] = Field(default={"train": 6000, "val": 800})
+    clips_per_split: Mapping[str, NonNegativeInt] = Field(default={"train": 6000, "val": 800})
     size: int = Field(default=32, ge=16, multiple_of=2)
     """Pixels per side."""
     frames: int = Field(default=8, ge=2)

@@ -24,17 +24,19 @@ _log = logging.getLogger(__name__)
 def convert(
     src: str | Path,
     out: str | Path,
-    config: ModelConfig | None = None,
+    config: str | ModelConfig | None = None,
     allow_lossy: bool = False,
+    **overrides: Any,
 ) -> KeyReport:
-    """Reads released weights, fits them to `config` (default: the shape they have) and writes
-    a safetensors file that `load_model` opens. A head that must be fresh is drawn from seed 0.
+    """Reads released weights, fits them to `config` (default: the shape they have) with `overrides`
+    and writes a safetensors file that `load_model` opens. A head that must be fresh is drawn from
+    seed 0.
 
-    Raises WeightsError when the weights cannot be read, trusted or fitted.
+    Raises WeightsError when the weights cannot be read, trusted or fitted, ModelConfigError.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net, report = load_pretrained(src, config, allow_lossy=allow_lossy)
+        net, report = load_pretrained(src, config, allow_lossy=allow_lossy, **overrides)
     save_model(out, net)
     return report
 

@@ -40,9 +40,10 @@ def main() -> None:
     except ValueError as error:
         from pipeline import exits
 
-        if not isinstance(error, exits.USER_ERRORS):
+        line = exits.user_error(error)
+        if line is None:
             raise
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {line}", err=True)
         sys.exit(exits.BAD_INPUT)
 
 
@@ -157,16 +158,26 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Classes to show per video.")] = 5,
     raw: Raw = False,
 ) -> None:
-    """Classify videos.
+    """Classify videos; status 2 after all of them when some could not be read.
 
     Example: vmp predict runs/demo demo/videos/val/000000.mp4
     """
+    from pipeline import exits
+    from pipeline.data import DataError
     from pipeline.predict import Predictor
 
     predictor = Predictor.load(checkpoint, raw=raw)
+    status = exits.DONE
     for video in videos:
-        shown = ", ".join(f"{label} {share:.3f}" for label, share in predictor(video)[:top])
+        try:
+            classes = predictor(video)
+        except DataError as error:
+            typer.echo(f"error: {error}", err=True)
+            status = exits.BAD_INPUT
+            continue
+        shown = ", ".join(f"{label} {share:.3f}" for label, share in classes[:top])
         typer.echo(f"{video}: {shown}")
+    sys.exit(status)
 
 
 @app.command()
@@ -182,13 +193,11 @@ def convert(
 
     Example: vmp convert videomamba_m16_k400.pth m16.safetensors
     """
-    from model import resolve_config
     from model.convert import convert as convert_weights
 
     fields = {"num_frames": num_frames, "num_classes": num_classes}
     given = {key: value for key, value in fields.items() if value is not None}
-    config = resolve_config(model, **given) if model else None
-    typer.echo(str(convert_weights(source, out, config, allow_lossy)))
+    typer.echo(str(convert_weights(source, out, model, allow_lossy, **given)))
 
 
 @app.command()
@@ -211,15 +220,24 @@ def plan(
     recipe: Recipe,
     overrides: Overrides = None,
     world: Annotated[int, typer.Option(min=1, help="GPUs in all.")] = 8,
+    gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Training clips, where there are no shards yet.")
+    ] = None,
+    step_s: Annotated[
+        float | None, typer.Option(min=0, help="Seconds per step as measured on these GPUs.")
+    ] = None,
 ) -> None:
-    """Parameters, FLOPs, memory per GPU at every ZeRO stage; needs no GPU.
+    """Parameters, FLOPs, memory per GPU at every ZeRO stage, steps, node-hours; needs no GPU.
 
-    Example: vmp plan k400_m16_f16 --world 16
+    Example: vmp plan k400_m16_f16 --world 16 --samples 240000 --step-s 1.5
     """
-    from pipeline.commands.plan import print_plan
+    from pipeline.commands.plan import print_plan, print_steps
     from pipeline.config import load_config
 
-    print_plan(load_config(recipe, overrides or []), world)
+    config = load_config(recipe, overrides or [])
+    print_plan(config, world)
+    print_steps(config, samples, -(-world // gpus_per_node), step_s)
 
 
 @app.command()
@@ -252,7 +270,7 @@ def demo(
 @app.command()
 def ui(
     runs: Annotated[Path, typer.Option(help="Directory of the runs.")] = Path("runs"),
-    port: int = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
     """Open the MLflow UI on the run store; serves on this machine only.
 

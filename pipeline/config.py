@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model.config import ModelConfig, resolve_config
 from model.errors import ModelConfigError
@@ -112,6 +113,14 @@ class RunConfig(_Section):
             raise ValueError(f"must be a plain directory name, not {name!r}")
         return name
 
+    @model_validator(mode="after")
+    def _numbers_are_finite(self) -> RunConfig:
+        for key, value in flatten(self.model_dump()):
+            for number in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise ValueError(f"{key}: must be a finite number (got {number})")
+        return self
+
     @property
     def run_dir(self) -> Path:
         return self.runs_dir / self.name
@@ -201,6 +210,8 @@ def build_config(raw: Mapping[str, Any], source: str) -> RunConfig:
     if isinstance(tree.get("model"), Mapping):
         fields = dict(tree["model"])
         preset = fields.pop("preset", None)
+        if preset is not None and not isinstance(preset, str):
+            raise ConfigError(f"{source}: model.preset: must be a name (got {preset!r})")
         for field in fields:
             if field not in ModelConfig.model_fields:
                 raise ConfigError(
@@ -236,9 +247,11 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"recipe {path}: cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"recipe {path}: not UTF-8 text ({error.reason})") from error
     else:
         known = shipped_recipes()
         if str(recipe) not in known:

@@ -5,16 +5,20 @@ Apart from `assemble`, so that a command that only submits does not wait for wha
 
 from __future__ import annotations
 
+from pipeline.checkpoint.layout import committed
 from pipeline.config import RunConfig
 from pipeline.data import Shards, open_shards
 from pipeline.errors import ConfigError
+from pipeline.record import rundir
 
 
 def open_data(config: RunConfig) -> tuple[Shards, Shards]:
     """Training and validation shards, whose classes must be the model's.
 
-    Raises DataError when a directory is no shard directory, ConfigError when classes differ.
+    Raises DataError when a directory is no shard directory, ConfigError when classes differ, when
+    the training split does not fill a batch, and when `init_from` is needed but absent.
     """
+    _check_init_from(config)
     train = open_shards(config.data.train, config.data.train_split)
     val = open_shards(config.data.val_location, config.data.val_split)
     for shards in (train, val):
@@ -28,4 +32,19 @@ def open_data(config: RunConfig) -> tuple[Shards, Shards]:
             f"{train.location} and {val.location} number their classes differently: shard both "
             "splits into one directory"
         )
+    if len(train) < config.batch.global_size:
+        raise ConfigError(
+            f"batch.global_size={config.batch.global_size}, but split '{config.data.train_split}' "
+            f"of {train.location} has {len(train)} samples: set it to {len(train)} or less"
+        )
     return train, val
+
+
+def _check_init_from(config: RunConfig) -> None:
+    """Only a run that starts needs it; one that resumes has its own weights."""
+    path = config.init_from
+    if path is None or path.exists() or committed(config.run_dir / rundir.CHECKPOINTS):
+        return
+    raise ConfigError(
+        f"init_from={path}: no such file or checkpoint; `vmp convert` and `vmp export` make one"
+    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(BaseModel):
@@ -23,7 +25,7 @@ class OptimConfig(BaseModel):
     lr: float = Field(default=8e-4, gt=0)
     """Peak learning rate at the recipe's global batch; never rescaled behind your back."""
     weight_decay: float = Field(default=0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     clip_grad: float | None = Field(default=None, gt=0)
     """Largest global gradient norm; null = no clipping."""

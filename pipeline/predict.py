@@ -79,6 +79,11 @@ def decode_all(path: Path, short_side: int = 256) -> NDArray[np.uint8]:
                 width, height = (max(2, round(n * scale)) for n in (frame.width, frame.height))
                 picture = scaler.reformat(frame, width, height, "rgb24").to_ndarray()
                 frames.append(np.rot90(picture, frame.rotation // 90))
+                if frames[-1].shape != frames[0].shape:
+                    raise DataError(
+                        f"{path}: changes its size at frame {len(frames) - 1}; cut it there, or "
+                        "encode it again at one size"
+                    )
     except (av.FFmpegError, OSError) as error:
         raise DataError(f"{path}: cannot be decoded: {error}") from error
     if not frames:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from data_prep.annotation import Listing
+from data_prep.annotation import SPLIT_NAME, Annotation, Listing, Problem
 from data_prep.datasets import csv, folder, hmdb51, kinetics, ssv2, ucf101
 from data_prep.datasets.inputs import Inputs
 from data_prep.errors import DataError
@@ -24,14 +24,31 @@ _READERS: dict[str, Callable[[Inputs], Listing]] = {
 
 
 def read_listing(name: str, inputs: Inputs) -> Listing:
-    """Raises `DataError` for an unknown format, a directory that is absent or an empty listing."""
+    """Raises `DataError` for an unknown format, a directory that is absent or an empty listing.
+
+    Clips whose annotation names a split that cannot name files are problems.
+    """
     if name not in _READERS:
         raise DataError(f"--format {name}: unknown; one of {', '.join(get_args(Format))}")
     if not inputs.videos.is_dir():
         raise DataError(f"--videos {inputs.videos}: no such directory")
-    listing = _READERS[name](inputs)
+    if not SPLIT_NAME.fullmatch(inputs.split):
+        raise DataError(f"--split {inputs.split}: may only hold letters, digits, - and _")
+    listing = _with_usable_splits(_READERS[name](inputs))
     if not listing.annotations:
         source = inputs.annotations or inputs.videos
         first = f"; first problem: {listing.problems[0]}" if listing.problems else ""
         raise DataError(f"{source}: names no video{first}")
     return listing
+
+
+def _with_usable_splits(listing: Listing) -> Listing:
+    usable: list[Annotation] = []
+    problems = list(listing.problems)
+    for item in listing.annotations:
+        if SPLIT_NAME.fullmatch(item.split):
+            usable.append(item)
+        else:
+            detail = f"split {item.split!r} may only hold letters, digits, - and _"
+            problems.append(Problem(item.where, "malformed", detail, item.path))
+    return Listing(usable, problems, listing.classes)

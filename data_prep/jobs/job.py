@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +39,20 @@ def run_shard_worker(work: Path, *, decoders: int | None = None) -> int:
     plans = workdir.plans()
     if not plans:
         raise DataError(f"{work}: no plan; run `vmp data shard` to make one")
-    decoders = decoders or len(os.sched_getaffinity(0))
+    names = {name for plan in plans for name in plan.shard_names()}
+    return make_shards(workdir, open_store(plans[0].out, workdir.scratch), names, decoders=decoders)
+
+
+def make_shards(
+    workdir: Workdir, store: Store, names: Collection[str], *, decoders: int | None = None
+) -> int:
+    """Make these planned shards in `store`, but for those it has; returns shards written."""
+    plans = workdir.plans()
     with Claims(workdir.claims) as claims:
-        job = _Job(workdir, open_store(plans[0].out, workdir.scratch), claims, plans)
+        job = _Job(workdir, store, claims, plans, names)
         if not job.has_work():
             return 0
-        with ClipPool[_Task](decoders, plans[0].caps) as pool:
+        with ClipPool[_Task](decoders or len(os.sched_getaffinity(0)), plans[0].caps) as pool:
             return job.run(pool)
 
 
@@ -59,13 +67,21 @@ class _Task:
 
 class _Job:
     def __init__(
-        self, workdir: Workdir, store: Store, claims: Claims, plans: list[SplitPlan]
+        self,
+        workdir: Workdir,
+        store: Store,
+        claims: Claims,
+        plans: list[SplitPlan],
+        names: Collection[str],
     ) -> None:
         self._workdir, self._store, self._claims = workdir, store, claims
         self._progress = JobProgress(workdir.progress / f"{claims.owner}.json")
         self._written = 0
         self._open = [
-            (plan, number, name) for plan in plans for number, name in enumerate(plan.shard_names())
+            (plan, number, name)
+            for plan in plans
+            for number, name in enumerate(plan.shard_names())
+            if name in names
         ]
         self._forget_finished()
 

@@ -67,7 +67,7 @@ def _totals(found: Survey) -> str:
     ] + [
         (f"{len(found.manifest.classes):,}", "classes"),
         (f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min", "of video"),
-        (_size(stored), f"in {len(found.manifest.shards):,} shards; sources {_size(source)}"),
+        (_size(stored), f"in {_shards(len(found.manifest.shards))}; sources {_size(source)}"),
         (f"{len(found.quarantine):,}", "inputs left out"),
     ]
     body = "".join(f"<div><b>{escape(b)}</b><span>{escape(s)}</span></div>" for b, s in cards)
@@ -249,6 +249,10 @@ def _bar(share: float) -> str:
 
 def _clips(count: int) -> str:
     return "1 clip appears" if count == 1 else f"{count:,} clips appear"
+
+
+def _shards(count: int) -> str:
+    return "1 shard" if count == 1 else f"{count:,} shards"
 
 
 def _cell(text: str) -> str:

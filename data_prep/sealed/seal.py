@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ from data_prep.workdir import SplitPlan, Workdir
 _SEALED_NAME = "sealed.json"
 
 
-def seal(work: Path) -> Manifest:
+def seal(work: Path, *, only_as: Collection[str] | None = None) -> Manifest:
     """Write `quarantine.jsonl`, `index.parquet` and, last, `manifest.json`.
 
-    Raises `DataError` when a planned shard is not done, or when nothing at all could be used.
+    Raises `DataError` when a planned shard is not done, or when nothing at all could be used; and,
+    before anything is written, when the digest would be none of `only_as`.
     """
     workdir = Workdir(work)
     plans = workdir.plans()
@@ -66,9 +67,6 @@ def seal(work: Path) -> Manifest:
         store.write(QUARANTINE_NAME, quarantine.getvalue())
         raise DataError(f"{plans[0].out}: no input could be used ({listed}); see {QUARANTINE_NAME}")
 
-    reopen(workdir, store)
-    store.write(QUARANTINE_NAME, quarantine.getvalue())
-    store.write(INDEX_NAME, table.getvalue())
     manifest = Manifest(
         dataset=plans[0].dataset,
         classes=plans[0].classes,
@@ -77,12 +75,22 @@ def seal(work: Path) -> Manifest:
         shards=tuple(shards),
         index_sha256=hashlib.sha256(table.getvalue()).hexdigest(),
     ).sealed()
+    if only_as is not None and manifest.digest not in only_as:
+        raise DataError(
+            f"{plans[0].out}: its shards would be sealed as another data set "
+            f"({manifest.digest[:12]}), so the seal stays as it is; to accept that, remove "
+            f"{MANIFEST_NAME} and run the same `vmp data shard` again"
+        )
+
+    _reopen(workdir, store)
+    store.write(QUARANTINE_NAME, quarantine.getvalue())
+    store.write(INDEX_NAME, table.getvalue())
     store.write(MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
     publish(workdir.root / _SEALED_NAME, _sealed_plans(plans))
     return manifest
 
 
-def reopen(workdir: Workdir, store: Store) -> None:
+def _reopen(workdir: Workdir, store: Store) -> None:
     """Withdraw the seal: the old manifest must not vouch for new files."""
     (workdir.root / _SEALED_NAME).unlink(missing_ok=True)
     store.remove(MANIFEST_NAME)

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,11 @@ from rich.console import Console
 from rich.progress import track
 
 from data_prep.errors import DataError
-from data_prep.jobs.job import run_shard_worker
-from data_prep.jobs.record import record_name
-from data_prep.options import absolute_out, work_dir
+from data_prep.options import work_dir
 from data_prep.schema import INDEX_NAME, INDEX_SCHEMA, MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from data_prep.sealed.check_shard import Finding, check_shard
-from data_prep.sealed.seal import reopen, seal
+from data_prep.sealed.rebuild import rebuild
 from data_prep.storage import Store, is_url, open_store
-from data_prep.workdir import Workdir
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +49,18 @@ def verify(
 ) -> Verification:
     """Check the manifest, the index and every byte of every shard, in `workers` processes.
 
-    With `fix`, shards that are not sound are made again from their sources, and the directory is
-    sealed anew. Raises `DataError` when `out` holds no manifest or, to fix, no plan.
+    With `fix`, what is not sound is made again as it was sealed; what cannot be stays as it is, and
+    is among the findings. Raises `DataError` when `out` holds no manifest or, to fix, no plan.
     """
     if not is_url(out) and not Path(out).is_dir():
         raise DataError(f"{out}: no such directory")
     first = _verify(out, work, workers, show_progress)
     if not fix or not first.findings:
         return first
-    rebuilt = _rebuild(out, work_dir(out, work), first.findings)
+    manifest = _manifest(open_store(out, Path()), out)
+    rebuilt, left = rebuild(out, work_dir(out, work), manifest, first.findings)
     second = _verify(out, work, workers, show_progress)
-    if second.digest != first.digest:
-        detail = (
-            f"{first.digest[:12]} became {second.digest[:12]}: the sources are not what they were"
-        )
-        second.findings.append(Finding(MANIFEST_NAME, "digest_changed", detail))
-    return Verification(second.digest, second.shards, second.samples, second.findings, rebuilt)
+    return replace(second, findings=second.findings + left, rebuilt=rebuilt)
 
 
 def _verify(out: str, work: Path | None, workers: int | None, show_progress: bool) -> Verification:
@@ -158,23 +151,3 @@ def _check_names(store: Store, manifest: Manifest) -> Iterator[Finding]:
     for name in store.names():
         if name.endswith(".tar") and name not in named:
             yield Finding(name, "extra_shard", "the manifest does not name it")
-
-
-def _rebuild(out: str, work: Path, findings: list[Finding]) -> list[str]:
-    workdir = Workdir(work)
-    if work.is_dir():
-        workdir.relocate(absolute_out(out))
-    plans = workdir.plans()
-    if not plans:
-        raise DataError(f"{out}: cannot be fixed, its plan {work} is gone; shard again elsewhere")
-    planned = {name for plan in plans for name in plan.shard_names()}
-    damaged = sorted({finding.file for finding in findings} & planned)
-    store = open_store(plans[0].out, workdir.scratch)
-    reopen(workdir, store)
-    for name in damaged:
-        store.remove(record_name(name))
-        store.remove(name)
-    if damaged:
-        run_shard_worker(work)
-    seal(work)
-    return damaged

@@ -115,6 +115,8 @@ def bench_shard(options: ShardBench) -> ShardReport:
         scratch = Path(name)
         config = _config(options, scratch, cores)
         count, frames = len(_requests(config)), 0
+        if not count:
+            raise DataError(f"--videos {config.videos}: holds no video; expected <class>/<file>")
         one: list[Rate] = []
         all_: list[Rate] = []
         sharding: list[Rate] = []
@@ -148,6 +150,8 @@ def _config(options: ShardBench, scratch: Path, cores: int) -> ShardConfig:
     out = str(scratch / "shards")
     common: dict[str, Any] = {"out": out, "clips_per_shard": 16, "decoders": cores}
     if options.videos is not None:
+        if not options.videos.is_dir():
+            raise DataError(f"--videos {options.videos}: no such directory")
         return ShardConfig(format="folder", videos=options.videos, max_missing=0.0, **common)
     synth = SynthOptions(
         clips_per_split={"train": options.clips},

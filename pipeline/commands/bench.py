@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,17 +13,26 @@ app = typer.Typer(no_args_is_help=True, help="Measure, each time beside a peer."
 @app.command("scan")
 def bench_scan(
     size: Annotated[list[str] | None, typer.Option(help="ti, s or m; may be repeated.")] = None,
-    frames: Annotated[list[int] | None, typer.Option(help="8, 16, 32 or 64.")] = None,
-    dtype: str = "float32",
-    device: str = "cpu",
+    frames: Annotated[list[int] | None, typer.Option(min=1, help="8, 16, 32 or 64.")] = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
     """The scan of every backend beside its peers: time, memory, bandwidth, exponentials.
 
     Example: vmp bench scan --size m --frames 8
     """
-    from pipeline.bench.scan import run
+    import torch
 
-    run(size or ("m",), frames or (8,), dtype=dtype, device=device)
+    from pipeline.bench.scan import WIDTHS, run
+    from pipeline.errors import ConfigError
+
+    sizes = size or ["m"]
+    unknown = [name for name in sizes if name not in WIDTHS]
+    if unknown:
+        raise ConfigError(f"--size {unknown[0]}: unknown; one of {', '.join(WIDTHS)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: there is no CUDA device here; `vmp doctor` says more")
+    run(sizes, frames or (8,), dtype=dtype, device=device)
 
 
 @app.command("loader")

@@ -18,9 +18,9 @@ app = typer.Typer(no_args_is_help=True, help="Make and inspect shard directories
 @app.command("synth")
 def data_synth(
     out: Annotated[Path, typer.Option(help="Directory for the videos and annotations.csv.")],
-    train: Annotated[int, typer.Option(help="Clips of the training split.")] = 6000,
-    val: Annotated[int, typer.Option(help="Clips of the validation split.")] = 800,
-    seed: int = 0,
+    train: Annotated[int, typer.Option(min=0, help="Clips of the training split.")] = 6000,
+    val: Annotated[int, typer.Option(min=0, help="Clips of the validation split.")] = 800,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Render videos whose class is the motion of a letter.
 
@@ -40,9 +40,13 @@ def data_shard(
     annotations: Annotated[Path | None, typer.Option(help="Annotation file or directory.")] = None,
     split: Annotated[str, typer.Option(help="For clips whose annotation names none.")] = "train",
     jobs: Annotated[int, typer.Option(min=1, help="Jobs that claim shards.")] = 1,
-    max_missing: Annotated[float, typer.Option(help="Share of clips that may be absent.")] = 0.1,
-    fold: Annotated[int, typer.Option(help="Official division of ucf101 and hmdb51.")] = 1,
-    clips_per_shard: int = 256,
+    max_missing: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of clips that may be absent.")
+    ] = 0.1,
+    fold: Annotated[
+        int, typer.Option(min=1, max=3, help="Official division of ucf101 and hmdb51.")
+    ] = 1,
+    clips_per_shard: Annotated[int, typer.Option(min=1)] = 256,
     copy: Annotated[bool, typer.Option("--copy", help="Keep suitable files as they are.")] = False,
     work: Annotated[Path | None, typer.Option(help="Shared directory, when OUT is a URL.")] = None,
     cluster: Annotated[
@@ -143,9 +147,11 @@ def data_cache(
     shards: Annotated[Path, typer.Argument(help="Shard directory.")],
     out: Annotated[Path, typer.Option(help="Directory for the .beton files.")],
     split: str = "train",
-    frames: int = 16,
-    size: int = 224,
-    quality: Annotated[int, typer.Option(help="Of the JPEG frames; 0 keeps raw pixels.")] = 85,
+    frames: Annotated[int, typer.Option(min=1)] = 16,
+    size: Annotated[int, typer.Option(min=1)] = 224,
+    quality: Annotated[
+        int, typer.Option(min=0, max=100, help="Of the JPEG frames; 0 keeps raw pixels.")
+    ] = 85,
 ) -> None:
     """Decode a split once into an FFCV file, for `data.reader=ffcv`.
 

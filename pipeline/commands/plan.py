@@ -8,6 +8,9 @@ from rich.table import Table
 from model.config import ModelConfig
 from model.flops import activation_bytes, count_parameters, published_flops, training_flops
 from pipeline.config import RunConfig
+from pipeline.data import DataError, open_shards
+from pipeline.errors import ConfigError
+from pipeline.schedule import Schedule
 
 # fp32 parameter, fp32 gradient, fp32 master copy, two Adam moments.
 _BYTES = {"parameters": 4, "gradients": 4, "optimizer": 12}
@@ -61,3 +64,41 @@ def print_plan(config: RunConfig, world: int) -> None:
         values = [*parts.values(), sum(parts.values())]
         table.add_row(str(stage), *(f"{value:.2f}" for value in values))
     console.print(table)
+
+
+def print_steps(
+    config: RunConfig, samples: int | None, num_nodes: int, step_s: float | None
+) -> None:
+    """Steps of the run and, from a measured step time, its node-hours.
+
+    `samples`: training clips; None counts those of the recipe's shards. Raises ConfigError when
+    they do not fill a batch.
+    """
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    if samples is None:
+        try:
+            samples = len(open_shards(config.data.train, config.data.train_split))
+        except DataError as error:
+            console.print(f"steps                unknown, give --samples: {error}")
+            return
+    steps_per_epoch = samples // config.batch.global_size
+    if not steps_per_epoch:
+        raise ConfigError(
+            f"batch.global_size={config.batch.global_size} is more than the {samples} clips of an "
+            f"epoch: set it to {samples} or less"
+        )
+    steps = Schedule(config.schedule, config.optim.lr, steps_per_epoch).total_steps
+    console.print(
+        f"steps per epoch      {steps_per_epoch:,} ({samples:,} clips)\n"
+        f"steps                {steps:,} ({steps / steps_per_epoch:.4g} epochs)"
+    )
+    if step_s is None:
+        console.print(
+            "node-hours           give --step-s, as `vmp bench step` or a run measures it"
+        )
+        return
+    hours = steps * step_s / 3600
+    console.print(
+        f"node-hours           {hours * num_nodes:,.1f} ({hours:,.1f} h on {num_nodes} nodes; "
+        "evaluation and saving come on top)"
+    )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class _Frozen(BaseModel):
@@ -101,7 +102,7 @@ class DataConfig(_Frozen):
     views: int = Field(1, ge=1)
     """Augmentations of the same decoded frames per sample and step (repeated augmentation)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
 
     shuffle_window_shards: int = Field(0, ge=0)
     """Samples are shuffled over this many (shuffled) shards at a time; 0: over all. Small windows

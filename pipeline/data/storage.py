@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -11,6 +13,9 @@ import fsspec
 
 from data_prep.schema import ShardRecord
 from pipeline.data.shard_cache import ShardCache
+
+# Far below the usual limit of 1024 descriptors, which a data set of as many shards would use up.
+_MAX_OPEN = 64
 
 
 class Storage(Protocol):
@@ -23,29 +28,36 @@ class Storage(Protocol):
 
 
 class LocalStorage:
-    """A directory; keeps its files open. One per process."""
+    """A directory; keeps the files it last read open. One per process."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._descriptors: dict[str, int] = {}
+        self._open = lru_cache(_MAX_OPEN)(_OpenFile.open)
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        if name not in self._descriptors:
-            self._descriptors[name] = os.open(self._root / name, os.O_RDONLY | os.O_CLOEXEC)
-        return os.pread(self._descriptors[name], size, offset)
+        file = self._open(self._root / name)  # held, so that it stays open during the read
+        return os.pread(file.descriptor, size, offset)
 
     def forget(self, name: str) -> None:
-        descriptor = self._descriptors.pop(name, None)
-        if descriptor is not None:
-            os.close(descriptor)
+        self._open.cache_clear()
+
+    def __reduce__(self) -> tuple[type[LocalStorage], tuple[Path]]:
+        """A copy for another process opens its own files."""
+        return LocalStorage, (self._root,)
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenFile:
+    """Closed when nobody holds it any more: one that others drop can be read to the end."""
+
+    descriptor: int
+
+    @classmethod
+    def open(cls, path: Path) -> _OpenFile:
+        return cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     def __del__(self) -> None:
-        for name in list(self._descriptors):
-            self.forget(name)
-
-    def __getstate__(self) -> dict[str, object]:
-        """A copy for another process opens its own descriptors."""
-        return self.__dict__ | {"_descriptors": {}}
+        os.close(self.descriptor)
 
 
 class RemoteStorage:

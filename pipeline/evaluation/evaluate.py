@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,14 @@ class EvalConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     every_epochs: float = Field(default=1, gt=0)
-    """Epochs between evaluations; there is always one at the end of training."""
+    """Epochs between evaluations; there is always one at the end of training, and no other with a
+    number larger than schedule.epochs."""
     batch_size: int = Field(default=16, gt=0)
     """Videos per rank and forward pass."""
     clips: int = Field(default=1, gt=0)
     """Temporal views per video."""
-    crops: int = Field(default=1, gt=0)
-    """Spatial views per clip: 1 or 3."""
+    crops: Literal[1, 3] = 1
+    """Spatial views per clip: the centre, or three along the long side."""
     use_ema: bool = True
     """Evaluate the moving average of the weights, where ema.decay keeps one."""
     shuffle_frames: bool = False

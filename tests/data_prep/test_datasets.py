@@ -59,6 +59,21 @@ def test_csv_numeric_labels_sort_as_numbers(tmp_path: Path) -> None:
     assert _read("csv", tmp_path, "t.csv").classes == ("0", "9", "10")
 
 
+def test_split_names_must_be_able_to_name_files(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.mp4")
+    rows = "".join(f"a.mp4,a,{split}\n" for split in ("val_2-b", "../../evil", "a b"))
+    (tmp_path / "t.csv").write_text("path,label,split\n" + rows)
+    listing = _read("csv", tmp_path, "t.csv")
+    assert [item.split for item in listing.annotations] == ["val_2-b"]
+    table = tmp_path / "t.csv"
+    assert [(problem.where, problem.code) for problem in listing.problems] == [
+        (f"{table}:3", "malformed"),
+        (f"{table}:4", "malformed"),
+    ]
+    with pytest.raises(DataError, match=r"--split \.\./x: may only hold letters"):
+        read_listing("csv", Inputs(tmp_path / "videos", table, "../x"))
+
+
 def test_folder_with_and_without_splits(tmp_path: Path) -> None:
     _touch(tmp_path, "cat/a.mp4", "cat/more/b.MP4", "dog/c.jpg", "dog/notes.txt", "dog/.hidden")
     listing = _read("folder", tmp_path, None)

@@ -40,6 +40,14 @@ def test_overrides_reach_nested_fields_with_their_types() -> None:
         ("model.preset=videomambapro-n", "model.preset: "),
         ("name=a/b", "name: must be a plain directory name"),
         ("schedule.warmup_epochs=99", "must be smaller than epochs"),
+        ("model.preset=5", "model.preset: must be a name (got 5)"),
+        ("eval.every_epochs=inf", "eval.every_epochs: must be a finite number"),
+        ("schedule.epochs=.inf", "schedule.epochs: must be a finite number"),
+        ("engine.step_timeout_s=inf", "engine.step_timeout_s: must be a finite number"),
+        ("data.crop.short_side=[1,inf]", "data.crop.short_side: must be a finite number"),
+        ("optim.betas=[2,3]", "optim.betas.0: "),
+        ("data.std=[0.2,0,0.2]", "data.std.1: "),
+        ("eval.crops=2", "eval.crops: Input should be 1 or 3"),
     ],
 )
 def test_a_bad_override_is_named_by_its_dotted_path(override: str, message: str) -> None:
@@ -57,6 +65,9 @@ def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
 def test_a_recipe_file_that_is_absent_or_no_mapping(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes("name: d\xe9mo\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin.yaml: not UTF-8"):
+        load_config(tmp_path / "latin.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ConfigError, match="must be a mapping"):
         load_config(tmp_path / "list.yaml")

@@ -77,8 +77,14 @@ def test_the_page(leaking: ShardConfig) -> None:
 
 
 def test_the_same_seed_gives_the_same_page(csv_config: ShardConfig, tmp_path: Path) -> None:
-    shard(csv_config, show_progress=False)
+    assert csv_config.annotations is not None
+    header, *lines = csv_config.annotations.read_text().splitlines()
+    table = tmp_path / "val.csv"
+    table.write_text("\n".join([header, *(line for line in lines if line.endswith("val"))]))
+    changed = {"annotations": table, "clips_per_shard": 16}
+    shard(csv_config.model_copy(update=changed), show_progress=False)
     first = report(csv_config.out, page=tmp_path / "a.html").read_bytes()
+    assert b"in 1 shard; sources" in first
     assert report(csv_config.out, page=tmp_path / "b.html").read_bytes() == first
     assert report(csv_config.out, page=tmp_path / "c.html", seed=1).read_bytes() != first
 

@@ -161,6 +161,59 @@ def test_fix_rebuilds_only_what_is_damaged(sealed: Path) -> None:
         assert rebuilt == (path.name in outcome.rebuilt)
 
 
+@pytest.fixture
+def fixable(sealed: Path, synthetic: Path, tmp_path: Path) -> Path:
+    """A copy whose plan reads a copy of the videos: `tmp_path / "videos"`."""
+    videos = Path(shutil.copytree(synthetic, tmp_path / "videos"))
+    out = Path(shutil.copytree(sealed, tmp_path / "fixable"))
+    for header in (out / ".prep").glob("plan-*.json"):
+        header.write_text(header.read_text().replace(str(synthetic), str(videos)))
+    return out
+
+
+def _files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+
+def test_fix_keeps_a_damaged_shard_whose_sources_are_gone(fixable: Path, tmp_path: Path) -> None:
+    _flip(fixable / "train-000001.tar", 5000)
+    before = _files(fixable)
+    shutil.rmtree(tmp_path / "videos/train")
+    for _ in range(2):
+        outcome = verify(str(fixable), fix=True, workers=1, show_progress=False)
+        assert (outcome.rebuilt, outcome.samples) == ([], 64)
+        assert [str(item) for item in outcome.findings if item.code == "not_rebuilt"] == [
+            "train-000001.tar: not_rebuilt: 0 of 16 samples can be made again (16 missing); "
+            "left as it is"
+        ]
+        assert _files(fixable) == before
+
+
+def test_fix_keeps_a_damaged_shard_whose_sources_changed(fixable: Path, tmp_path: Path) -> None:
+    _flip(fixable / "val-000000.tar", 5000)
+    _delete_record(fixable)
+    before = _files(fixable)
+    val = tmp_path / "videos/val"
+    shutil.copy(val / "000000.mp4", val / "000001.mp4")
+    outcome = verify(str(fixable), fix=True, workers=1, show_progress=False)
+    assert outcome.rebuilt == ["train-000002.tar"]
+    (left,) = [item for item in outcome.findings if item.code == "not_rebuilt"]
+    assert (left.file, "sources or the encoder changed" in left.detail) == ("val-000000.tar", True)
+    after = _files(fixable)
+    assert after.pop("train-000002.record.json")
+    assert after == before
+
+
+def test_fix_does_not_seal_another_data_set(fixable: Path) -> None:
+    _flip_index(fixable)
+    record = fixable / "train-000000.record.json"
+    record.write_text(record.read_text().replace('"fps":8.0', '"fps":9.0', 1))
+    before = _files(fixable)
+    outcome = verify(str(fixable), fix=True, workers=1, show_progress=False)
+    assert "not_resealed" in {item.code for item in outcome.findings}
+    assert _files(fixable) == before
+
+
 def test_fix_without_the_plan_is_refused(copy: Path) -> None:
     shutil.rmtree(copy / ".prep")
     _delete_record(copy)

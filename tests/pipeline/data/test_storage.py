@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
@@ -20,6 +22,7 @@ from pipeline.data import reader as reader_module
 from pipeline.data.errors import DataError
 from pipeline.data.shard_cache import ShardCache
 from pipeline.data.shards import Shards
+from pipeline.data.storage import LocalStorage
 
 
 class FlakyFileSystem(LocalFileSystem):
@@ -61,6 +64,41 @@ def assert_reads_like(shards: Shards, local: Shards, cache: ShardCache | None = 
     reader = shards.reader(cache=cache)
     for index, sample in enumerate(shards.samples(range(len(shards)))):
         assert reader.read(sample) == local.read(index)
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_local_files_open_at_once_are_few(tmp_path: Path) -> None:
+    for number in range(200):
+        (tmp_path / f"{number}.tar").write_bytes(b"%03d" % number)
+    before = _descriptors()
+    storage = LocalStorage(tmp_path)
+    for _ in range(2):
+        for number in range(200):
+            assert storage.read(f"{number}.tar", 0, 3) == b"%03d" % number
+    assert _descriptors() - before == 64
+    copy = pickle.loads(pickle.dumps(storage))
+    assert copy.read("7.tar", 2, 1) == b"7"
+    del storage, copy
+    assert _descriptors() == before
+
+
+def test_a_file_dropped_by_others_is_read_to_the_end(tmp_path: Path) -> None:
+    """Threads read while every read drops another's file; a closed or reused descriptor shows."""
+    for number in range(100):
+        (tmp_path / f"{number}.tar").write_bytes(b"%03d" % number * 1000)
+    storage = LocalStorage(tmp_path)
+
+    def read(number: int) -> bool:
+        if number % 10 == 0:
+            storage.forget(f"{number % 100}.tar")
+        name = number * 37 % 100
+        return storage.read(f"{name}.tar", 3, 2700) == b"%03d" % name * 900
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(4000)))
 
 
 def test_a_url_reads_like_the_directory(shard_dir: Path, train_shards: Shards) -> None:
