@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -186,11 +185,9 @@ def resume(run_dir: Path) -> str:
 
 def bad_nodes(runs_dir: Path) -> Iterator[str]:
     """The ledger of nodes at which runs failed, a line for each fault, oldest first."""
-    path = runs_dir / nodes.LEDGER
-    for line in path.read_text().splitlines() if path.exists() else ():
-        entry = json.loads(line)
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["time"]))
-        yield f"{entry['node']}  {when}  run {entry['run']}  {entry['reason']}"
+    for fault in nodes.faults(runs_dir):
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(fault.time))
+        yield f"{fault.node}  {when}  run {fault.run}  {fault.reason}"
 
 
 def _submission(run_dir: Path) -> launch.Submission:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.commands import watch as jobs
 from pipeline.errors import ConfigError
 from slurm import launch
 from slurm.errors import ClusterError
+from slurm.record import JobRecord
 from tests import runs
 
 pytestmark = pytest.mark.dist
@@ -54,6 +57,14 @@ def test_a_local_job_is_listed_and_cancelled(tmp_path: Path, glyph_shards: Path)
     assert any("step 5 train" in line for line in shown)
     with pytest.raises(ClusterError, match="has ended already"):
         jobs.cancel(run_dir, save=True)
+
+
+def test_a_clock_that_was_set_does_not_end_a_local_job(tmp_path: Path) -> None:
+    started = psutil.Process().create_time()
+    for shift_s, runs_still in ((0.4, True), (60.0, False)):
+        record = JobRecord(cluster="local", job_id=str(os.getpid()), started=started + shift_s)
+        record.write(tmp_path)
+        assert (launch.find_running(tmp_path) is not None) is runs_still
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
