@@ -65,10 +65,12 @@ def train(
     if print_config:
         typer.echo(config.to_yaml(), nl=False)
         return
-    from pipeline import spawn
+    from pipeline import distributed, spawn
     from pipeline.open_data import open_data
 
     open_data(config)  # a wrong path or head is said once, here, before any rank starts
+    if distributed.rank_by_environment() == 0:  # to the others, rank 0 is such a process
+        rundir.refuse_active(config.run_dir)
     run_dir = rundir.prepare(config)
 
     ranks = spawn.ranks_here(config.launch)

@@ -89,6 +89,8 @@ def _submit_one(
         rundir.check_same_run(run_dir, config)
     else:
         how = "submitted"
+        if order.cluster == "local":  # the lock of a lost node may last: a SLURM job waits for it
+            rundir.refuse_active(run_dir)
         rundir.prepare(config)
         dependency = _dependency(run_dir, profile, order)
         (submission,) = launch.submit(

@@ -172,6 +172,8 @@ def resume(run_dir: Path) -> str:
     os.chdir(record.folder)
     config = rundir.read_config(run_dir).model_copy(update={"runs_dir": run_dir.parent})
     open_data(config)
+    if record.cluster == "local":
+        rundir.refuse_active(run_dir)
     rundir.prepare(config)
     (again,) = launch.submit(
         [run_dir], record.cluster, record.profile, record.resources, then=record.then
