@@ -126,6 +126,8 @@ def how_it_ended(run_dir: Path, srun_status: int, job: Mapping[str, str], record
         return End(
             "time_limit" if _is_near_the_limit(job, record) else status["stop_class"], reason
         )
+    if status.get("state") == "cancelled":  # `vmp jobs cancel` killed the ranks
+        return End("cancelled", reason)
     if failure is not None and (not failure["consequence"] or failure["stop_class"] == "hang"):
         node = next((m.node for m in ranks if m.rank == failure["rank"]), failure["host"])
         to_blame = failure["stop_class"] == "node_fault"

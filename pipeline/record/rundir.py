@@ -128,7 +128,7 @@ def is_active(run_dir: Path) -> bool:
 
 
 def write_status(run_dir: Path, state: str, **details: Any) -> None:
-    """What the run is doing or how it ended: running, finished, stopped or failed."""
+    """What the run is doing or how it ended: running, finished, stopped, cancelled or failed."""
     content = {
         "state": state,
         "pid": os.getpid(),

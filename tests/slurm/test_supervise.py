@@ -69,6 +69,11 @@ def test_a_saved_run_was_preempted_or_its_time_was_up_or_a_person_ended_it(run_d
     assert end(run_dir, Requeue="0") == End("cancelled", "why")
 
 
+def test_a_person_who_killed_the_job_is_no_fault_of_a_node(run_dir: Path) -> None:
+    leave(run_dir, None, None, state="cancelled", stop_class="cancelled")
+    assert end(run_dir, 137) == End("cancelled", "why")
+
+
 def test_a_rank_without_a_word_was_killed_and_its_node_is_to_blame(run_dir: Path) -> None:
     leave(run_dir, 1, None)
     fail(run_dir, 0, "node_fault", consequence=True)
