@@ -76,7 +76,7 @@ class Tracker:
     def run_id(self) -> str | None:
         """The run's id once the store has given one; the same over all attempts."""
         path = self.run_dir / RUN_ID_FILE
-        return path.read_text().strip() if path.exists() else None
+        return (path.read_text().strip() or None) if path.exists() else None
 
     def await_run_id(self) -> str | None:
         """`run_id`, waiting `flush_timeout_s` for a store that has not answered yet."""

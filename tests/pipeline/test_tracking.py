@@ -87,8 +87,11 @@ def test_an_artifact_that_cannot_be_stored_is_left_out_and_the_rows_go_on(
     assert "does not take the artifact" in warning
 
 
-def test_a_run_that_the_store_has_lost_is_made_again(tmp_path: Path, run_dir: Path) -> None:
-    (run_dir / "mlflow_run_id").write_text("deadbeef" * 4)
+@pytest.mark.parametrize("lost", ["deadbeef" * 4, ""])
+def test_a_run_that_the_store_has_lost_is_made_again(
+    tmp_path: Path, run_dir: Path, lost: str
+) -> None:
+    (run_dir / "mlflow_run_id").write_text(lost)
 
     assert attempt(run_dir, 1, 2)
 
