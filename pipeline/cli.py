@@ -5,6 +5,7 @@ Commands import what they need when they run, so that `vmp --help` answers at on
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -55,7 +56,7 @@ def train(
         bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")
     ] = False,
 ) -> None:
-    """Train on this machine, one process per device; under torchrun or srun, be one rank.
+    """Train on this machine, one process per device; be one rank under torchrun or srun.
 
     Example: vmp train demo optim.lr=1e-3
     """
@@ -66,10 +67,16 @@ def train(
     if print_config:
         typer.echo(config.to_yaml(), nl=False)
         return
-    from pipeline import spawn
+    from pipeline import distributed, spawn
     from pipeline.open_data import open_data
+    from slurm import ranks as slurm_ranks
+
+    if not spawn.inside_launcher():  # torchrun may be what srun has started
+        os.environ.update(slurm_ranks.of_own_step())
 
     open_data(config)  # a wrong path or head is said once, here, before any rank starts
+    if distributed.rank_by_environment() == 0:  # to the others, rank 0 is such a process
+        rundir.refuse_active(config.run_dir)
     run_dir = rundir.prepare(config)
 
     ranks = spawn.ranks_here(config.launch)

@@ -45,8 +45,9 @@ class World:
 def join(*, timeout_s: float, logs: Path | None = None) -> World:
     """Enter the process group described by RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
 
-    Collective: call on every rank. The environment comes from torchrun, from `slurm.job` or from
-    `pipeline.spawn`; without it this process is a world of one. NCCL's traces go into `logs`.
+    Collective: call on every rank. The environment comes from torchrun, `slurm.job`,
+    `slurm.ranks` or `pipeline.spawn`; without it this process is a world of one. NCCL's traces go
+    into `logs`.
     """
     rank = int(os.environ.get("RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))

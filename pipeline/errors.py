@@ -5,6 +5,10 @@ class ConfigError(ValueError):
     """A recipe, override or run directory that contradicts itself or the code."""
 
 
+class RunInUseError(ConfigError):
+    """The run directory belongs to another process that trains in it right now."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that is absent, incomplete, corrupt or of another run."""
 

@@ -76,7 +76,7 @@ class Tracker:
     def run_id(self) -> str | None:
         """The run's id once the store has given one; the same over all attempts."""
         path = self.run_dir / RUN_ID_FILE
-        return path.read_text().strip() if path.exists() else None
+        return (path.read_text().strip() or None) if path.exists() else None
 
     def await_run_id(self) -> str | None:
         """`run_id`, waiting `flush_timeout_s` for a store that has not answered yet."""
@@ -135,6 +135,7 @@ class Tracker:
                     attempt += 1
                     # The failed call may have been stored all the same: ask before repeating it.
                     self._stored = None
+                    client = None  # the run may be gone from the store
                     self._giving_up.wait(wait_s)
             if self._giving_up.is_set() or items[-1][0] == "end":
                 return
@@ -168,14 +169,18 @@ class Tracker:
                 experiment_id = client.create_experiment(self.config.experiment, artifacts)
             else:
                 experiment_id = experiment.experiment_id
-        if self.run_id is None:
+        run = None if self.run_id is None else _find_run(client, self.run_id)
+        if run is None:
             run = client.create_run(experiment_id, tags=self._tags, run_name=self.run_dir.name)
             durable.write_text(self.run_dir / RUN_ID_FILE, run.info.run_id + "\n")
-            params = [Param(key, str(value)[:6000]) for key, value in self._params.items()]
-            client.log_batch(run.info.run_id, params=params)
             self._stored = {}
         else:
-            client.update_run(self.run_id, status="RUNNING")
+            client.update_run(run.info.run_id, status="RUNNING")
+        # Those of the first attempt stay: MLflow refuses to change a parameter.
+        missing = self._params.keys() - run.data.params.keys()
+        params = [Param(key, str(self._params[key])[:6000]) for key in sorted(missing)]
+        if params:
+            client.log_batch(run.info.run_id, params=params)
         self._connected.set()
         return client
 
@@ -199,15 +204,44 @@ class Tracker:
             if kind == "tag":
                 client.set_tag(run_id, *payload)
             elif kind == "artifact":
-                client.log_artifact(run_id, str(payload))
+                self._send_artifact(client, run_id, payload)
             elif kind == "end":
                 client.set_terminated(run_id, status=payload)
+
+    def _send_artifact(self, client: Any, run_id: str | None, path: Path) -> None:
+        """Twice in vain while the store of the metrics answers: leave it out, rows must go on."""
+        for is_last in (False, True):
+            try:
+                client.log_artifact(run_id, str(path))
+                return
+            except Exception as error:
+                client.get_run(run_id)  # raises when the server is away: all is tried again later
+                if is_last:
+                    logger.warning(
+                        "MLflow at %s does not take the artifact %s: %s; it stays on disk only",
+                        self.uri,
+                        path,
+                        _one_line(error),
+                    )
 
 
 def _metrics_of(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for key, value in row.items():
         if key not in ("step", "kind", "time"):
             yield f"{row['kind']}/{key}", float(value)
+
+
+def _find_run(client: Any, run_id: str) -> Any | None:
+    """None when the store does not know the run: its database was removed, or it is another one."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        logger.warning("MLflow does not know run %s any more: a new one is made", run_id)
+        return None
 
 
 def _stored_steps(client: Any, run_id: str | None) -> dict[str, int]:

@@ -12,8 +12,9 @@ from pipeline import distributed, exits
 from pipeline.assemble import assemble
 from pipeline.checkpoint import durable
 from pipeline.distributed import World
+from pipeline.errors import RunInUseError
 from pipeline.health import preflight
-from pipeline.health.failure import Failure, StopClass, record_failure, timed_out
+from pipeline.health.failure import Failure, StopClass, attempt_id, record_failure, timed_out
 from pipeline.health.heartbeat import HeartbeatWriter, forget_heartbeats
 from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stop, Stopper
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 def train(run_dir: Path, deadline: float | None = None) -> tuple[Outcome, Stop | None]:
     """Train, or go on training, the run of a prepared directory. Collective: call on every rank.
+
+    Rank 0 holds the lock of the run: `rundir.exclusive`.
 
     Args:
         deadline: when to stop and save, in seconds since the epoch; null = never.
@@ -49,7 +52,6 @@ def train(run_dir: Path, deadline: float | None = None) -> tuple[Outcome, Stop |
         stack.callback(distributed.leave)
         watchdog.heed_others()
         _log_to_stderr(world)
-        distributed.on_main(lambda: stack.enter_context(rundir.exclusive(run_dir)) and None)
         preflight.check(config, run_dir, world)
         distributed.on_main(lambda: forget_heartbeats(run_dir, from_rank=world.size))
         trainer = assemble(config, run_dir, world, stopper, pulse, stack)
@@ -80,12 +82,22 @@ def write_summary(trainer: Trainer, run_dir: Path) -> None:
 
 def run(run_dir: Path, deadline: float | None = None) -> int:
     """`train` as an exit status; rank 0 leaves the state of the run in status.json."""
+    with ExitStack() as lock:
+        return _run(run_dir, deadline, lock)
+
+
+def _run(run_dir: Path, deadline: float | None, lock: ExitStack) -> int:
     rank = distributed.rank_by_environment()
     try:
         if rank == 0:
+            # Before anything is written, and until the end has been: both are the owner's.
+            lock.enter_context(rundir.exclusive(run_dir))
             rundir.write_status(run_dir, "running")
         outcome, stop = train(run_dir, deadline)
     except Exception as error:  # the boundary of the process: report, then fail
+        if isinstance(error, RunInUseError) and not attempt_id():
+            print(f"error: {error}", file=sys.stderr)
+            return exits.BAD_INPUT  # a SLURM job owes its supervisor a record, nobody else does
         bad_input = isinstance(error, exits.USER_ERRORS)
         if bad_input:
             print(f"error: {error}", file=sys.stderr)

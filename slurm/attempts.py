@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
+
+from slurm import files
 
 ATTEMPTS_FILE = "attempts.jsonl"
 
@@ -32,19 +33,9 @@ class Attempt(BaseModel):
 
 def append(run_dir: Path, attempt: Attempt) -> None:
     """Add a line; it is on the disk when this returns."""
-    with (run_dir / ATTEMPTS_FILE).open("a") as file:
-        file.write(attempt.model_dump_json() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    files.append(run_dir / ATTEMPTS_FILE, attempt)
 
 
 def read(run_dir: Path) -> list[Attempt]:
     """All attempts that have ended, oldest first; a line cut short by a full disk is left out."""
-    path = run_dir / ATTEMPTS_FILE
-    attempts = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            attempts.append(Attempt.model_validate_json(line))
-        except ValidationError:
-            continue
-    return attempts
+    return files.read_lines(run_dir / ATTEMPTS_FILE, Attempt)

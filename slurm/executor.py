@@ -16,7 +16,7 @@ import submitit
 from submitit.core.utils import FailedJobError, UncompletedJobError
 from submitit.helpers import clean_env
 
-from slurm import queue
+from slurm import queue, ranks
 from slurm.errors import ClusterError, JobDiedError
 from slurm.profile import ClusterProfile
 from slurm.record import Cluster, Resources
@@ -208,22 +208,14 @@ def rank_environment() -> dict[str, str]:
     """
     here = submitit.JobEnvironment()
     local = "SUBMITIT_LOCAL_JOB_ID" in os.environ
-    address = "127.0.0.1" if local else queue.node_address(here.hostnames[0])
-    restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    # A requeued job keeps its id: another port keeps its dead predecessor out of the group.
-    # Elements of an array share their job_id's first part, but not the raw id.
-    port = 20000 + (int(here.raw_job_id) * 17 + restart) % 20000
-    environment = {
-        "RANK": str(here.global_rank),
-        "LOCAL_RANK": str(here.local_rank),
-        "WORLD_SIZE": str(here.num_tasks),
-        "LOCAL_WORLD_SIZE": str(here.num_tasks // here.num_nodes),
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
-    }
-    if address in ("127.0.0.1", "localhost"):
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
-    return environment
+    return ranks.environment(
+        here.global_rank,
+        here.local_rank,
+        here.num_tasks,
+        here.num_nodes,
+        address="127.0.0.1" if local else queue.node_address(here.hostnames[0]),
+        port=ranks.port_of(int(here.raw_job_id)),
+    )
 
 
 def results(job: submitit.Job[int]) -> list[int]:

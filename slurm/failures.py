@@ -15,10 +15,9 @@ def first(run_dir: Path, attempt: str) -> dict[str, Any] | None:
     """The failure of an attempt that caused the others: the earliest that is no consequence."""
     found = []
     for path in (run_dir / "logs").glob("failure-rank*.json"):
-        try:
-            found.append(json.loads(path.read_text()))
-        except (OSError, json.JSONDecodeError):
-            continue
+        failure = files.read_object(path)
+        if failure is not None:
+            found.append(failure)
     mine = [failure for failure in found if failure["attempt"] == attempt]
     return min(mine, key=lambda f: (f["consequence"], f["time"]), default=None)
 

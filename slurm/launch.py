@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from slurm import nodes, queue, snapshot
+from slurm import files, nodes, queue, snapshot
 from slurm.errors import ClusterError, JobDiedError
 from slurm.executor import Job, make_executor, results, sbatch_text, submit_array
 from slurm.executor import submit as hand_over
@@ -262,7 +261,8 @@ def _is_alive(record: JobRecord) -> bool:
     """Is the controller of a local job, known by pid and start time, still there?"""
     try:
         process = psutil.Process(int(record.job_id))
-        same = bool(process.create_time() == record.started)
+        # psutil derives it from the clock, which may be set in between.
+        same = record.started is not None and abs(process.create_time() - record.started) < 1.0
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
@@ -287,8 +287,7 @@ def _exit_status(submission: Submission, echo: Callable[[str], None]) -> int:
         except JobDiedError as error:
             echo(f"{error}; {_RESUMES}")
             return FAILED
-    path = submission.run_dir / STATUS_FILE
-    status = json.loads(path.read_text()) if path.exists() else {}
+    status = files.read_object(submission.run_dir / STATUS_FILE) or {}
     if "exit_status" not in status:
         echo(f"job {submission.job_id} ended without a word; {_RESUMES}")
     return int(status.get("exit_status", FAILED))

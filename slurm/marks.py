@@ -42,8 +42,8 @@ class Mark:
 
 
 def read(run_dir: Path, attempt: str) -> Iterator[Mark]:
-    """The ranks of an attempt, in their order."""
+    """The ranks of an attempt, in their order, without those whose mark is cut short."""
     for path in sorted((run_dir / "logs").glob("rank*.json")):
-        mark = Mark(**json.loads(path.read_text()))
-        if mark.attempt == attempt:
-            yield mark
+        content = files.read_object(path)
+        if content is not None and content.get("attempt") == attempt:
+            yield Mark(**content)

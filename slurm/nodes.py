@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from slurm import files
 
 LEDGER = "bad_nodes.jsonl"
 """In the runs directory, for all its runs."""
 
 
+class Fault(BaseModel):
+    """A run failed at a node."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    node: str
+    run: str
+    reason: str
+    time: float = Field(default_factory=time.time)
+
+
 def note_fault(runs_dir: Path, node: str, run: str, reason: str) -> None:
     """Remember that a run failed at `node`."""
-    entry = {"node": node, "run": run, "reason": reason, "time": time.time()}
-    with (runs_dir / LEDGER).open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+    files.append(runs_dir / LEDGER, Fault(node=node, run=run, reason=reason))
+
+
+def faults(runs_dir: Path) -> list[Fault]:
+    """The whole ledger, oldest first; a line cut short is left out."""
+    return files.read_lines(runs_dir / LEDGER, Fault)
 
 
 def faulty(runs_dir: Path, hours: float) -> list[str]:
     """Nodes with a fault in the last `hours`."""
-    path = runs_dir / LEDGER
     since = time.time() - hours * 3600
-    entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return sorted({entry["node"] for entry in entries if entry["time"] > since})
+    return sorted({fault.node for fault in faults(runs_dir) if fault.time > since})
 
 
 def forgive(runs_dir: Path, node: str) -> bool:
     """Forget the faults of a node; False when it has none."""
-    path = runs_dir / LEDGER
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if json.loads(line)["node"] != node]
-    path.write_text("".join(f"{line}\n" for line in kept))
-    return len(kept) < len(lines)
+    known = faults(runs_dir)
+    kept = [fault for fault in known if fault.node != node]
+    if len(kept) < len(known):
+        text = "".join(f"{fault.model_dump_json()}\n" for fault in kept)
+        files.replace(runs_dir / LEDGER, text)
+    return len(kept) < len(known)
 
 
 def avoidable(candidates: Sequence[str], usable: Sequence[str], nodes: int) -> list[str]:

@@ -116,7 +116,7 @@ def load_profile(path: Path | None) -> ClusterProfile:
         raw = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise ClusterError(f"profile {path}: cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ClusterError(f"profile {path}: not YAML: {' '.join(str(error).split())}") from error
     try:
         return ClusterProfile.model_validate(raw)

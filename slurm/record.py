@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slurm import files
+from slurm.errors import ClusterError
 from slurm.policy import RetryPolicy
 from slurm.profile import ClusterProfile
 
@@ -59,11 +60,26 @@ class JobRecord(BaseModel):
 
 
 def find_record(run_dir: Path) -> JobRecord | None:
-    """The newest submission, or None when the run was never submitted."""
+    """The newest submission, or None when the run was never submitted.
+
+    Raises ClusterError when its record cannot be read: whether the run has a job is unknown then.
+    """
     path = run_dir / JOB_FILE
-    return JobRecord.model_validate_json(path.read_text()) if path.exists() else None
+    try:
+        return JobRecord.model_validate_json(path.read_bytes()) if path.exists() else None
+    except ValidationError as error:
+        raise ClusterError(
+            f"{path}: not the whole record of a job, so whether it still runs is unknown; remove "
+            "the file once `squeue --me` and `ps` show no job of this run"
+        ) from error
 
 
 def read_record(run_dir: Path) -> JobRecord:
-    """The newest submission; defaults when the job was faster than the one who submitted it."""
-    return find_record(run_dir) or JobRecord()
+    """The newest submission, for the job itself.
+
+    Defaults when it cannot be read, or the job was faster than the one who submitted it.
+    """
+    try:
+        return find_record(run_dir) or JobRecord()
+    except ClusterError:
+        return JobRecord()

@@ -115,7 +115,8 @@ def how_it_ended(run_dir: Path, srun_status: int, job: Mapping[str, str], record
     failure = failures.first(run_dir, attempt)
     ranks = list(marks.read(run_dir, attempt))
     killed = [mark for mark in ranks if mark.status is None]
-    missing = record.resources.nodes * record.resources.ranks_per_node - len(ranks)
+    # The record may be a default one, see `read_record`.
+    missing = max(0, record.resources.nodes * record.resources.ranks_per_node - len(ranks))
     reason = str(status.get("reason", ""))
     if status.get("state") == "finished":
         return End("finished", "")
@@ -125,6 +126,8 @@ def how_it_ended(run_dir: Path, srun_status: int, job: Mapping[str, str], record
         return End(
             "time_limit" if _is_near_the_limit(job, record) else status["stop_class"], reason
         )
+    if status.get("state") == "cancelled":  # `vmp jobs cancel` killed the ranks
+        return End("cancelled", reason)
     if failure is not None and (not failure["consequence"] or failure["stop_class"] == "hang"):
         node = next((m.node for m in ranks if m.rank == failure["rank"]), failure["host"])
         to_blame = failure["stop_class"] == "node_fault"
@@ -201,12 +204,7 @@ def _signal_name(srun_status: int) -> str:
 
 
 def _status(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "status.json"
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return content
+    return files.read_object(run_dir / "status.json") or {}
 
 
 def _own_status(run_dir: Path) -> dict[str, Any]:

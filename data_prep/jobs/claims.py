@@ -16,7 +16,7 @@ import threading
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -93,11 +93,11 @@ class Claims:
 
     def _is_alive(self, path: Path) -> bool:
         try:
-            identity = json.loads(path.read_text())
+            identity = _read_identity(path)
             touched = path.stat().st_mtime
         except FileNotFoundError:
             return False
-        if identity["host"] == socket.gethostname():
+        if identity.get("host") == socket.gethostname():
             return _is_running(identity["pid"], identity["started"])
         return self._now() - touched < self._stale_s
 
@@ -117,6 +117,15 @@ class Claims:
 
     def _path(self, shard: str, generation: int) -> Path:
         return self._directory / f"{shard}.{generation}"
+
+
+def _read_identity(path: Path) -> dict[str, Any]:
+    """{} for a file that a full disk or a crash has emptied: its touches still tell."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError:
+        return {}
+    return content
 
 
 def _is_running(pid: int, started: float) -> bool:

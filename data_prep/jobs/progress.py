@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -77,9 +77,10 @@ class Progress:
 
 def read_progress(directory: Path, *, total: int, already: int) -> Progress:
     """`already` clips lay in finished shards when the jobs were started."""
-    reports = [
-        JobReport(**json.loads(path.read_text())) for path in sorted(directory.glob("*.json"))
-    ]
+    reports = []
+    for path in sorted(directory.glob("*.json")):
+        with suppress(ValueError):  # not synced: a crash may leave it empty
+            reports.append(JobReport(**json.loads(path.read_bytes())))
     done = sum(report.done for report in reports)
     seconds = 0.0
     if reports:

@@ -81,11 +81,10 @@ def jobs_nodes(
 
     Example: vmp jobs nodes --forgive node7
     """
-    from pipeline.commands.watch import bad_nodes
-    from slurm.nodes import forgive as forget
+    from pipeline.commands import watch
 
     if forgive is not None:
-        typer.echo(f"{forgive}: {'forgiven' if forget(runs, forgive) else 'has no faults here'}")
+        typer.echo(watch.forgive(runs, forgive))
         return
-    for line in bad_nodes(runs):
+    for line in watch.bad_nodes(runs):
         typer.echo(line)

@@ -65,6 +65,7 @@ def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
         _check_cpus(config, resources, profile)
         _check_grace(config, profile)
     _check_order(order, profile)
+    _warn_without_gpus(resources, order)
     if order.dry_run:
         text = launch.dry_run([config.run_dir for config in configs], profile, resources)
         typer.echo(text, nl=False)
@@ -89,6 +90,8 @@ def _submit_one(
         rundir.check_same_run(run_dir, config)
     else:
         how = "submitted"
+        if order.cluster == "local":  # the lock of a lost node may last: a SLURM job waits for it
+            rundir.refuse_active(run_dir)
         rundir.prepare(config)
         dependency = _dependency(run_dir, profile, order)
         (submission,) = launch.submit(
@@ -185,9 +188,17 @@ def _configs(recipe: str, overrides: Sequence[str], sweep: Sequence[str]) -> lis
             raise ClusterError(f"--sweep '{text}' must have the form section.field=value,value,...")
         axes.append([f"{key}={value}" for value in values.split(",")])
     name = load_config(recipe, overrides).name
+    named: dict[str, tuple[str, ...]] = {}
+    for changes in itertools.product(*axes):
+        other = named.setdefault(f"{name}{_suffix(changes)}", changes)
+        if other is not changes:
+            raise ClusterError(
+                f"--sweep: {' '.join(other)} and {' '.join(changes)} would both be run "
+                f"{name}{_suffix(changes)}: leave out one, or submit them one by one with name=..."
+            )
     return [
-        load_config(recipe, [*overrides, *changes, f"name={name}{_suffix(changes)}"])
-        for changes in itertools.product(*axes)
+        load_config(recipe, [*overrides, *changes, f"name={of_run}"])
+        for of_run, changes in named.items()
     ]
 
 
@@ -206,6 +217,16 @@ def _resources(config: RunConfig, profile: ClusterProfile, order: Order) -> Reso
         gpus_per_node=here,
         cpus_per_task=profile.cpus_per_task or config.data.workers + _OWN_CPUS,
     )
+
+
+def _warn_without_gpus(resources: Resources, order: Order) -> None:
+    """A login node has no GPU, and by default a job gets what is here."""
+    if order.cluster == "slurm" and order.gpus_per_node is None and not resources.gpus_per_node:
+        typer.echo(
+            "warning: this machine has no GPU, so none is asked for: the run trains on CPUs; give "
+            "--gpus-per-node (0 if that is meant)",
+            err=True,
+        )
 
 
 def _check_grace(config: RunConfig, profile: ClusterProfile) -> None:

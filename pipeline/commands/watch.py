@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -10,9 +9,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from pipeline import exits
 from pipeline.checkpoint import layout
 from pipeline.errors import ConfigError
-from pipeline.health.failure import first_failure
+from pipeline.health.failure import StopClass, first_failure
 from pipeline.health.heartbeat import read_heartbeats
 from pipeline.open_data import open_data
 from pipeline.record import rundir
@@ -30,7 +30,10 @@ class JobRow:
 
     name: str
     state: str
-    """SLURM's word while the job has not ended; then finished, stopped, failed or lost."""
+    """SLURM's word while the job has not ended; then finished, stopped, cancelled, failed or lost.
+
+    "unreadable" when a file of the run that would say it is cut short.
+    """
     job: str
     """Cluster and job id of the newest submission; "-" for `vmp train`."""
     nodes: str
@@ -51,18 +54,35 @@ class JobRow:
 
 def list_jobs(runs_dir: Path) -> list[JobRow]:
     """Every run under `runs_dir`, by name. Raises ConfigError when there is no such directory."""
-    if not runs_dir.is_dir():
-        raise ConfigError(f"runs directory {runs_dir}: not found; give the one of the recipe")
+    _check_is_there(runs_dir)
     found = sorted(path.parent for path in runs_dir.glob(f"*/{rundir.CONFIG_FILE}"))
-    submissions = [launch.last_submission(run_dir) for run_dir in found]
-    views = queue.views([s.job_id for s in submissions if s is not None and s.cluster == "slurm"])
+    submissions = [_last_submission(run_dir) for run_dir in found]
+    known = [s for s in submissions if isinstance(s, launch.Submission)]
+    views = queue.views([s.job_id for s in known if s.cluster == "slurm"])
     return [_row(*of_run, views) for of_run in zip(found, submissions, strict=True)]
 
 
+def _check_is_there(runs_dir: Path) -> None:
+    if not runs_dir.is_dir():
+        raise ConfigError(f"runs directory {runs_dir}: not found; give the one of the recipe")
+
+
+def _last_submission(run_dir: Path) -> launch.Submission | ClusterError | None:
+    """One broken record must not hide the other runs."""
+    try:
+        return launch.last_submission(run_dir)
+    except ClusterError as error:
+        return error
+
+
 def _row(
-    run_dir: Path, submission: launch.Submission | None, views: dict[str, queue.JobView] | None
+    run_dir: Path,
+    submission: launch.Submission | ClusterError | None,
+    views: dict[str, queue.JobView] | None,
 ) -> JobRow:
     """`views`: the jobs that SLURM knows; None when it does not answer."""
+    if isinstance(submission, ClusterError):
+        return JobRow(run_dir.name, "unreadable", "-", "-", "-", "-", "-", 0, "-", str(submission))
     view = views.get(submission.job_id) if views is not None and submission is not None else None
     status = rundir.read_status(run_dir)
     last = status.get("state", "never started")
@@ -107,6 +127,8 @@ def _lost_or(last: str) -> str:
 def _reason(run_dir: Path, state: str, status: dict[str, str]) -> str:
     if "stop_class" in status and status["stop_class"] != "finished":
         return f"{status['stop_class']}: {status.get('reason', '')}"
+    if state == "unreadable":
+        return f"{run_dir / rundir.STATUS_FILE}: not a whole status; the next start replaces it"
     past = attempts.read(run_dir)
     if state in ("running", "pending") and past:
         return f"before: {past[-1].stop_class}: {past[-1].reason}"
@@ -154,7 +176,21 @@ def cancel(run_dir: Path, *, save: bool) -> str:
         launch.stop(submission)
         return f"job {submission.job_id} saves a checkpoint and ends"
     launch.kill(submission)
+    _write_cancelled(run_dir)
     return f"job {submission.job_id} is cancelled; the last committed checkpoint stays"
+
+
+def _write_cancelled(run_dir: Path) -> None:
+    """Killed ranks cannot say it. The supervisor heeds what is of its own attempt."""
+    attempt = rundir.read_status(run_dir).get("attempt", "")
+    rundir.write_status(
+        run_dir,
+        "cancelled",
+        attempt=attempt,
+        exit_status=exits.FAILED,
+        stop_class=StopClass.CANCELLED.value,
+        reason="vmp jobs cancel",
+    )
 
 
 def resume(run_dir: Path) -> str:
@@ -173,6 +209,8 @@ def resume(run_dir: Path) -> str:
     os.chdir(record.folder)
     config = rundir.read_config(run_dir).model_copy(update={"runs_dir": run_dir.parent})
     open_data(config)
+    if record.cluster == "local":
+        rundir.refuse_active(run_dir)
     rundir.prepare(config)
     (again,) = launch.submit(
         [run_dir], record.cluster, record.profile, record.resources, then=record.then
@@ -185,12 +223,23 @@ def resume(run_dir: Path) -> str:
 
 
 def bad_nodes(runs_dir: Path) -> Iterator[str]:
-    """The ledger of nodes at which runs failed, a line for each fault, oldest first."""
-    path = runs_dir / nodes.LEDGER
-    for line in path.read_text().splitlines() if path.exists() else ():
-        entry = json.loads(line)
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["time"]))
-        yield f"{entry['node']}  {when}  run {entry['run']}  {entry['reason']}"
+    """The ledger of nodes at which runs failed, a line for each fault, oldest first.
+
+    Raises ConfigError when there is no such directory.
+    """
+    _check_is_there(runs_dir)
+    for fault in nodes.faults(runs_dir):
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(fault.time))
+        yield f"{fault.node}  {when}  run {fault.run}  {fault.reason}"
+
+
+def forgive(runs_dir: Path, node: str) -> str:
+    """Forget the faults of a node; returns what was done.
+
+    Raises ConfigError when there is no such directory.
+    """
+    _check_is_there(runs_dir)
+    return f"{node}: {'forgiven' if nodes.forgive(runs_dir, node) else 'has no faults here'}"
 
 
 def _submission(run_dir: Path) -> launch.Submission:

@@ -140,7 +140,7 @@ def first_failure(run_dir: Path, attempt: str = "") -> Failure | None:
     found = []
     for path in (run_dir / "logs").glob("failure-rank*.json"):
         try:
-            found.append(Failure.model_validate_json(path.read_text()))
+            found.append(Failure.model_validate_json(path.read_bytes()))
         except (OSError, ValidationError):
             continue  # cut short by a kill or a full disk
     mine = [failure for failure in found if failure.attempt == attempt]

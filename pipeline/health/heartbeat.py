@@ -89,7 +89,7 @@ def read_heartbeats(run_dir: Path) -> list[Heartbeat]:
     found = []
     for path in sorted((run_dir / "logs").glob("heartbeat-rank*.json")):
         with suppress(OSError, ValidationError):
-            found.append(Heartbeat.model_validate_json(path.read_text()))
+            found.append(Heartbeat.model_validate_json(path.read_bytes()))
     return found
 
 

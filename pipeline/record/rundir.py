@@ -16,7 +16,7 @@ import yaml
 
 from pipeline.checkpoint import durable
 from pipeline.config import RunConfig, build_config, config_difference
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunInUseError
 from pipeline.health.failure import attempt_id, forget_failures
 from pipeline.record import provenance
 
@@ -29,6 +29,7 @@ ATTEMPTS_FILE = "attempts.jsonl"
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"
 _LOST_NODE_S = 150.0
+_RESTORE = "put back the config.yaml of this run (MLflow has a copy), or choose another name=..."
 
 
 def prepare(config: RunConfig) -> Path:
@@ -71,6 +72,12 @@ def read_config(run_dir: Path) -> RunConfig:
         raw = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; is this a run?") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: not YAML: {' '.join(str(error).split())}; {_RESTORE}"
+        ) from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: empty, or not a mapping of sections; {_RESTORE}")
     return build_config(raw, source=str(path))
 
 
@@ -78,7 +85,7 @@ def read_config(run_dir: Path) -> RunConfig:
 def exclusive(run_dir: Path) -> Iterator[None]:
     """Hold the run's lock; the kernel lets go of it however this process ends.
 
-    Raises ConfigError when another process trains in this directory.
+    Raises RunInUseError when another process trains in this directory.
     """
     # A file server may keep the lock of a node that was lost for a while.
     patience_s = _LOST_NODE_S if attempt_id() else 0.0
@@ -90,12 +97,22 @@ def exclusive(run_dir: Path) -> Iterator[None]:
                 break
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
-                    raise ConfigError(
-                        f"run directory {run_dir} is in use by another training process; wait "
-                        "for it, stop it, or choose another name=..."
-                    ) from error
+                    raise _in_use(run_dir) from error
             time.sleep(1)
         yield
+
+
+def refuse_active(run_dir: Path) -> None:
+    """Raises RunInUseError when a process trains in the directory. Call it before `prepare`."""
+    if is_active(run_dir):
+        raise _in_use(run_dir)
+
+
+def _in_use(run_dir: Path) -> RunInUseError:
+    return RunInUseError(
+        f"run directory {run_dir} is in use by another training process; wait for it, stop it, or "
+        "choose another name=..."
+    )
 
 
 def is_active(run_dir: Path) -> bool:
@@ -111,7 +128,7 @@ def is_active(run_dir: Path) -> bool:
 
 
 def write_status(run_dir: Path, state: str, **details: Any) -> None:
-    """What the run is doing or how it ended: running, finished, stopped or failed."""
+    """What the run is doing or how it ended: running, finished, stopped, cancelled or failed."""
     content = {
         "state": state,
         "pid": os.getpid(),
@@ -123,9 +140,12 @@ def write_status(run_dir: Path, state: str, **details: Any) -> None:
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
-    """The last status; {} before the first."""
+    """The last status; {} before the first, the state "unreadable" when it is cut short."""
     path = run_dir / STATUS_FILE
     if not path.exists():
         return {}
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        content = None
+    return content if isinstance(content, dict) else {"state": "unreadable"}

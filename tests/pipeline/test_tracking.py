@@ -1,11 +1,28 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
 
 from pipeline.distributed import free_port
 from pipeline.tracking import Tracker, TrackingConfig
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The migrations of a fresh database take seconds: once is enough."""
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, empty_store: Path) -> Path:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
 
 
 def rows(*steps: int) -> list[dict[str, object]]:
@@ -24,9 +41,9 @@ def attempt(run_dir: Path, *steps: int, status: str = "FINISHED", uri: str | Non
     return tracker.close(status)
 
 
-def test_attempts_of_a_run_share_one_mlflow_run_without_duplicates(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    run_dir.mkdir()
+def test_attempts_of_a_run_share_one_mlflow_run_without_duplicates(
+    tmp_path: Path, run_dir: Path
+) -> None:
     assert attempt(run_dir, 1, 2, 3, status="KILLED")
     run_id = (run_dir / "mlflow_run_id").read_text().strip()
 
@@ -40,9 +57,7 @@ def test_attempts_of_a_run_share_one_mlflow_run_without_duplicates(tmp_path: Pat
     assert run.data.params == {"lr": "0.1"}
 
 
-def test_an_absent_server_loses_nothing_and_stops_nobody(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    run_dir.mkdir()
+def test_an_absent_server_loses_nothing_and_stops_nobody(run_dir: Path) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
     assert not attempt(run_dir, 1, 2, uri=nobody)
     assert not (run_dir / "mlflow_run_id").exists()
@@ -51,3 +66,60 @@ def test_an_absent_server_loses_nothing_and_stops_nobody(tmp_path: Path) -> None
 
     run_id = (run_dir / "mlflow_run_id").read_text().strip()
     assert [step for step, _ in history(run_dir, run_id)] == [1, 2, 3]
+
+
+def test_an_artifact_that_cannot_be_stored_is_left_out_and_the_rows_go_on(
+    tmp_path: Path, run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    MlflowClient(uri).create_experiment("videomambapro", "file:///proc/nowhere")
+    (run_dir / "config.yaml").write_text("x")
+    tracker = Tracker(TrackingConfig(uri=uri), run_dir, params={}, tags={})
+    tracker.log_artifact(run_dir / "config.yaml")
+    tracker.log_rows(rows(1, 2))
+
+    assert tracker.close("FINISHED")
+
+    run_id = (run_dir / "mlflow_run_id").read_text().strip()
+    assert [step for step, _ in history(run_dir, run_id)] == [1, 2]
+    assert MlflowClient(uri).get_run(run_id).info.status == "FINISHED"
+    (warning,) = caplog.messages
+    assert "does not take the artifact" in warning
+
+
+@pytest.mark.parametrize("lost", ["deadbeef" * 4, ""])
+def test_a_run_that_the_store_has_lost_is_made_again(
+    tmp_path: Path, run_dir: Path, lost: str
+) -> None:
+    (run_dir / "mlflow_run_id").write_text(lost)
+
+    assert attempt(run_dir, 1, 2)
+
+    run_id = (run_dir / "mlflow_run_id").read_text().strip()
+    assert [step for step, _ in history(run_dir, run_id)] == [1, 2]
+    run = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run(run_id)
+    assert run.data.params == {"lr": "0.1"}
+
+
+def test_parameters_that_were_refused_once_come_with_the_next_try(
+    tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_batch = MlflowClient.log_batch
+    calls: list[str] = []
+
+    def refuse_once(self: MlflowClient, run_id: str, **content: object) -> None:
+        calls.append(run_id)
+        if len(calls) == 1:
+            raise ConnectionError("away")
+        log_batch(self, run_id, **content)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", refuse_once)
+
+    assert attempt(run_dir, 1)
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("videomambapro")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.params == {"lr": "0.1"}
+    assert [step for step, _ in history(run_dir, run.info.run_id)] == [1]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.commands import watch as jobs
+from pipeline.config import load_config
 from pipeline.errors import ConfigError
+from pipeline.record import rundir
 from slurm import launch
 from slurm.errors import ClusterError
+from slurm.record import JobRecord
 from tests import runs
 
 pytestmark = pytest.mark.dist
@@ -48,7 +53,7 @@ def test_a_local_job_is_listed_and_cancelled(tmp_path: Path, glyph_shards: Path)
     while launch.find_running(run_dir) is not None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert jobs.list_jobs(tmp_path)[0].state == "lost"
+    assert jobs.list_jobs(tmp_path)[0].state == "cancelled"
     shown: list[str] = []
     jobs.print_log(run_dir, shown.append, follow=False)
     assert any("step 5 train" in line for line in shown)
@@ -56,8 +61,48 @@ def test_a_local_job_is_listed_and_cancelled(tmp_path: Path, glyph_shards: Path)
         jobs.cancel(run_dir, save=True)
 
 
+def test_a_clock_that_was_set_does_not_end_a_local_job(tmp_path: Path) -> None:
+    started = psutil.Process().create_time()
+    for shift_s, runs_still in ((0.4, True), (60.0, False)):
+        record = JobRecord(cluster="local", job_id=str(os.getpid()), started=started + shift_s)
+        record.write(tmp_path)
+        assert (launch.find_running(tmp_path) is not None) is runs_still
+
+
+def test_a_broken_file_costs_one_row(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        rundir.prepare(load_config("demo", [f"name={name}", f"runs_dir={tmp_path}"]))
+    (tmp_path / "a" / "status.json").write_text("")
+    (tmp_path / "b" / "job.json").write_text('{"cluster": "lo')
+    rows = jobs.list_jobs(tmp_path)
+    assert [row.state for row in rows] == ["unreadable", "unreadable", "never started"]
+    assert "a/status.json: not a whole status" in rows[0].reason
+    assert "b/job.json: not the whole record of a job" in rows[1].reason
+
+
+def test_a_job_that_is_killed_is_called_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = rundir.prepare(load_config("demo", ["name=run", f"runs_dir={tmp_path}"]))
+    with subprocess.Popen(["sleep", "60"]) as process:
+        started = psutil.Process(process.pid).create_time()
+        JobRecord(cluster="local", job_id=str(process.pid), started=started).write(run_dir)
+        monkeypatch.setenv("VMP_ATTEMPT", "7.0")
+        rundir.write_status(run_dir, "running")
+        monkeypatch.delenv("VMP_ATTEMPT")
+        jobs.cancel(run_dir, save=False)
+    (row,) = jobs.list_jobs(tmp_path)
+    assert (row.state, row.reason) == ("cancelled", "cancelled: vmp jobs cancel")
+    assert rundir.read_status(run_dir)["attempt"] == "7.0"
+
+
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no job of `vmp submit` is known"):
         jobs.cancel(tmp_path / "nothing", save=True)
     with pytest.raises(ConfigError, match="not found"):
         jobs.list_jobs(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="not found"):
+        jobs.forgive(tmp_path / "nowhere", "node1")
+    with pytest.raises(ConfigError, match="not found"):
+        list(jobs.bad_nodes(tmp_path / "nowhere"))
+    assert jobs.forgive(tmp_path, "node1") == "node1: has no faults here"

@@ -24,6 +24,14 @@ def test_faults_are_remembered_for_a_while_and_can_be_forgiven(tmp_path: Path) -
     assert nodes.faulty(tmp_path, 48) == ["node1"]
 
 
+def test_half_a_line_in_the_ledger_costs_nothing_but_itself(tmp_path: Path) -> None:
+    (tmp_path / nodes.LEDGER).write_text('{"node": "node1", "ru')
+    nodes.note_fault(tmp_path, "node2", "run", "killed")
+    assert nodes.faulty(tmp_path, 24) == ["node2"]
+    assert nodes.forgive(tmp_path, "node2")
+    assert nodes.faulty(tmp_path, 24) == []
+
+
 def test_no_more_nodes_are_avoided_than_a_job_can_spare() -> None:
     usable = ["node1", "node2", "node3"]
     assert nodes.avoidable(["node2", "gone"], usable, 2) == ["node2"]

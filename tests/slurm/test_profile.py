@@ -36,6 +36,13 @@ def test_an_unsafe_profile_is_refused(tmp_path: Path, text: str, message: str) -
     assert "\n" not in str(refusal.value)
 
 
+def test_a_profile_that_is_no_text_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "profile.yaml"
+    path.write_bytes(b"partition: \xff\n")
+    with pytest.raises(ClusterError, match=r"profile\.yaml: not YAML: .* can't decode byte"):
+        load_profile(path)
+
+
 def test_a_missing_profile_is_said(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="cannot be read: No such file"):
         load_profile(tmp_path / "nowhere.yaml")

@@ -10,9 +10,10 @@ import pytest
 
 from pipeline.health.failure import Failure
 from slurm import attempts, failures, marks, supervise
+from slurm.errors import ClusterError
 from slurm.policy import End
 from slurm.profile import ClusterProfile
-from slurm.record import JobRecord, Resources
+from slurm.record import JOB_FILE, JobRecord, Resources, find_record, read_record
 
 ENDLESS = {"JobState": "RUNNING", "Requeue": "1", "EndTime": "Unknown"}
 
@@ -66,6 +67,11 @@ def test_a_saved_run_was_preempted_or_its_time_was_up_or_a_person_ended_it(run_d
     soon = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 100))
     assert end(run_dir, EndTime=soon) == End("time_limit", "why")
     assert end(run_dir, Requeue="0") == End("cancelled", "why")
+
+
+def test_a_person_who_killed_the_job_is_no_fault_of_a_node(run_dir: Path) -> None:
+    leave(run_dir, None, None, state="cancelled", stop_class="cancelled")
+    assert end(run_dir, 137) == End("cancelled", "why")
 
 
 def test_a_rank_without_a_word_was_killed_and_its_node_is_to_blame(run_dir: Path) -> None:
@@ -168,3 +174,33 @@ def test_an_attempt_that_slurm_itself_requeued_is_noted_once(run_dir: Path) -> N
     (noted,) = attempts.read(run_dir)
     assert (noted.job_id, noted.restart, noted.step) == ("7", 1, 40)
     assert noted.action == "requeued by SLURM"
+
+
+@pytest.mark.parametrize("half", ["", '{"rank": 1, "no', "\0\0\0\0"])
+def test_a_file_cut_short_does_not_keep_the_supervisor_from_its_work(
+    run_dir: Path, half: str
+) -> None:
+    leave(run_dir, 1, None)
+    for name in ("logs/rank00001.json", "logs/failure-rank00001.json", "status.json", JOB_FILE):
+        (run_dir / name).write_text(half)
+    assert end(run_dir, 137).stop_class == "node_fault"
+    assert read_record(run_dir) == JobRecord()
+    with pytest.raises(ClusterError, match=r"job\.json: not the whole record of a job"):
+        find_record(run_dir)
+
+
+def test_more_ranks_than_a_default_record_knows_are_not_missing(run_dir: Path) -> None:
+    leave(run_dir, 0, None)
+    found = supervise.how_it_ended(run_dir, 137, ENDLESS, JobRecord())
+    assert "rank 1 on node1 ended without a word" in found.reason
+
+
+def test_half_a_line_does_not_swallow_the_next_attempt(run_dir: Path) -> None:
+    path = run_dir / attempts.ATTEMPTS_FILE
+    first, second = (attempts.Attempt(job_id=job, stop_class="node_fault") for job in "78")
+    attempts.append(run_dir, first)
+    with path.open("a") as file:
+        file.write('{"job_id": "7", "stop_c')
+    attempts.append(run_dir, second)
+    assert attempts.read(run_dir) == [first, second]
+    assert b"\n\n" not in path.read_bytes()

@@ -83,3 +83,14 @@ def test_stale_claims_are_inherited_by_one(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
         taken = list(pool.map(lambda job: job.take("a.tar"), jobs))
     assert sum(claim is not None for claim in taken) == 1
+
+
+def test_a_claim_cut_short_is_judged_by_its_touches(tmp_path: Path) -> None:
+    assert Claims(tmp_path).take("a.tar") is not None
+    (path,) = tmp_path.glob("a.tar.*")
+    path.write_text("")
+    with Claims(tmp_path) as heir:
+        assert heir.take("a.tar") is None
+        past = time.time() - 1000
+        os.utime(path, (past, past))
+        assert heir.take("a.tar") is not None

@@ -18,7 +18,7 @@ import pytest
 from data_prep.errors import DataError
 from data_prep.jobs.job import run_shard_worker
 from data_prep.jobs.pool import Caps
-from data_prep.jobs.progress import RunProgress
+from data_prep.jobs.progress import RunProgress, read_progress
 from data_prep.options import ShardConfig
 from data_prep.schema import Manifest
 from data_prep.sealed.seal import seal
@@ -82,6 +82,11 @@ def test_work_without_a_plan_is_bad_input(tmp_path: Path) -> None:
     for act in (run_shard_worker, seal):
         with pytest.raises(DataError, match="no plan"):
             act(tmp_path)
+
+
+def test_a_report_cut_short_is_left_out_of_the_progress(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text("")
+    assert read_progress(tmp_path, total=3, already=1).done == 1
 
 
 def test_overdue_files_are_remembered(csv_config: ShardConfig, tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""RANK, LOCAL_RANK, WORLD_SIZE, ... of a task, for torch and DeepSpeed."""
+
+from __future__ import annotations
+
+import os
+
+from slurm import queue
+
+
+def environment(
+    rank: int, local_rank: int, ranks: int, nodes: int, *, address: str, port: int
+) -> dict[str, str]:
+    """The variables of one rank; `address` and `port` are those at which rank 0 listens."""
+    variables = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(local_rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks // nodes),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }
+    if address in ("127.0.0.1", "localhost"):
+        variables["GLOO_SOCKET_IFNAME"] = "lo"
+    return variables
+
+
+def port_of(raw_job_id: int, step: int = 0) -> int:
+    """A port that all ranks of a job derive alike, and another job or attempt does not."""
+    restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    # A requeued job keeps its id: another port keeps its dead predecessor out of the group.
+    # Elements of an array share their job_id's first part, but not the raw id.
+    return 20000 + (raw_job_id * 17 + restart + step) % 20000
+
+
+def of_own_step() -> dict[str, str]:
+    """The variables of a task that a person's own srun has started; {} if it has no others.
+
+    Those of the job would not do: in a batch script, SLURM_NTASKS and SLURM_PROCID are set as well.
+    Raises ClusterError without scontrol.
+    """
+    ranks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if ranks == 1:
+        return {}
+    hosts = queue.expand(os.environ["SLURM_STEP_NODELIST"])
+    return environment(
+        int(os.environ["SLURM_PROCID"]),
+        int(os.environ["SLURM_LOCALID"]),
+        ranks,
+        len(hosts),
+        address=queue.node_address(hosts[0]),
+        port=port_of(int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])),
+    )

@@ -1,0 +1,42 @@
+"""What `vmp submit` says before it asks a cluster anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.commands.submit import Order, submit_run
+from slurm import launch
+from slurm.errors import ClusterError
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("seed=0,0", "seed=0 and seed=0 would both be run demo-seed_0"),
+        ("data.train=a/b,ab", "data.train=a/b and data.train=ab would both be run demo-train_ab"),
+    ],
+)
+def test_two_runs_of_a_sweep_never_share_a_directory(sweep: str, message: str) -> None:
+    with pytest.raises(ClusterError) as error:
+        submit_run("demo", [], Order(sweep=[sweep]))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_login_node_without_gpus_is_no_reason_to_train_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(launch, "dry_run", lambda *_: "")
+
+    submit_run("demo", [f"runs_dir={tmp_path}"], Order(cluster="slurm", dry_run=True))
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "give --gpus-per-node" in warning
+
+    submit_run(
+        "demo", [f"runs_dir={tmp_path}"], Order(cluster="slurm", dry_run=True, gpus_per_node=0)
+    )
+    assert capsys.readouterr().err == ""
