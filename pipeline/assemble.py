@@ -177,6 +177,8 @@ def resume(
         elapsed_s=state.elapsed_s,
         metrics=state.metrics,
         evaluated_step=state.evaluated_step,
+        best_top1=state.best_top1,
+        best_step=state.best_step,
         saved_step=state.step,
     )
 

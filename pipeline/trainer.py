@@ -45,8 +45,19 @@ class Progress:
     """Of the last evaluation."""
     evaluated_step: int = -1
     """Step of the last evaluation."""
+    best_top1: float = -1.0
+    """Of all evaluations so far."""
+    best_step: int = -1
+    """Step of the evaluation that gave it."""
     saved_step: int = -1
     """Step of the newest checkpoint that was begun."""
+
+    def note_evaluation(self, metrics: dict[str, float]) -> None:
+        """The metrics, the same on every rank, of the weights of this step."""
+        self.metrics = metrics
+        self.evaluated_step = self.step
+        if metrics["top1"] > self.best_top1:
+            self.best_top1, self.best_step = metrics["top1"], self.step
 
 
 @dataclass
@@ -98,7 +109,7 @@ class Trainer:
                 return self._stop_early()
             if self._evaluation_is_due() and not self._evaluate():
                 return self._stop_early()
-            if self._due(self.config.checkpoint.every_steps):
+            if self._due(self.config.checkpoint.every_steps) or self._must_keep_best():
                 self._save()
         self._save_and_commit()
         return Outcome.FINISHED
@@ -135,6 +146,9 @@ class Trainer:
         due = self._due(every) or self.progress.step == self.schedule.total_steps
         return due and self.progress.evaluated_step != self.progress.step
 
+    def _must_keep_best(self) -> bool:
+        return self.config.checkpoint.keep_best and self.progress.best_step == self.progress.step
+
     def _log(self) -> None:
         step = self.progress.step
         values = self._meters.flush()
@@ -155,8 +169,7 @@ class Trainer:
             result = evaluate(self.engine, batches, self.config.data, self.world.device)
         if any_rank(self.stopper.requested):
             return False
-        self.progress.metrics = result.metrics()
-        self.progress.evaluated_step = self.progress.step
+        self.progress.note_evaluation(result.metrics())
         seconds = {"seconds": time.monotonic() - began}
         self.recorder.record(self.progress.step, "eval", self.progress.metrics | seconds)
         return True
@@ -209,5 +222,7 @@ class Trainer:
             skipped_steps=self.guard.skipped,
             metrics=self.progress.metrics,
             evaluated_step=self.progress.evaluated_step,
+            best_top1=self.progress.best_top1,
+            best_step=self.progress.best_step,
             elapsed_s=self.progress.elapsed_s + attempt_s,
         )

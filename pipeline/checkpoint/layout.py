@@ -55,6 +55,10 @@ class RunState(BaseModel):
     """Newest validation metrics."""
     evaluated_step: int = -1
     """Step that they are of; an evaluation that is due and missing is made up for on resume."""
+    best_top1: float = -1.0
+    """Highest validation top-1 so far."""
+    best_step: int = -1
+    """Step whose weights had it; the earlier of equals."""
     elapsed_s: float = 0.0
     """Training time of all attempts so far."""
 

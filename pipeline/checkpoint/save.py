@@ -125,6 +125,7 @@ class CheckpointSaver:
             raise
         if self.world.is_main:
             durable.write_text(staging / layout.STATE_FILE, state.model_dump_json(indent=1))
+            prune(self.root, self.config, newest=state)
             durable.write_text(staging / layout.CONFIG_FILE, config_yaml)
             self._await_shards(staging)
             self._commit(staging)
@@ -167,7 +168,6 @@ class CheckpointSaver:
         durable.sync_file(staging)  # another rank may not have come to it since its last file
         durable.rename(staging, final)
         durable.write_json(final / layout.MARKER, {"files": files})
-        prune(self.root, self.config)
 
 
 def _make_empty(folder: Path) -> None:

@@ -67,13 +67,28 @@ def test_sigkill_in_mid_run_then_the_same_command_gives_the_same_bits(
     runs.assert_bitwise_equal(runs.final_state(undisturbed), runs.final_state(root / "killed"))
     assert read_samples(root / "killed") == read_samples(undisturbed)
     runs.assert_one_mlflow_run(root / "killed", STEPS)
+    assert best_step(root / "killed") == best_step(undisturbed)
+
+
+def best_step(run_dir: Path) -> int:
+    return layout.read_state(layout.committed(run_dir / "checkpoints")[-1]).best_step
+
+
+def test_the_weights_of_the_best_evaluation_are_kept(undisturbed: Path) -> None:
+    """checkpoint.every_steps is longer than the run: the evaluation alone asked for it."""
+    top1 = {row["step"]: row["top1"] for row in read_metrics(undisturbed) if row["kind"] == "eval"}
+    best = max(top1, key=lambda step: top1[step])  # the first of equals
+    assert best < STEPS
+    assert best_step(undisturbed) == best
+    kept = layout.read_state(undisturbed / "checkpoints" / layout.checkpoint_name(best))
+    assert (kept.evaluated_step, kept.metrics["top1"]) == (best, top1[best])
 
 
 def test_sigterm_saves_and_exits_75_and_the_run_can_go_on(
     root: Path, glyph_shards: Path, undisturbed: Path
 ) -> None:
     arguments = runs.overrides(
-        root, glyph_shards, "stopped", schedule__max_steps=STEPS, checkpoint__every_steps=1000
+        root, glyph_shards, "stopped", schedule__max_steps=STEPS, checkpoint__keep_best="false"
     )
     process = runs.start("train", *arguments)
     while not (root / "stopped" / "metrics.jsonl").exists() or not read_metrics(root / "stopped"):
@@ -126,7 +141,7 @@ def test_another_world_size_and_zero_stage_see_the_same_batches(
     name = f"elastic-{ranks}-{stage}"
     half = runs.overrides(root, glyph_shards, name, schedule__max_steps=STEPS, stop__after_s=1e9)
     # Half the run on two ranks: a copy of the undisturbed run stopped at step 20.
-    first = [*half, "checkpoint.every_steps=20", "checkpoint.keep_every_steps=20"]
+    first = [*half, "checkpoint.every_steps=20", "checkpoint.keep_best=false"]
     if not (root / name).exists():
         runs.run("train", *first)
         shutil.rmtree(root / name / "checkpoints" / f"step-{STEPS:08d}")
@@ -145,7 +160,12 @@ def test_a_corrupt_checkpoint_falls_back_to_the_one_before(
     root: Path, glyph_shards: Path, undisturbed: Path
 ) -> None:
     arguments = runs.overrides(
-        root, glyph_shards, "corrupt", schedule__max_steps=STEPS, checkpoint__every_steps=30
+        root,
+        glyph_shards,
+        "corrupt",
+        schedule__max_steps=STEPS,
+        checkpoint__every_steps=30,
+        checkpoint__keep_best="false",
     )
     runs.run("train", *arguments)
     newest = layout.committed(root / "corrupt" / "checkpoints")[-1]
