@@ -92,7 +92,7 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train to the end of the schedule or until any rank is asked to stop. Collective.
 
-        Raises NonFiniteError or CheckpointError on every rank alike. A DataError (too many
+        Raises NonFiniteError or SaveError on every rank alike. A DataError (too many
         unreadable samples) rises on the rank that met it; the others lose it and fail.
         """
         self.pulse.begin(self.progress.step, self.schedule.total_steps)

@@ -18,7 +18,7 @@ from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.load import newest_valid, read_full_state, read_weights
 from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.distributed import World
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, SaveError
 from pipeline.zero_state import STATE_KEYS, Fragment
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
@@ -176,7 +176,7 @@ def test_a_full_disk_stops_the_run_and_leaves_older_checkpoints(
 
     monkeypatch.setattr(save, "save_file", full)
     target.save(TwoFragments(2), state(2), "")  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match=r"No space left on device.*older .* intact"):
+    with pytest.raises(SaveError, match=r"No space left on device.*older .* intact"):
         target.finish()
     assert newest_valid(tmp_path) == older
 
@@ -203,7 +203,7 @@ def test_death_at_any_instant_of_a_save_is_never_read_as_a_checkpoint(
     target.save(TwoFragments(2), state(2), "")  # type: ignore[arg-type]
     try:
         target.finish()
-    except CheckpointError:
+    except SaveError:
         assert newest_valid(tmp_path) == older
     else:
         assert calls < occurrence
