@@ -22,7 +22,7 @@ from pipeline.errors import CheckpointError
 from pipeline.health.guard import NonFiniteGuard
 from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stopper
-from pipeline.open_data import open_data
+from pipeline.open_data import data_digest, open_data
 from pipeline.optim import build_adamw, parameter_groups
 from pipeline.record import rundir
 from pipeline.record.recorder import Recorder
@@ -55,7 +55,8 @@ def assemble(
     engine = build_engine(config, model, world, micro_batch, accumulation)
     saver = CheckpointSaver(run_dir / rundir.CHECKPOINTS, config.checkpoint, world)
     guard = NonFiniteGuard(config.guard)
-    progress = resume(config, engine, guard, saver.root, train_shards.digest)
+    digest = data_digest(train_shards, val_shards)
+    progress = resume(config, engine, guard, saver.root, digest)
     train_loader = build_train_loader(
         train_shards,
         config.data,
@@ -158,14 +159,14 @@ def initial_model(config: RunConfig) -> VideoMamba:
 
 
 def resume(
-    config: RunConfig, engine: Engine, guard: NonFiniteGuard, root: Path, manifest_digest: str
+    config: RunConfig, engine: Engine, guard: NonFiniteGuard, root: Path, digest: str
 ) -> Progress:
     """Load the newest intact checkpoint, chosen by rank 0 for all. Collective."""
     path = distributed.on_main(lambda: newest_valid(root))
     if path is None:
         return Progress()
     state, tensors = read_full_state(path)
-    _check_same_run(state, config, path, manifest_digest)
+    _check_same_run(state, config, path, digest)
     if state.shapes != engine.state.shapes:
         raise CheckpointError(f"checkpoint {path}: its parameters are not those of this model")
     engine.state.load(tensors, state.adam_steps)
@@ -184,9 +185,9 @@ def resume(
 
 
 def _check_same_run(state: RunState, config: RunConfig, path: Path, digest: str) -> None:
-    if state.manifest_digest != digest:
+    if state.data_digest != digest:
         raise CheckpointError(
-            f"checkpoint {path} was trained on other data (manifest {state.manifest_digest[:12]}, "
+            f"checkpoint {path} was trained on other data (digest {state.data_digest[:12]}, "
             f"now {digest[:12]}): restore the shards, or start a new run with init_from={path}"
         )
     if state.config_digest != config.digest():

@@ -155,7 +155,7 @@ class RunConfig(_Section):
 _NOT_IDENTITY = frozenset(
     {
         "batch.max_micro",
-        # Which data it is, the manifest's digest says; where it lies may change.
+        # Which data it is, `RunState.data_digest` says; where it lies may change.
         "data.train",
         "data.val",
         "data.ffcv_cache",

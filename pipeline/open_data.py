@@ -5,6 +5,8 @@ Apart from `assemble`, so that a command that only submits does not wait for wha
 
 from __future__ import annotations
 
+import hashlib
+
 from pipeline.config import RunConfig
 from pipeline.data import Shards, open_shards
 from pipeline.errors import ConfigError
@@ -29,3 +31,8 @@ def open_data(config: RunConfig) -> tuple[Shards, Shards]:
             "splits into one directory"
         )
     return train, val
+
+
+def data_digest(train: Shards, val: Shards) -> str:
+    """Identity of what a run sees: a resumed run must see the same."""
+    return hashlib.sha256(f"{train.content_digest} {val.content_digest}".encode()).hexdigest()

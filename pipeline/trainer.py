@@ -20,6 +20,7 @@ from pipeline.health.guard import NonFiniteGuard
 from pipeline.health.pulse import Phase, Pulse
 from pipeline.health.stopping import Stop, Stopper
 from pipeline.health.straggler import StragglerWatch
+from pipeline.open_data import data_digest
 from pipeline.record.meters import Meters
 from pipeline.record.recorder import Recorder
 from pipeline.schedule import Schedule
@@ -217,7 +218,7 @@ class Trainer:
             zero_stage=self.engine.stage,
             shapes=self.engine.state.shapes,
             classes=self.train_loader.shards.classes,
-            manifest_digest=self.train_loader.shards.digest,
+            data_digest=data_digest(self.train_loader.shards, self.eval_loader.shards),
             config_digest=self.config.digest(),
             skipped_steps=self.guard.skipped,
             metrics=self.progress.metrics,

@@ -36,7 +36,7 @@ class RunState(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    version: int = 1
+    version: int = 2
     step: int
     """Optimizer steps counted by the schedule, skipped ones included."""
     position: int
@@ -48,7 +48,8 @@ class RunState(BaseModel):
     """Parameter name -> shape."""
     classes: tuple[str, ...]
     """Names of the rows of the head."""
-    manifest_digest: str
+    data_digest: str
+    """Of the samples trained on and validated on, see `pipeline.open_data`."""
     config_digest: str
     skipped_steps: int = 0
     metrics: dict[str, float] = {}

@@ -27,9 +27,7 @@ def prune(root: Path, config: CheckpointConfig, newest: RunState) -> list[Path]:
     return deleted
 
 
-def superseded(
-    present: list[Path], config: CheckpointConfig, newest: RunState
-) -> list[Path]:
+def superseded(present: list[Path], config: CheckpointConfig, newest: RunState) -> list[Path]:
     """Those of the committed checkpoints that `config` does not keep, oldest first."""
     steps = {path: layout.step_of(path) for path in present}
     # A later one is one that resume has found corrupt, or `newest` would have begun there.

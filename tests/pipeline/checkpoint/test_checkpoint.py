@@ -45,7 +45,7 @@ def state(step: int, best_step: int = -1) -> RunState:
         zero_stage=1,
         shapes={"w": (2, 3)},
         classes=("a", "b"),
-        manifest_digest="m",
+        data_digest="d",
         config_digest="c",
         best_step=best_step,
     )
