@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_prep.schema import MANIFEST_NAME, Manifest
+from model import create_model, save_model
 from pipeline.checkpoint import layout
 from pipeline.evaluation.evaluate_checkpoint import evaluate_checkpoint
 from pipeline.health.heartbeat import read_heartbeats
@@ -108,10 +110,14 @@ def test_sigterm_saves_and_exits_75_and_the_run_can_go_on(
 def test_a_stop_interrupts_an_evaluation_which_is_made_up_for(
     tmp_path: Path, glyph_shards: Path
 ) -> None:
+    shards = shutil.copytree(glyph_shards, tmp_path / "shards")
+    weights = tmp_path / "weights.safetensors"
+    save_model(weights, create_model("videomambapro-tiny-test", num_classes=8))
     arguments = runs.overrides(
         tmp_path,
-        glyph_shards,
+        shards,
         "evaluating",
+        init_from=weights,
         schedule__max_steps=8,
         eval__batch_size=1,
         eval__clips=100,  # seconds, for a heartbeat comes every two
@@ -126,6 +132,11 @@ def test_a_stop_interrupts_an_evaluation_which_is_made_up_for(
     assert process.returncode == 75, output
     assert not [row for row in read_metrics(run_dir) if row["kind"] == "eval"]
     before = runs.final_state(run_dir)
+    # A resumed run needs neither the weights it began with nor the same set of splits.
+    weights.unlink()
+    manifest = Manifest.model_validate_json((shards / MANIFEST_NAME).read_bytes())
+    more = manifest.model_copy(update={"splits": {**manifest.splits, "test": 5}}).sealed()
+    (shards / MANIFEST_NAME).write_text(more.model_dump_json())
 
     runs.run("train", *arguments)
 
