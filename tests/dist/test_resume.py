@@ -120,7 +120,7 @@ def test_a_stop_interrupts_an_evaluation_which_is_made_up_for(
         init_from=weights,
         schedule__max_steps=8,
         eval__batch_size=1,
-        eval__clips=100,  # seconds, for a heartbeat comes every two
+        eval__clips=500,  # seconds, for a heartbeat comes every two
     )
     run_dir = tmp_path / "evaluating"
     process = runs.start("train", *arguments)
