@@ -75,12 +75,22 @@ def load_pretrained(
         base = config if config is not None else stored
         assert base is not None
         target = resolve_config(base, **overrides)
-    net = VideoMamba(target)
+    return fit_model(tensors, target, Path(path), allow_lossy=allow_lossy)
+
+
+def fit_model(
+    tensors: dict[str, Tensor], config: ModelConfig, source: Path, *, allow_lossy: bool = False
+) -> tuple[VideoMamba, KeyReport]:
+    """A model of `config`, in evaluation mode, with the weights `tensors` adapted to it.
+
+    Raises WeightsError, which names `source`, when they cannot be fitted.
+    """
+    net = VideoMamba(config)
     shapes = {key: value.shape for key, value in net.state_dict().items()}
     try:
-        fitted, report = adapt_state_dict(tensors, shapes, target, allow_lossy)
+        fitted, report = adapt_state_dict(tensors, shapes, config, allow_lossy)
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+        raise WeightsError(f"{source}: {error}") from error
     net.load_state_dict(net.state_dict() | fitted)
     return net.eval(), report
 

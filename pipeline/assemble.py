@@ -10,10 +10,12 @@ import torch
 from torch.optim import AdamW
 
 from model import VideoMamba, create_model, from_pretrained
+from model.convert import fit_model
 from pipeline import determinism, distributed
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.load import newest_valid, read_full_state, read_weights
 from pipeline.checkpoint.save import CheckpointSaver
+from pipeline.checkpoint.trained import find_checkpoint
 from pipeline.config import RunConfig
 from pipeline.data import EvalLoader, Shards, build_eval_loader, build_train_loader
 from pipeline.distributed import World
@@ -22,7 +24,7 @@ from pipeline.errors import CheckpointError
 from pipeline.health.guard import NonFiniteGuard
 from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stopper
-from pipeline.open_data import open_data
+from pipeline.open_data import data_digest, open_data
 from pipeline.optim import build_adamw, parameter_groups
 from pipeline.record import rundir
 from pipeline.record.recorder import Recorder
@@ -51,11 +53,15 @@ def assemble(
     )
     train_shards, val_shards = open_data(config)
     micro_batch, accumulation = config.batch_split(world.size)
-    model = initial_model(config)
+    checkpoint = distributed.on_main(lambda: newest_valid(run_dir / rundir.CHECKPOINTS))
+    # The weights that a run has begun with may be gone by the time it is resumed.
+    model = initial_model(config) if checkpoint is None else create_model(config.model)
     engine = build_engine(config, model, world, micro_batch, accumulation)
     saver = CheckpointSaver(run_dir / rundir.CHECKPOINTS, config.checkpoint, world)
     guard = NonFiniteGuard(config.guard)
-    progress = resume(config, engine, guard, saver.root, train_shards.digest)
+    progress = Progress()
+    if checkpoint is not None:
+        progress = resume(config, engine, guard, checkpoint, data_digest(train_shards, val_shards))
     train_loader = build_train_loader(
         train_shards,
         config.data,
@@ -147,25 +153,32 @@ def evaluation_loader(
 
 
 def initial_model(config: RunConfig) -> VideoMamba:
-    """Fresh weights from the seed, or those of `init_from` adapted to the model's shape."""
-    if config.init_from is None:
+    """Fresh weights from the seed, or those of `init_from` adapted to the model's shape.
+
+    Collective: call on every rank. Raises WeightsError or CheckpointError.
+    """
+    source = config.init_from
+    if source is None:
         return create_model(config.model)
-    if config.init_from.is_dir():
-        model = create_model(config.model)
-        model.load_state_dict(read_weights(config.init_from))
-        return model
-    return from_pretrained(config.init_from, config=config.model)
+    if not source.is_dir():
+        return from_pretrained(source, config=config.model)
+    # Rank 0 chooses for all: a run that still trains may have a newer one at any moment.
+    checkpoint = distributed.on_main(lambda: find_checkpoint(source))
+    model, report = fit_model(read_weights(checkpoint), config.model, checkpoint)
+    logger.info("weights of %s:\n%s", checkpoint, report)
+    return model
 
 
 def resume(
-    config: RunConfig, engine: Engine, guard: NonFiniteGuard, root: Path, manifest_digest: str
+    config: RunConfig, engine: Engine, guard: NonFiniteGuard, path: Path, digest: str
 ) -> Progress:
-    """Load the newest intact checkpoint, chosen by rank 0 for all. Collective."""
-    path = distributed.on_main(lambda: newest_valid(root))
-    if path is None:
-        return Progress()
+    """Load a checkpoint of this run, the same on every rank. Collective.
+
+    `digest`: of the data, see `data_digest`.
+    Raises CheckpointError when it belongs to another run.
+    """
     state, tensors = read_full_state(path)
-    _check_same_run(state, config, path, manifest_digest)
+    _check_same_run(state, config, path, digest)
     if state.shapes != engine.state.shapes:
         raise CheckpointError(f"checkpoint {path}: its parameters are not those of this model")
     engine.state.load(tensors, state.adam_steps)
@@ -177,14 +190,16 @@ def resume(
         elapsed_s=state.elapsed_s,
         metrics=state.metrics,
         evaluated_step=state.evaluated_step,
+        best_top1=state.best_top1,
+        best_step=state.best_step,
         saved_step=state.step,
     )
 
 
 def _check_same_run(state: RunState, config: RunConfig, path: Path, digest: str) -> None:
-    if state.manifest_digest != digest:
+    if state.data_digest != digest:
         raise CheckpointError(
-            f"checkpoint {path} was trained on other data (manifest {state.manifest_digest[:12]}, "
+            f"checkpoint {path} was trained on other data (digest {state.data_digest[:12]}, "
             f"now {digest[:12]}): restore the shards, or start a new run with init_from={path}"
         )
     if state.config_digest != config.digest():

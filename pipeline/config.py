@@ -85,7 +85,8 @@ class RunConfig(_Section):
     deterministic: bool = False
     """Bitwise repeatable on one machine type; slower on GPUs."""
     init_from: Path | None = None
-    """Weights to start from: .safetensors of `vmp convert` or `vmp export`, or a checkpoint."""
+    """Weights to start from, adapted to the model: .safetensors of `vmp convert` or `vmp export`, a
+    checkpoint, or a run directory. A run that has a checkpoint of its own reads them no more."""
     log_every_steps: int = Field(default=10, gt=0)
     log_samples: bool = False
     """Write the key of every training sample to logs/, one file per rank: proof of exactness."""
@@ -164,7 +165,7 @@ class RunConfig(_Section):
 _NOT_IDENTITY = frozenset(
     {
         "batch.max_micro",
-        # Which data it is, the manifest's digest says; where it lies may change.
+        # Which data it is, `RunState.data_digest` says; where it lies may change.
         "data.train",
         "data.val",
         "data.ffcv_cache",

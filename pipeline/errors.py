@@ -13,6 +13,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is absent, incomplete, corrupt or of another run."""
 
 
+class SaveError(RuntimeError):
+    """A checkpoint that could not be written; those before it are intact."""
+
+
 class NonFiniteError(RuntimeError):
     """Loss or gradients became NaN or infinite and the tolerance of `guard` is spent."""
 

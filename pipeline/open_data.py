@@ -5,6 +5,8 @@ Apart from `assemble`, so that a command that only submits does not wait for wha
 
 from __future__ import annotations
 
+import hashlib
+
 from pipeline.checkpoint.layout import committed
 from pipeline.config import RunConfig
 from pipeline.data import Shards, open_shards
@@ -48,3 +50,8 @@ def _check_init_from(config: RunConfig) -> None:
     raise ConfigError(
         f"init_from={path}: no such file or checkpoint; `vmp convert` and `vmp export` make one"
     )
+
+
+def data_digest(train: Shards, val: Shards) -> str:
+    """Identity of what a run sees: a resumed run must see the same."""
+    return hashlib.sha256(f"{train.content_digest} {val.content_digest}".encode()).hexdigest()

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from model import VideoMamba, save_model
 from pipeline.checkpoint.layout import read_state
+from pipeline.checkpoint.trained import checkpoint_config, find_checkpoint, load_trained
 from pipeline.config import RunConfig
 from pipeline.data import DataError, normalize
 from pipeline.data.augment import square_crops
 from pipeline.data.sampling import eval_frames
-from pipeline.evaluation.evaluate_checkpoint import checkpoint_config, find_checkpoint, load_trained
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pipeline.health.guard import NonFiniteGuard
 from pipeline.health.pulse import Phase, Pulse
 from pipeline.health.stopping import Stop, Stopper
 from pipeline.health.straggler import StragglerWatch
+from pipeline.open_data import data_digest
 from pipeline.record.meters import Meters
 from pipeline.record.recorder import Recorder
 from pipeline.schedule import Schedule
@@ -45,8 +46,19 @@ class Progress:
     """Of the last evaluation."""
     evaluated_step: int = -1
     """Step of the last evaluation."""
+    best_top1: float = -1.0
+    """Of all evaluations so far."""
+    best_step: int = -1
+    """Step of the evaluation that gave it."""
     saved_step: int = -1
     """Step of the newest checkpoint that was begun."""
+
+    def note_evaluation(self, metrics: dict[str, float]) -> None:
+        """The metrics, the same on every rank, of the weights of this step."""
+        self.metrics = metrics
+        self.evaluated_step = self.step
+        if metrics["top1"] > self.best_top1:
+            self.best_top1, self.best_step = metrics["top1"], self.step
 
 
 @dataclass
@@ -81,7 +93,7 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train to the end of the schedule or until any rank is asked to stop. Collective.
 
-        Raises NonFiniteError or CheckpointError on every rank alike. A DataError (too many
+        Raises NonFiniteError or SaveError on every rank alike. A DataError (too many
         unreadable samples) rises on the rank that met it; the others lose it and fail.
         """
         self.pulse.begin(self.progress.step, self.schedule.total_steps)
@@ -98,7 +110,7 @@ class Trainer:
                 return self._stop_early()
             if self._evaluation_is_due() and not self._evaluate():
                 return self._stop_early()
-            if self._due(self.config.checkpoint.every_steps):
+            if self._due(self.config.checkpoint.every_steps) or self._must_keep_best():
                 self._save()
         self._save_and_commit()
         return Outcome.FINISHED
@@ -135,6 +147,9 @@ class Trainer:
         due = self._due(every) or self.progress.step == self.schedule.total_steps
         return due and self.progress.evaluated_step != self.progress.step
 
+    def _must_keep_best(self) -> bool:
+        return self.config.checkpoint.keep_best and self.progress.best_step == self.progress.step
+
     def _log(self) -> None:
         step = self.progress.step
         values = self._meters.flush()
@@ -155,8 +170,7 @@ class Trainer:
             result = evaluate(self.engine, batches, self.config.data, self.world.device)
         if any_rank(self.stopper.requested):
             return False
-        self.progress.metrics = result.metrics()
-        self.progress.evaluated_step = self.progress.step
+        self.progress.note_evaluation(result.metrics())
         seconds = {"seconds": time.monotonic() - began}
         self.recorder.record(self.progress.step, "eval", self.progress.metrics | seconds)
         return True
@@ -204,10 +218,12 @@ class Trainer:
             zero_stage=self.engine.stage,
             shapes=self.engine.state.shapes,
             classes=self.train_loader.shards.classes,
-            manifest_digest=self.train_loader.shards.digest,
+            data_digest=data_digest(self.train_loader.shards, self.eval_loader.shards),
             config_digest=self.config.digest(),
             skipped_steps=self.guard.skipped,
             metrics=self.progress.metrics,
             evaluated_step=self.progress.evaluated_step,
+            best_top1=self.progress.best_top1,
+            best_step=self.progress.best_step,
             elapsed_s=self.progress.elapsed_s + attempt_s,
         )

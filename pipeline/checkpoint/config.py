@@ -14,7 +14,7 @@ class CheckpointConfig(BaseModel):
     keep_last: int = Field(default=2, gt=0)
     """Newest checkpoints kept; two, so that a corrupt one has a predecessor."""
     keep_best: bool = True
-    """Keep the one with the highest validation top-1 as well."""
+    """Save when an evaluation gives the highest top-1 so far, and keep that one as well."""
     keep_every_steps: int | None = Field(default=None, gt=0)
     """Keep those at multiples of this step for ever."""
     commit_timeout_s: float = Field(default=300, gt=0)

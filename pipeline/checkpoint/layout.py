@@ -11,14 +11,12 @@ checkpoints/step-00001234/
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import CheckpointError
 
@@ -36,7 +34,7 @@ class RunState(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    version: int = 1
+    version: int = 2
     step: int
     """Optimizer steps counted by the schedule, skipped ones included."""
     position: int
@@ -48,15 +46,37 @@ class RunState(BaseModel):
     """Parameter name -> shape."""
     classes: tuple[str, ...]
     """Names of the rows of the head."""
-    manifest_digest: str
+    data_digest: str
+    """Of the samples trained on and validated on, see `pipeline.open_data`."""
     config_digest: str
     skipped_steps: int = 0
     metrics: dict[str, float] = {}
     """Newest validation metrics."""
     evaluated_step: int = -1
     """Step that they are of; an evaluation that is due and missing is made up for on resume."""
+    best_top1: float = -1.0
+    """Highest validation top-1 so far."""
+    best_step: int = -1
+    """Step whose weights had it; the earlier of equals."""
     elapsed_s: float = 0.0
     """Training time of all attempts so far."""
+
+
+class FileRecord(BaseModel):
+    """A file as it was committed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    sha256: str
+
+
+class Marker(BaseModel):
+    """What `COMMITTED` holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    files: dict[str, FileRecord] = Field(min_length=1)
 
 
 def checkpoint_name(step: int) -> str:
@@ -90,16 +110,16 @@ def verify(path: Path) -> None:
 
     Raises CheckpointError naming the first file that is missing, short or altered.
     """
-    for name, expected in _marker(path)["files"].items():
+    for name, expected in _marker(path).files.items():
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"checkpoint {path}: {name} is missing")
-        if file.stat().st_size != expected["bytes"]:
+        if file.stat().st_size != expected.bytes:
             raise CheckpointError(
                 f"checkpoint {path}: {name} has {file.stat().st_size} bytes, "
-                f"{expected['bytes']} were committed"
+                f"{expected.bytes} were committed"
             )
-        if file_sha256(file) != expected["sha256"]:
+        if file_sha256(file) != expected.sha256:
             raise CheckpointError(f"checkpoint {path}: {name} does not match its committed sha256")
 
 
@@ -107,9 +127,11 @@ def read_state(path: Path) -> RunState:
     """The `RunState` of a committed checkpoint."""
     _marker(path)
     try:
-        return RunState.model_validate_json((path / STATE_FILE).read_text())
+        return RunState.model_validate_json((path / STATE_FILE).read_bytes())
     except (OSError, ValidationError) as error:
-        raise CheckpointError(f"checkpoint {path}: {STATE_FILE} cannot be read: {error}") from error
+        raise CheckpointError(
+            f"checkpoint {path}: {STATE_FILE} cannot be read: {_reason(error)}"
+        ) from error
 
 
 def shard_files(path: Path) -> Iterator[Path]:
@@ -127,13 +149,22 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _marker(path: Path) -> dict[str, Any]:
+def _marker(path: Path) -> Marker:
     try:
-        content: dict[str, Any] = json.loads((path / MARKER).read_text())
+        return Marker.model_validate_json((path / MARKER).read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(
             f"checkpoint {path}: no {MARKER} marker: it is not there or was never finished"
         ) from error
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"checkpoint {path}: {MARKER} cannot be read: {error}") from error
-    return content
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(
+            f"checkpoint {path}: {MARKER} cannot be read: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: OSError | ValidationError) -> str:
+    """In one line."""
+    if isinstance(error, OSError):
+        return str(error)
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc'])) or 'content'}: {problem['msg']}"

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.config import CheckpointConfig
+from pipeline.checkpoint.layout import RunState
+
+logger = logging.getLogger(__name__)
 
 
-def prune(root: Path, config: CheckpointConfig) -> list[Path]:
-    """Delete what `config` does not keep; returns the deleted directories."""
-    present = layout.committed(root)
-    kept = set(present[-config.keep_last :])
+def prune(root: Path, config: CheckpointConfig, newest: RunState) -> list[Path]:
+    """Delete what `config` does not keep now that `newest` is committed; returns what was deleted.
+
+    What cannot be deleted is reported and left: the new checkpoint counts all the same.
+    """
+    deleted = []
+    try:
+        for path in superseded(layout.committed(root), config, newest):
+            layout.delete(path)
+            deleted.append(path)
+    except OSError as error:
+        logger.warning("an old checkpoint under %s cannot be deleted: %s", root, error)
+    return deleted
+
+
+def superseded(present: list[Path], config: CheckpointConfig, newest: RunState) -> list[Path]:
+    """Those of the committed checkpoints that `config` does not keep, oldest first."""
+    steps = {path: layout.step_of(path) for path in present}
+    # A later one is one that resume has found corrupt, or `newest` would have begun there.
+    sound = [path for path in present if steps[path] <= newest.step]
+    kept = set(sound[-config.keep_last :])
     if config.keep_every_steps:
-        kept |= {p for p in present if layout.step_of(p) % config.keep_every_steps == 0}
-    if config.keep_best and (best := best_checkpoint(present)):
-        kept.add(best)
-    doomed = [path for path in present if path not in kept]
-    for path in doomed:
-        layout.delete(path)
-    return doomed
-
-
-def best_checkpoint(paths: list[Path]) -> Path | None:
-    """The one with the highest validation top-1; the earlier of equals; None before any."""
-    scored = [
-        (layout.read_state(p).metrics.get("top1", -1.0), -layout.step_of(p), p) for p in paths
-    ]
-    scored = [entry for entry in scored if entry[0] >= 0]
-    return max(scored)[2] if scored else None
+        kept |= {path for path in sound if steps[path] % config.keep_every_steps == 0}
+    if config.keep_best:
+        kept |= {path for path in sound if steps[path] == newest.best_step}
+    return [path for path in present if path not in kept]

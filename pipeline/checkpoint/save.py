@@ -25,8 +25,8 @@ from pipeline.checkpoint import durable, layout
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.retention import prune
-from pipeline.distributed import World, any_rank, barrier, from_all_ranks, on_main
-from pipeline.errors import CheckpointError
+from pipeline.distributed import World, any_rank, from_all_ranks, on_main
+from pipeline.errors import SaveError
 from pipeline.zero_state import ZeroState
 
 logger = logging.getLogger(__name__)
@@ -45,10 +45,7 @@ class CheckpointSaver:
         self._error: Exception | None = None
         self.timings: dict[str, float] = {}
         """Of the newest checkpoint: seconds that training waited, and until it was committed."""
-        if world.is_main:
-            root.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(root)
-        barrier()
+        on_main(lambda: _remove_leftovers(root))
 
     @property
     def failed(self) -> bool:
@@ -83,7 +80,7 @@ class CheckpointSaver:
     def finish(self) -> None:
         """Wait until the checkpoint in flight is committed. Collective.
 
-        Raises CheckpointError on every rank when any rank could not write.
+        Raises SaveError on every rank when any rank could not write.
         """
         if self._thread is not None:
             self._thread.join()
@@ -95,8 +92,8 @@ class CheckpointSaver:
             self._error = None
             raise self._cannot_write(rank, error) from error
 
-    def _cannot_write(self, rank: int, error: Exception) -> CheckpointError:
-        return CheckpointError(
+    def _cannot_write(self, rank: int, error: Exception) -> SaveError:
+        return SaveError(
             f"cannot write a checkpoint under {self.root}: rank {rank}: {error}; "
             "older checkpoints are intact; free space or fix the path and resume"
         )
@@ -128,6 +125,7 @@ class CheckpointSaver:
             durable.write_text(staging / layout.CONFIG_FILE, config_yaml)
             self._await_shards(staging)
             self._commit(staging)
+            prune(self.root, self.config, newest=state)
 
     @staticmethod
     def _write_shard(staging: Path, name: str, tensors: dict[str, torch.Tensor]) -> None:
@@ -145,9 +143,9 @@ class CheckpointSaver:
         deadline = time.monotonic() + self.config.commit_timeout_s
         while missing := {name for name in missing if not (staging / name).is_file()}:
             if failed := sorted(staging.glob("*.failed")):
-                raise CheckpointError(f"{failed[0].stem} could not be written by its rank")
+                raise SaveError(f"{failed[0].stem} could not be written by its rank")
             if time.monotonic() > deadline:
-                raise CheckpointError(
+                raise SaveError(
                     f"{staging}: no {min(missing)} after {self.config.commit_timeout_s:.0f} s "
                     "(checkpoint.commit_timeout_s): that rank failed or the file system is slow"
                 )
@@ -167,7 +165,6 @@ class CheckpointSaver:
         durable.sync_file(staging)  # another rank may not have come to it since its last file
         durable.rename(staging, final)
         durable.write_json(final / layout.MARKER, {"files": files})
-        prune(self.root, self.config)
 
 
 def _make_empty(folder: Path) -> None:
@@ -181,6 +178,7 @@ def _fingerprint(path: Path) -> dict[str, int | str]:
 
 def _remove_leftovers(root: Path) -> None:
     """Delete what killed runs left: staging directories and checkpoints without a marker."""
+    root.mkdir(parents=True, exist_ok=True)
     for path in root.iterdir():
         unfinished = path.name.endswith(".tmp") or (
             layout.STEP_PATTERN.fullmatch(path.name) and not (path / layout.MARKER).is_file()

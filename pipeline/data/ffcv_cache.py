@@ -108,7 +108,7 @@ def build_cache(
     finally:
         part.unlink(missing_ok=True)
     manifest = CacheManifest(
-        source=shards.digest,
+        source=shards.content_digest,
         split=split,
         clips=clips,
         options=options,
@@ -133,7 +133,7 @@ def open_cache(directory: Path, split: str, shards: Shards) -> tuple[Path, Cache
     except ValidationError as error:
         problem = error.errors()[0]["msg"]
         raise DataError(f"{directory / _seal(split)}: not a seal ({problem}); {advice}") from None
-    if manifest.source != shards.digest or manifest.clips != len(shards):
+    if manifest.source != shards.content_digest or manifest.clips != len(shards):
         raise DataError(f"{path}: made from other shards than {shards.location}; {advice}")
     size = path.stat().st_size if path.exists() else 0
     if size != manifest.bytes:

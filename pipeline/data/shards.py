@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,8 +36,15 @@ class Shards:
 
     @property
     def digest(self) -> str:
-        """Identity of the data set; a resumed run must see the same."""
+        """Identity of the whole directory, other splits included; caches are named by it."""
         return self.manifest.digest
+
+    @cached_property
+    def content_digest(self) -> str:
+        """Identity of these samples, their order and their classes, whatever lies beside them."""
+        records = [self.manifest.shards[i] for i in np.unique(self.index.column("shard"))]
+        content = [self.classes, [record.model_dump(mode="json") for record in records]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @property
     def classes(self) -> tuple[str, ...]:

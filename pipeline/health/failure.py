@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import exits
 from pipeline.checkpoint import durable
-from pipeline.errors import HangError, NodeFaultError, NonFiniteError
+from pipeline.errors import HangError, NodeFaultError, NonFiniteError, SaveError
 
 
 class StopClass(StrEnum):
@@ -160,7 +160,8 @@ def _path(run_dir: Path, rank: int) -> Path:
 def _is_peer_loss(error: BaseException) -> bool:
     if isinstance(error, dist.DistNetworkError | dist.DistStoreError | dist.DistBackendError):
         return True
-    if isinstance(error, NonFiniteError | HangError | NodeFaultError):  # ours say what they mean
+    # Ours say what they mean.
+    if isinstance(error, NonFiniteError | HangError | NodeFaultError | SaveError):
         return False
     return isinstance(error, RuntimeError) and bool(_PEER_LOST.search(str(error)))
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_prep.schema import MANIFEST_NAME, Manifest
+from model import create_model, save_model
 from pipeline.checkpoint import layout
 from pipeline.evaluation.evaluate_checkpoint import evaluate_checkpoint
-from pipeline.health.heartbeat import read_heartbeats
-from pipeline.health.pulse import Phase
 from pipeline.predict import export_weights
 from pipeline.record.metrics import read_metrics
 from pipeline.record.recorder import read_samples
@@ -35,10 +35,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(root: Path, glyph_shards: Path) -> Path:
     """Two ranks, ZeRO-1, 40 steps in one go; every tenth has a checkpoint."""
-    saves = {"checkpoint__every_steps": 10, "checkpoint__keep_every_steps": 10}
+    saves = {"every_steps": 10, "keep_every_steps": 10, "keep_best": "false"}
     runs.run(
         "train",
-        *runs.overrides(root, glyph_shards, "undisturbed", schedule__max_steps=STEPS, **saves),
+        *runs.overrides(root, glyph_shards, "undisturbed", schedule__max_steps=STEPS),
+        *(f"checkpoint.{key}={value}" for key, value in saves.items()),
     )
     return root / "undisturbed"
 
@@ -77,13 +78,28 @@ def test_sigkill_in_mid_run_then_the_same_command_gives_the_same_bits(
     runs.assert_bitwise_equal(runs.final_state(undisturbed), runs.final_state(root / "killed"))
     assert read_samples(root / "killed") == read_samples(undisturbed)
     runs.assert_one_mlflow_run(root / "killed", STEPS)
+    assert best_step(root / "killed") == best_step(undisturbed)
+
+
+def best_step(run_dir: Path) -> int:
+    return layout.read_state(layout.committed(run_dir / "checkpoints")[-1]).best_step
+
+
+def test_the_weights_of_the_best_evaluation_are_kept(undisturbed: Path) -> None:
+    """checkpoint.every_steps is longer than the run: the evaluation alone asked for it."""
+    top1 = {row["step"]: row["top1"] for row in read_metrics(undisturbed) if row["kind"] == "eval"}
+    best = max(top1, key=lambda step: top1[step])  # the first of equals
+    assert best < STEPS
+    assert best_step(undisturbed) == best
+    kept = layout.read_state(undisturbed / "checkpoints" / layout.checkpoint_name(best))
+    assert (kept.evaluated_step, kept.metrics["top1"]) == (best, top1[best])
 
 
 def test_sigterm_saves_and_exits_75_and_the_run_can_go_on(
     root: Path, glyph_shards: Path, undisturbed: Path
 ) -> None:
     arguments = runs.overrides(
-        root, glyph_shards, "stopped", schedule__max_steps=STEPS, checkpoint__every_steps=1000
+        root, glyph_shards, "stopped", schedule__max_steps=STEPS, checkpoint__keep_best="false"
     )
     process = runs.start("train", *arguments)
     while not (root / "stopped" / "metrics.jsonl").exists() or not read_metrics(root / "stopped"):
@@ -103,17 +119,21 @@ def test_sigterm_saves_and_exits_75_and_the_run_can_go_on(
 def test_a_stop_interrupts_an_evaluation_which_is_made_up_for(
     tmp_path: Path, glyph_shards: Path
 ) -> None:
+    shards = shutil.copytree(glyph_shards, tmp_path / "shards")
+    weights = tmp_path / "weights.safetensors"
+    save_model(weights, create_model("videomambapro-tiny-test", num_classes=8))
     arguments = runs.overrides(
         tmp_path,
-        glyph_shards,
+        shards,
         "evaluating",
+        init_from=weights,
         schedule__max_steps=8,
         eval__batch_size=1,
-        eval__clips=100,  # seconds, for a heartbeat comes every two
+        eval__clips=500,  # a second, which begins when step 8 is logged
     )
     run_dir = tmp_path / "evaluating"
     process = runs.start("train", *arguments)
-    while not any(beat.phase == Phase.EVAL for beat in read_heartbeats(run_dir)):
+    while not ((run_dir / "metrics.jsonl").exists() and len(read_metrics(run_dir)) == 8):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGTERM)
@@ -121,6 +141,11 @@ def test_a_stop_interrupts_an_evaluation_which_is_made_up_for(
     assert process.returncode == 75, output
     assert not [row for row in read_metrics(run_dir) if row["kind"] == "eval"]
     before = runs.final_state(run_dir)
+    # A resumed run needs neither the weights it began with nor the same set of splits.
+    weights.unlink()
+    manifest = Manifest.model_validate_json((shards / MANIFEST_NAME).read_bytes())
+    more = manifest.model_copy(update={"splits": {**manifest.splits, "test": 5}}).sealed()
+    (shards / MANIFEST_NAME).write_text(more.model_dump_json())
 
     runs.run("train", *arguments)
 

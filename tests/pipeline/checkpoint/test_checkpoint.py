@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.load import newest_valid, read_full_state, read_weights
 from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.distributed import World
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, SaveError
 from pipeline.zero_state import STATE_KEYS, Fragment
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
@@ -35,7 +36,7 @@ class TwoFragments:
             yield Fragment("w", start, {key: piece * (i + 1) for i, key in enumerate(STATE_KEYS)})
 
 
-def state(step: int, top1: float | None = None) -> RunState:
+def state(step: int, best_step: int = -1) -> RunState:
     return RunState(
         step=step,
         position=step * 8,
@@ -44,9 +45,9 @@ def state(step: int, top1: float | None = None) -> RunState:
         zero_stage=1,
         shapes={"w": (2, 3)},
         classes=("a", "b"),
-        manifest_digest="m",
+        data_digest="d",
         config_digest="c",
-        metrics={} if top1 is None else {"top1": top1},
+        best_step=best_step,
     )
 
 
@@ -54,8 +55,8 @@ def saver(root: Path, **config: object) -> CheckpointSaver:
     return CheckpointSaver(root, CheckpointConfig.model_validate(config), ALONE)
 
 
-def write(target: CheckpointSaver, step: int, top1: float | None = None) -> Path:
-    target.save(TwoFragments(step), state(step, top1), "name: x\n")  # type: ignore[arg-type]
+def write(target: CheckpointSaver, step: int, best_step: int = -1) -> Path:
+    target.save(TwoFragments(step), state(step, best_step), "name: x\n")  # type: ignore[arg-type]
     target.finish()
     return target.path_of(step)
 
@@ -122,9 +123,46 @@ def test_without_a_marker_nothing_is_there_and_leftovers_are_removed(tmp_path: P
 
 def test_retention_keeps_the_newest_the_best_and_every_nth(tmp_path: Path) -> None:
     target = saver(tmp_path, keep_last=2, keep_every_steps=4)
-    for step, top1 in enumerate([0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.5], start=1):
-        write(target, step, top1)
-    assert [layout.step_of(path) for path in layout.committed(tmp_path)] == [2, 4, 6, 7]
+    for step in range(1, 8):
+        write(target, step, best_step=min(step, 2))
+    assert steps_in(tmp_path) == [2, 4, 6, 7]
+
+
+def steps_in(root: Path) -> list[int]:
+    return [layout.step_of(path) for path in layout.committed(root)]
+
+
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_what_was_just_saved_outlives_corrupt_checkpoints_of_later_steps(
+    tmp_path: Path, keep_last: int
+) -> None:
+    target = saver(tmp_path, keep_last=keep_last)
+    older = write(target, 100)
+    for step in (200, 300):
+        shutil.copytree(older, target.path_of(step))
+        flip_a_bit(target.path_of(step))
+    assert newest_valid(tmp_path) == older
+
+    write(target, 150)
+
+    assert steps_in(tmp_path) == [100, 150][-keep_last:]
+
+
+def test_a_checkpoint_counts_though_an_older_one_cannot_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = saver(tmp_path, keep_last=1)
+    (write(target, 1) / layout.STATE_FILE).write_text("")  # that of another is not read
+
+    def busy(path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    monkeypatch.setattr(layout, "delete", busy)
+    target.save(TwoFragments(2), state(2), "")  # type: ignore[arg-type]
+    target.finish()
+
+    assert newest_valid(tmp_path) == target.path_of(2)
+    assert "cannot be deleted: [Errno 39] Directory not empty" in caplog.text
 
 
 def test_a_full_disk_stops_the_run_and_leaves_older_checkpoints(
@@ -138,7 +176,7 @@ def test_a_full_disk_stops_the_run_and_leaves_older_checkpoints(
 
     monkeypatch.setattr(save, "save_file", full)
     target.save(TwoFragments(2), state(2), "")  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match=r"No space left on device.*older .* intact"):
+    with pytest.raises(SaveError, match=r"No space left on device.*older .* intact"):
         target.finish()
     assert newest_valid(tmp_path) == older
 
@@ -165,7 +203,7 @@ def test_death_at_any_instant_of_a_save_is_never_read_as_a_checkpoint(
     target.save(TwoFragments(2), state(2), "")  # type: ignore[arg-type]
     try:
         target.finish()
-    except CheckpointError:
+    except SaveError:
         assert newest_valid(tmp_path) == older
     else:
         assert calls < occurrence

@@ -50,7 +50,7 @@ def write_shards(
     *,
     per_shard: int = 4,
     size: tuple[int, int] = (32, 48),
-    num_classes: int = 3,
+    classes: tuple[str, ...] = ("class0", "class1", "class2"),
 ) -> Path:
     """A sealed directory with one clip of each given length (frames) per split."""
     out.mkdir()
@@ -64,7 +64,7 @@ def write_shards(
                     key = hashlib.sha256(f"{split}/{number}".encode()).hexdigest()[:16]
                     pixels = _moving_squares(number, counts[number], *size)
                     video, keyframes = _encode(pixels)
-                    label = number % num_classes
+                    label = number % len(classes)
                     meta = json.dumps({"label": label}).encode()
                     tar.write({"__key__": key, "mp4": video, "json": meta})
                     members[key] = (video, keyframes, label, counts[number])
@@ -100,18 +100,16 @@ def write_shards(
     index = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), index)
     (out / INDEX_NAME).write_bytes(index.getvalue())
-    seal(
-        out, tuple(records), {split: len(counts) for split, counts in lengths.items()}, num_classes
-    )
+    seal(out, tuple(records), {split: len(counts) for split, counts in lengths.items()}, classes)
     return out
 
 
 def seal(
-    out: Path, records: tuple[ShardRecord, ...], splits: dict[str, int], num_classes: int
+    out: Path, records: tuple[ShardRecord, ...], splits: dict[str, int], classes: tuple[str, ...]
 ) -> None:
     manifest = Manifest(
         dataset="squares",
-        classes=tuple(f"class{i}" for i in range(num_classes)),
+        classes=classes,
         splits=splits,
         settings={},
         shards=records,

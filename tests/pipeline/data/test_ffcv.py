@@ -251,5 +251,5 @@ def test_the_reader_needs_a_cache(train_shards: Shards) -> None:
 
 def test_the_seal_names_its_source(train_shards: Shards, raw_cache: Path) -> None:
     seal = json.loads((raw_cache / "train.cache.json").read_text())
-    assert seal["source"] == train_shards.digest
+    assert seal["source"] == train_shards.content_digest
     assert seal["clips"] == 26

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from data_prep.schema import INDEX_NAME, MANIFEST_NAME
 from pipeline.data.errors import DataError
 from pipeline.data.shards import Shards, open_shards
+from pipeline.open_data import data_digest
+from tests.pipeline.data.conftest import write_shards
 
 
 def test_splits_are_numbered_in_storage_order(train_shards: Shards, shard_dir: Path) -> None:
@@ -31,6 +34,21 @@ def test_samples_come_in_the_order_asked_for(train_shards: Shards) -> None:
     every = train_shards.samples(range(26))
     assert train_shards.samples([5, 0, 5]) == [every[5], every[0], every[5]]
     assert train_shards.samples([]) == []
+
+
+def test_other_splits_of_a_directory_do_not_matter_to_a_run(tmp_path: Path) -> None:
+    def digest(lengths: dict[str, list[int]], **options: Any) -> str:
+        directory = write_shards(tmp_path / str(len(list(tmp_path.iterdir()))), lengths, **options)
+        return data_digest(open_shards(directory, "train"), open_shards(directory, "val"))
+
+    splits = {"train": [8, 9], "val": [8]}
+    digests = {digest(splits), digest({"test": [8], **splits})}
+    assert len(digests) == 1
+    digests.add(digest({"train": [9, 8], "val": [8]}))
+    digests.add(digest({"train": [8, 9], "val": [9]}))
+    digests.add(digest(splits, per_shard=1))
+    digests.add(digest(splits, classes=("class0", "class2", "class1")))
+    assert len(digests) == 5
 
 
 def test_read_returns_the_video(train_shards: Shards) -> None:

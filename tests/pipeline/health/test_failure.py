@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import CheckpointError, ConfigError, HangError, NodeFaultError, NonFiniteError
+from pipeline import exits
+from pipeline.errors import (
+    CheckpointError,
+    ConfigError,
+    HangError,
+    NodeFaultError,
+    NonFiniteError,
+    SaveError,
+)
 from pipeline.health.failure import (
     StopClass,
     classify,
@@ -32,7 +40,8 @@ def chained(error: Exception, cause: Exception) -> Exception:
         (ConfigError("x"), StopClass.CONFIGURATION),
         (CheckpointError("x"), StopClass.CONFIGURATION),
         (OSError(errno.ENOSPC, "No space left on device"), StopClass.DISK_FULL),
-        (chained(CheckpointError("x"), OSError(errno.EDQUOT, "quota")), StopClass.DISK_FULL),
+        (chained(SaveError("x"), OSError(errno.EDQUOT, "quota")), StopClass.DISK_FULL),
+        (SaveError("no shard of rank 1 under /peer after 300 s"), StopClass.CRASH),
         (torch.OutOfMemoryError("CUDA out of memory"), StopClass.OUT_OF_MEMORY),
         (MemoryError(), StopClass.OUT_OF_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), StopClass.OUT_OF_MEMORY),
@@ -48,6 +57,10 @@ def chained(error: Exception, cause: Exception) -> Exception:
 )  # fmt: skip
 def test_each_kind_of_error_has_its_class(error: Exception, expected: StopClass) -> None:
     assert classify(error) is expected
+
+
+def test_a_save_that_fails_is_no_bad_input() -> None:
+    assert not issubclass(SaveError, exits.USER_ERRORS)
 
 
 def test_the_cause_comes_before_what_it_caused(tmp_path: Path) -> None:

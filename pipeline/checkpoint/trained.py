@@ -1,0 +1,65 @@
+"""What a run has learned, for those outside of its training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from model import VideoMamba, create_model
+from pipeline.checkpoint import layout
+from pipeline.checkpoint.load import newest_valid, read_weights
+from pipeline.config import RunConfig, apply_overrides, build_config
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.record import rundir
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint itself, or the newest intact one of a run directory.
+
+    Raises CheckpointError when it is neither.
+    """
+    if (path / layout.MARKER).is_file():
+        return path
+    if (path / rundir.CHECKPOINTS).is_dir():
+        newest = newest_valid(path / rundir.CHECKPOINTS)
+        if newest is not None:
+            return newest
+    raise CheckpointError(f"{path}: neither a committed checkpoint nor a run that has one")
+
+
+def checkpoint_config(checkpoint: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration a checkpoint was trained with, with overrides applied.
+
+    Raises CheckpointError when its config.yaml is missing or damaged, ConfigError for overrides.
+    """
+    path = checkpoint / layout.CONFIG_FILE
+    try:
+        raw = yaml.safe_load(path.read_bytes())
+    except (OSError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"checkpoint {checkpoint}: {layout.CONFIG_FILE} cannot be read: {reason}"
+        ) from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"checkpoint {checkpoint}: {layout.CONFIG_FILE} has no sections")
+    apply_overrides(raw, overrides)
+    return build_config(raw, source=str(path))
+
+
+def load_trained(checkpoint: Path, config: RunConfig) -> VideoMamba:
+    """The model of a committed checkpoint, on the CPU; averaged weights as `eval.use_ema` says.
+
+    Raises CheckpointError for a damaged one, ConfigError when `config` is of another model.
+    """
+    model = create_model(config.model)
+    weights = read_weights(checkpoint, raw=not config.eval.use_ema)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ConfigError(
+            f"checkpoint {checkpoint} is not of this model ({reason}): leave model.* as it was"
+        ) from error
+    return model

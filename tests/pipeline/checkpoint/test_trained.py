@@ -1,0 +1,155 @@
+"""A checkpoint outside of its run: evaluated, used to predict, or to start another run from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import VideoMamba, WeightsError, create_model, from_pretrained, save_model
+from pipeline.assemble import initial_model
+from pipeline.checkpoint import layout
+from pipeline.checkpoint.config import CheckpointConfig
+from pipeline.checkpoint.layout import RunState
+from pipeline.checkpoint.save import CheckpointSaver
+from pipeline.checkpoint.trained import find_checkpoint
+from pipeline.config import RunConfig, load_config
+from pipeline.distributed import World
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.evaluation.evaluate_checkpoint import evaluate_checkpoint
+from pipeline.predict import Predictor
+from pipeline.zero_state import Fragment
+from tests.pipeline.data.conftest import write_shards
+
+CLASSES = ("class0", "class1", "class2")
+
+
+@dataclass
+class Weights:
+    """What the saver needs of an engine: the parameters, whole."""
+
+    model: VideoMamba
+
+    def fragments(self) -> Iterator[Fragment]:
+        for name, tensor in self.model.state_dict().items():
+            yield Fragment(name, 0, {"param": tensor.flatten()})
+
+
+def config(num_classes: int = 3, **fields: object) -> RunConfig:
+    overrides = ["model.preset=videomambapro-tiny-test", f"model.num_classes={num_classes}"]
+    return load_config("demo", overrides + [f"{key}={value}" for key, value in fields.items()])
+
+
+@pytest.fixture
+def model() -> VideoMamba:
+    return create_model(config().model)
+
+
+@pytest.fixture
+def run(tmp_path: Path, model: VideoMamba) -> Path:
+    """A run directory with one checkpoint, of `model`."""
+    alone = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+    saver = CheckpointSaver(tmp_path / "run" / "checkpoints", CheckpointConfig(), alone)
+    state = RunState(
+        step=7,
+        position=7,
+        adam_steps=7,
+        world_size=1,
+        zero_stage=1,
+        shapes={name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+        classes=CLASSES,
+        data_digest="d",
+        config_digest="c",
+    )
+    saver.save(Weights(model), state, config().to_yaml())  # type: ignore[arg-type]
+    saver.finish()
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("num_classes", [3, 5])
+def test_a_run_starts_from_another_as_from_its_exported_weights(
+    run: Path, model: VideoMamba, tmp_path: Path, num_classes: int
+) -> None:
+    save_model(tmp_path / "exported.safetensors", model)
+    wanted = config(num_classes)
+    torch.manual_seed(0)
+    exported = from_pretrained(tmp_path / "exported.safetensors", config=wanted.model)
+
+    for source in (run, find_checkpoint(run)):
+        torch.manual_seed(0)  # of the fresh head
+        started = initial_model(config(num_classes, init_from=source))
+        for name, tensor in exported.state_dict().items():
+            assert torch.equal(started.state_dict()[name], tensor), name
+
+
+def test_weights_that_do_not_fit_or_are_not_there_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"step-00000007: the weights do not fit.*depth 1"):
+        initial_model(config(init_from=run, **{"model.depth": 1}))
+    with pytest.raises(CheckpointError, match="neither a committed checkpoint nor a run"):
+        initial_model(config(init_from=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("class0", "class2", "class1"), "knows class 1 as 'class1', .* as 'class2'"),
+        (("class0", "class1"), "knows 3 classes, .* has 2"),
+    ],
+)
+def test_shards_of_other_classes_are_not_evaluated(
+    run: Path, tmp_path: Path, classes: tuple[str, ...], message: str
+) -> None:
+    shards = write_shards(tmp_path / "shards", {"val": [8]}, classes=classes)
+    with pytest.raises(ConfigError, match=message):
+        evaluate_checkpoint(run, shards)
+
+
+def test_another_model_than_the_trained_one_is_refused(run: Path, tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", {"val": [8]}, classes=CLASSES)
+    with pytest.raises(ConfigError, match=r"not of this model .*leave model\.\* as it was"):
+        evaluate_checkpoint(run, shards, ["model.embed_dim=64"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "config.yaml cannot be read: .*No such file"),
+        ("a: [", "config.yaml cannot be read: while parsing"),
+        ("text", "config.yaml has no sections"),
+    ],
+)
+def test_a_checkpoint_without_its_configuration(
+    run: Path, content: str | None, message: str
+) -> None:
+    checkpoint = find_checkpoint(run)
+    (checkpoint / layout.CONFIG_FILE).unlink()
+    if content is not None:
+        (checkpoint / layout.CONFIG_FILE).write_text(content)
+    with pytest.raises(CheckpointError, match=message) as refused:
+        Predictor.load(checkpoint)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"{}", b'{"files": {}}', b"[]", b"\xff", b""])
+def test_a_damaged_marker_vouches_for_nothing(run: Path, content: bytes) -> None:
+    checkpoint = find_checkpoint(run)
+    (checkpoint / layout.MARKER).write_bytes(content)
+    with pytest.raises(CheckpointError, match="COMMITTED cannot be read: ") as refused:
+        Predictor.load(checkpoint)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        Predictor.load(run)
+
+
+def test_a_state_of_an_earlier_version_is_refused_in_one_line(run: Path) -> None:
+    checkpoint = find_checkpoint(run)
+    state = json.loads((checkpoint / layout.STATE_FILE).read_text())
+    state["manifest_digest"] = state.pop("data_digest")
+    (checkpoint / layout.STATE_FILE).write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match="data_digest: Field required") as refused:
+        layout.read_state(checkpoint)
+    assert "\n" not in str(refused.value)
