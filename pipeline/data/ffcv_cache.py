@@ -80,15 +80,15 @@ def build_cache(
 ) -> CacheManifest:
     """Decode every sample of a split into `out/<split>.beton`.
 
-    Does nothing when that file exists with these options, made from these shards. `progress` is
-    called with the bytes written so far. Raises DataError when a sample cannot be decoded, when
+    Does nothing when that file exists with these options, made from these shards; one that is
+    damaged, or of other shards, is made anew. `progress` is called with the bytes written so far. Raises DataError when a sample cannot be decoded, when
     nothing happens for `stall_s` seconds, or when ffcv is not installed.
     """
     shards = open_shards(shard_dir, split)
-    if (out / _seal(split)).exists():
-        _, manifest = open_cache(out, split, shards)
-        if manifest.options == options:
-            return manifest
+    with suppress(DataError):
+        _, there = open_cache(out, split, shards)
+        if there.options == options:
+            return there
     out.mkdir(parents=True, exist_ok=True)
     (out / _seal(split)).unlink(missing_ok=True)
     part = out / f".{split}.{os.getpid()}.part"

@@ -222,10 +222,18 @@ def test_a_damaged_cache_is_refused(train_shards, raw_cache, copy_of, damage, me
     assert "vmp data cache" in str(caught.value)
 
 
-def test_a_cache_of_other_shards_is_refused(make_shards, raw_cache: Path) -> None:
-    other = open_shards(make_shards({"train": [9] * 26}), "train")
+def test_a_cache_of_other_shards_is_refused_and_can_be_made_anew(
+    make_shards, raw_cache: Path, copy_of
+) -> None:
+    directory = make_shards({"train": [9] * 26})
+    other, cache = open_shards(directory, "train"), copy_of(raw_cache)
     with pytest.raises(DataError, match="made from other shards"):
-        loader(other, raw_cache)
+        loader(other, cache)
+
+    build_cache(directory, "train", cache, RAW)
+
+    with loader(other, cache) as batches:
+        assert next(batches).keys
 
 
 @pytest.mark.parametrize(
