@@ -81,8 +81,9 @@ def build_cache(
     """Decode every sample of a split into `out/<split>.beton`.
 
     Does nothing when that file exists with these options, made from these shards; one that is
-    damaged, or of other shards, is made anew. `progress` is called with the bytes written so far. Raises DataError when a sample cannot be decoded, when
-    nothing happens for `stall_s` seconds, or when ffcv is not installed.
+    damaged, or of other shards, is made anew. `progress` is called with the bytes written so far.
+    Raises DataError when a sample cannot be decoded, when nothing happens for `stall_s` seconds,
+    or when ffcv is not installed.
     """
     shards = open_shards(shard_dir, split)
     with suppress(DataError):
