@@ -214,7 +214,7 @@ class Tracker:
             try:
                 client.log_artifact(run_id, str(path))
                 return
-            except Exception as error:
+            except Exception as error:  # artifact stores raise what their own libraries do
                 client.get_run(run_id)  # raises when the server is away: all is tried again later
                 if is_last:
                     logger.warning(

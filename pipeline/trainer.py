@@ -187,7 +187,7 @@ class Trainer:
             return
         with self.pulse.during(Phase.SAVE):
             self.recorder.sync()
-            self.saver.save(self.engine.state, self.state(), self.config.to_yaml())
+            self.saver.save(self.engine.state.fragments(), self.state(), self.config.to_yaml())
         self.progress.saved_step = self.progress.step
 
     def _save_and_commit(self) -> None:

@@ -13,7 +13,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.retention import prune
 from pipeline.distributed import World, any_rank, from_all_ranks, on_main
 from pipeline.errors import SaveError
-from pipeline.zero_state import ZeroState
+from pipeline.zero_state import Fragment
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,11 @@ class CheckpointSaver:
     def path_of(self, step: int) -> Path:
         return self.root / layout.checkpoint_name(step)
 
-    def save(self, tensors: ZeroState, state: RunState, config_yaml: str) -> None:
-        """Begin a checkpoint; returns once the state is copied to host memory. Collective."""
+    def save(self, fragments: Iterable[Fragment], state: RunState, config_yaml: str) -> None:
+        """Begin a checkpoint; returns once the state is copied to host memory. Collective.
+
+        `fragments`: this rank's share, see `ZeroState.fragments`.
+        """
         began = time.monotonic()
         self.finish()
         staging = self.root / f"{layout.checkpoint_name(state.step)}.tmp"
@@ -66,7 +69,7 @@ class CheckpointSaver:
             raise self._cannot_write(0, error) from error
         copies = {
             f"{key}|{fragment.name}|{fragment.start}": tensor.to("cpu", copy=True)
-            for fragment in tensors.fragments()
+            for fragment in fragments
             for key, tensor in fragment.tensors.items()
         }
         blocked_s = time.monotonic() - began

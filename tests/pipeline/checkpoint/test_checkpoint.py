@@ -24,16 +24,12 @@ from pipeline.zero_state import STATE_KEYS, Fragment
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
-class TwoFragments:
-    """What the saver needs of an engine: a parameter of 6 elements in two fragments."""
-
-    def __init__(self, step: int) -> None:
-        self.values = torch.arange(6.0) + step
-
-    def fragments(self) -> Iterator[Fragment]:
-        for start in (0, 4):
-            piece = self.values[start : start + 4 if start == 0 else 6]
-            yield Fragment("w", start, {key: piece * (i + 1) for i, key in enumerate(STATE_KEYS)})
+def two_fragments(step: int) -> Iterator[Fragment]:
+    """A parameter of 6 elements."""
+    values = torch.arange(6.0) + step
+    for start in (0, 4):
+        piece = values[start : start + 4 if start == 0 else 6]
+        yield Fragment("w", start, {key: piece * (i + 1) for i, key in enumerate(STATE_KEYS)})
 
 
 def state(step: int, best_step: int = -1) -> RunState:
@@ -56,7 +52,7 @@ def saver(root: Path, **config: object) -> CheckpointSaver:
 
 
 def write(target: CheckpointSaver, step: int, best_step: int = -1) -> Path:
-    target.save(TwoFragments(step), state(step, best_step), "name: x\n")  # type: ignore[arg-type]
+    target.save(two_fragments(step), state(step, best_step), "name: x\n")
     target.finish()
     return target.path_of(step)
 
@@ -158,7 +154,7 @@ def test_a_checkpoint_counts_though_an_older_one_cannot_be_deleted(
         raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
 
     monkeypatch.setattr(layout, "delete", busy)
-    target.save(TwoFragments(2), state(2), "")  # type: ignore[arg-type]
+    target.save(two_fragments(2), state(2), "")
     target.finish()
 
     assert newest_valid(tmp_path) == target.path_of(2)
@@ -175,7 +171,7 @@ def test_a_full_disk_stops_the_run_and_leaves_older_checkpoints(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(save, "save_file", full)
-    target.save(TwoFragments(2), state(2), "")  # type: ignore[arg-type]
+    target.save(two_fragments(2), state(2), "")
     with pytest.raises(SaveError, match=r"No space left on device.*older .* intact"):
         target.finish()
     assert newest_valid(tmp_path) == older
@@ -200,7 +196,7 @@ def test_death_at_any_instant_of_a_save_is_never_read_as_a_checkpoint(
 
     monkeypatch.setattr(save.durable, instant, dying)
     target = saver(tmp_path)
-    target.save(TwoFragments(2), state(2), "")  # type: ignore[arg-type]
+    target.save(two_fragments(2), state(2), "")
     try:
         target.finish()
     except SaveError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -28,15 +27,10 @@ from tests.pipeline.data.conftest import write_shards
 CLASSES = ("class0", "class1", "class2")
 
 
-@dataclass
-class Weights:
-    """What the saver needs of an engine: the parameters, whole."""
-
-    model: VideoMamba
-
-    def fragments(self) -> Iterator[Fragment]:
-        for name, tensor in self.model.state_dict().items():
-            yield Fragment(name, 0, {"param": tensor.flatten()})
+def weights_of(model: VideoMamba) -> Iterator[Fragment]:
+    """The parameters, whole."""
+    for name, tensor in model.state_dict().items():
+        yield Fragment(name, 0, {"param": tensor.flatten()})
 
 
 def config(num_classes: int = 3, **fields: object) -> RunConfig:
@@ -65,7 +59,7 @@ def run(tmp_path: Path, model: VideoMamba) -> Path:
         data_digest="d",
         config_digest="c",
     )
-    saver.save(Weights(model), state, config().to_yaml())  # type: ignore[arg-type]
+    saver.save(weights_of(model), state, config().to_yaml())
     saver.finish()
     return tmp_path / "run"
 
