@@ -13,6 +13,7 @@ import torch
 import typer
 
 from pipeline import exits, rundir
+from pipeline.commands.program import vmp
 from pipeline.config import RunConfig, load_config
 from pipeline.open_data import open_data
 from pipeline.prepare import check_same_run, prepare_run
@@ -139,7 +140,7 @@ def _submit_array(
     )
     for submission in submissions:
         typer.echo(f"submitted: job {submission.job_id} (slurm), run {submission.run_dir}")
-    typer.echo(f"watch them: vmp jobs list --runs {configs[0].runs_dir}")
+    typer.echo(f"watch them: {vmp()} jobs list --runs {configs[0].runs_dir}")
     return exits.DONE
 
 

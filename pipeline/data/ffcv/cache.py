@@ -190,8 +190,7 @@ def import_ffcv() -> ModuleType:
         from pipeline.data.ffcv import clips as ffcv_clips
     except ImportError as error:
         raise DataError(
-            f"FFCV cannot be used here ({error}): install the system packages libturbojpeg0-dev, "
-            "libopencv-dev and pkg-config, then `pip install 'videomambapro[ffcv]'`"
+            f"FFCV cannot be used here ({error}); `vmp doctor` says how to install it"
         ) from None
     ffcv_clips.install()
     return ffcv_clips
