@@ -1,4 +1,4 @@
-"""Class probabilities of videos that were never sharded, and weights to give away."""
+"""Class probabilities of videos that were never sharded."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from model import VideoMamba, save_model
+from model import VideoMamba
 from pipeline.checkpoint.layout import read_state
 from pipeline.checkpoint.trained import checkpoint_config, find_checkpoint, load_trained
 from pipeline.config import RunConfig
-from pipeline.data import DataError, normalize
 from pipeline.data.augment import square_crops
+from pipeline.data.batch import normalize
+from pipeline.data.errors import DataError
 from pipeline.data.sampling import eval_frames
 
 
@@ -89,14 +90,3 @@ def decode_all(path: Path, short_side: int = 256) -> NDArray[np.uint8]:
     if not frames:
         raise DataError(f"{path}: has no frames")
     return np.stack(frames)
-
-
-def export_weights(run: Path, out: Path, *, raw: bool = False) -> Path:
-    """Write a run's newest intact checkpoint as safetensors with its ModelConfig.
-
-    `raw`: the weights themselves where the run kept their moving average.
-    """
-    checkpoint = find_checkpoint(run)
-    config = checkpoint_config(checkpoint, [f"eval.use_ema={not raw}"])
-    save_model(out, load_trained(checkpoint, config))
-    return out

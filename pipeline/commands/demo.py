@@ -17,12 +17,11 @@ from data_prep.options import ShardConfig
 from data_prep.shard import shard
 from data_prep.synthetic import SynthOptions, synthesize
 from data_prep.video.clip import EncodeSettings
-from pipeline import exits
+from pipeline import exits, rundir
 from pipeline.commands.program import vmp
 from pipeline.commands.submit import Order, submit_run
 from pipeline.config import load_config
-from pipeline.evaluation.evaluate_checkpoint import evaluate_checkpoint
-from pipeline.record import rundir
+from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
 
 console = Console(highlight=False)
 _CHANCE = 1 / 8

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from pipeline.evaluation.evaluate_checkpoint import evaluate_checkpoint
+from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
 from tests import runs
 
 pytestmark = pytest.mark.dist
