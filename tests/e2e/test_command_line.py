@@ -90,7 +90,7 @@ def test_the_demo_goes_the_whole_road_and_a_second_call_is_done_at_once(tmp_path
     output = runs.run(*demo)
 
     assert "VideoMambaPro demo" in output
-    assert "step 4 train" in output
+    assert "step 4/4, 0:00:00 left, train" in output
     summary = json.loads((tmp_path / "runs/demo/summary.json").read_text())
     assert summary["steps"] == 4
     assert summary["mlflow_run_id"]
