@@ -1,4 +1,4 @@
-"""Class probabilities of videos that were never sharded, and weights to give away."""
+"""Class probabilities of videos that were never sharded."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from data_prep.video.read import UnreadableVideoError, read_pictures
-from model import VideoMamba, save_model
+from model import VideoMamba
 from pipeline.checkpoint.layout import read_state
 from pipeline.checkpoint.trained import checkpoint_config, find_checkpoint, load_trained
 from pipeline.config import RunConfig
-from pipeline.data import DataError, normalize
 from pipeline.data.augment import square_crops
+from pipeline.data.batch import normalize
+from pipeline.data.errors import DataError
 from pipeline.data.sampling import eval_frames
 
 
@@ -65,6 +66,7 @@ def decode_all(path: Path) -> NDArray[np.uint8]:
     Raises DataError for what it would leave out: no video, damage, a change of size.
     """
     try:
+<<<<<<< HEAD
         return np.stack(list(read_pictures(str(path))))
     except UnreadableVideoError as error:
         raise DataError(f"{path}: cannot be used, {error}") from error
@@ -79,3 +81,25 @@ def export_weights(run: Path, out: Path, *, raw: bool = False) -> Path:
     config = checkpoint_config(checkpoint, [f"eval.use_ema={not raw}"])
     save_model(out, load_trained(checkpoint, config))
     return out
+=======
+        with av.open(path) as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise DataError(f"{path}: has no video stream")
+            for frame in container.decode(stream):
+                assert isinstance(frame, av.VideoFrame)
+                scale = min(1.0, short_side / min(frame.width, frame.height))
+                width, height = (max(2, round(n * scale)) for n in (frame.width, frame.height))
+                picture = scaler.reformat(frame, width, height, "rgb24").to_ndarray()
+                frames.append(np.rot90(picture, frame.rotation // 90))
+                if frames[-1].shape != frames[0].shape:
+                    raise DataError(
+                        f"{path}: changes its size at frame {len(frames) - 1}; cut it there, or "
+                        "encode it again at one size"
+                    )
+    except (av.FFmpegError, OSError) as error:
+        raise DataError(f"{path}: cannot be decoded: {error}") from error
+    if not frames:
+        raise DataError(f"{path}: has no frames")
+    return np.stack(frames)
+>>>>>>> main

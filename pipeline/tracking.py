@@ -23,8 +23,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.checkpoint import durable
 from pipeline.errors import ConfigError
+from pipeline.rundir import durable
 
 logger = logging.getLogger(__name__)
 

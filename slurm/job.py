@@ -67,7 +67,7 @@ class TrainJob:
         from slurm.executor import rank_environment
 
         os.environ.update(rank_environment())
-        from pipeline.train import run
+        from pipeline.training.train import run
 
         return run(run_dir, deadline)
 

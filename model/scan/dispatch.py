@@ -157,8 +157,8 @@ def _why_not(backend: str, device: str) -> str:
     if backend not in BACKENDS:
         return f"scan: there is no backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}"
     needs = {
-        "triton": "a CUDA device and the triton package (pip install 'videomambapro[gpu]')",
-        "mamba_ssm": "a CUDA device and the mamba-ssm package (pip install 'videomambapro[gpu]')",
+        "triton": "a CUDA device and the triton package; `vmp doctor` says more",
+        "mamba_ssm": "a CUDA device and the mamba-ssm package; `vmp doctor` says more",
         "cpu": "tensors on the CPU and a C++ compiler (install g++ or set CXX)",
     }
     return f"scan: backend {backend!r} cannot run on {device} here: it needs {needs[backend]}"

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.layout import RunState
 from pipeline.errors import CheckpointError
-from pipeline.zero_state import EMA_KEY
+from pipeline.training.zero_state import EMA_KEY
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import yaml
 
 from model import VideoMamba, create_model
+from pipeline import rundir
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.load import newest_valid, read_weights
 from pipeline.config import RunConfig, apply_overrides, build_config
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.record import rundir
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -161,7 +161,7 @@ def data_cache(
 
     Example: vmp data cache shards --out cache
     """
-    from pipeline.data.ffcv_cache import CacheOptions, build_cache
+    from pipeline.data.ffcv.cache import CacheOptions, build_cache
 
     manifest = build_cache(
         shards, split, out, CacheOptions(frames=frames, size=size, quality=quality)

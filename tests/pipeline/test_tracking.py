@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.distributed import free_port
 from pipeline.tracking import Tracker, TrackingConfig
+from pipeline.training.distributed import free_port
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline import rundir
 from pipeline.commands import watch as jobs
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
-from pipeline.record import rundir
+from pipeline.prepare import prepare_run
 from slurm import launch
 from slurm.errors import ClusterError
 from slurm.record import JobRecord
@@ -71,7 +72,7 @@ def test_a_clock_that_was_set_does_not_end_a_local_job(tmp_path: Path) -> None:
 
 def test_a_broken_file_costs_one_row(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
-        rundir.prepare(load_config("demo", [f"name={name}", f"runs_dir={tmp_path}"]))
+        prepare_run(load_config("demo", [f"name={name}", f"runs_dir={tmp_path}"]))
     (tmp_path / "a" / "status.json").write_text("")
     (tmp_path / "b" / "job.json").write_text('{"cluster": "lo')
     rows = jobs.list_jobs(tmp_path)
@@ -83,7 +84,7 @@ def test_a_broken_file_costs_one_row(tmp_path: Path) -> None:
 def test_a_job_that_is_killed_is_called_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_dir = rundir.prepare(load_config("demo", ["name=run", f"runs_dir={tmp_path}"]))
+    run_dir = prepare_run(load_config("demo", ["name=run", f"runs_dir={tmp_path}"]))
     with subprocess.Popen(["sleep", "60"]) as process:
         started = psutil.Process(process.pid).create_time()
         JobRecord(cluster="local", job_id=str(process.pid), started=started).write(run_dir)

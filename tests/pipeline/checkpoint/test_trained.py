@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from model import VideoMamba, WeightsError, create_model, from_pretrained, save_model
-from pipeline.assemble import initial_model
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.checkpoint.trained import find_checkpoint
 from pipeline.config import RunConfig, load_config
-from pipeline.distributed import World
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.evaluation.evaluate_checkpoint import evaluate_checkpoint
+from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
 from pipeline.predict import Predictor
-from pipeline.zero_state import Fragment
+from pipeline.training.assemble import initial_model
+from pipeline.training.distributed import World
+from pipeline.training.zero_state import Fragment
 from tests.pipeline.data.conftest import write_shards
 
 CLASSES = ("class0", "class1", "class2")
