@@ -66,40 +66,6 @@ def decode_all(path: Path) -> NDArray[np.uint8]:
     Raises DataError for what it would leave out: no video, damage, a change of size.
     """
     try:
-<<<<<<< HEAD
         return np.stack(list(read_pictures(str(path))))
     except UnreadableVideoError as error:
         raise DataError(f"{path}: cannot be used, {error}") from error
-
-
-def export_weights(run: Path, out: Path, *, raw: bool = False) -> Path:
-    """Write a run's newest intact checkpoint as safetensors with its ModelConfig.
-
-    `raw`: the weights themselves where the run kept their moving average.
-    """
-    checkpoint = find_checkpoint(run)
-    config = checkpoint_config(checkpoint, [f"eval.use_ema={not raw}"])
-    save_model(out, load_trained(checkpoint, config))
-    return out
-=======
-        with av.open(path) as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise DataError(f"{path}: has no video stream")
-            for frame in container.decode(stream):
-                assert isinstance(frame, av.VideoFrame)
-                scale = min(1.0, short_side / min(frame.width, frame.height))
-                width, height = (max(2, round(n * scale)) for n in (frame.width, frame.height))
-                picture = scaler.reformat(frame, width, height, "rgb24").to_ndarray()
-                frames.append(np.rot90(picture, frame.rotation // 90))
-                if frames[-1].shape != frames[0].shape:
-                    raise DataError(
-                        f"{path}: changes its size at frame {len(frames) - 1}; cut it there, or "
-                        "encode it again at one size"
-                    )
-    except (av.FFmpegError, OSError) as error:
-        raise DataError(f"{path}: cannot be decoded: {error}") from error
-    if not frames:
-        raise DataError(f"{path}: has no frames")
-    return np.stack(frames)
->>>>>>> main

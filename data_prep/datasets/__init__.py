@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
-from data_prep.annotation import SPLIT_NAME, Listing
+from data_prep.annotation import SPLIT_NAME, Listing, Problem
 from data_prep.datasets import csv, folder, hmdb51, kinetics, ssv2, ucf101
 from data_prep.datasets.inputs import Inputs
 from data_prep.datasets.validate import validated
@@ -38,6 +38,12 @@ def read_listing(name: str, inputs: Inputs) -> Listing:
     listing = validated(_READERS[name](inputs), inputs.videos)
     if not listing.annotations:
         source = inputs.annotations or inputs.videos
-        first = f"; first problem: {listing.problems[0]}" if listing.problems else ""
-        raise DataError(f"{source}: names no video{first}")
+        raise DataError(f"{source}: names no video{_first(listing.problems)}")
     return listing
+
+
+def _first(problems: Sequence[Problem]) -> str:
+    if not problems:
+        return ""
+    first = problems[0]
+    return f"; {len(problems)} lines are of no use, the first is {first.where}: {first.detail}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-from data_prep.annotation import Listing
+from data_prep.annotation import Annotation, Listing
 from data_prep.datasets.validate import composed
 from data_prep.errors import DataError
 
@@ -23,18 +23,20 @@ def with_validation_split(listing: Listing, fraction: float) -> Listing:
             f"--val-fraction {fraction:g}: needs a split train and no split val; found {found}"
         )
     annotations = [
-        replace(item, split="val")
-        if item.split == "train" and _place(item.path) < fraction
-        else item
+        replace(item, split="val") if _is_held_out(item, fraction) else item
         for item in listing.annotations
     ]
     held_out = sum(item.split == "val" for item in annotations)
     if not held_out or all(item.split != "train" for item in annotations):
         raise DataError(
-            f"--val-fraction {fraction:g}: of {len(annotations)} clips {held_out} would be held out; "
+            f"--val-fraction {fraction:g}: would hold out {held_out} of {len(annotations)} clips; "
             "choose another share"
         )
     return replace(listing, annotations=annotations)
+
+
+def _is_held_out(item: Annotation, fraction: float) -> bool:
+    return item.split == "train" and _place(item.path) < fraction
 
 
 def _place(path: str) -> float:

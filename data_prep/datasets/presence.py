@@ -1,4 +1,4 @@
-"""The listing held against what lies on the disk: what is absent, what is one file, what is left."""
+"""The listing held against the disk: what is absent, what is one file, what nobody names."""
 
 from __future__ import annotations
 

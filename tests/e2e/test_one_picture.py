@@ -1,4 +1,4 @@
-"""One colour in, the same colour out: shard, loader, cache and prediction, whatever the source says.
+"""One colour in, the same out of shard, loader, cache, report and prediction.
 
 The samples are computed here from the matrices of the standards, not by FFmpeg.
 """
@@ -14,12 +14,12 @@ import av
 import numpy as np
 import pytest
 from av.video.frame import VideoFrame
-from pipeline.data.ffcv_cache import CacheOptions, StoredClips
 
 from data_prep.options import ShardConfig
 from data_prep.sealed.contact_sheet import strip_jpeg
 from data_prep.shard import shard
 from pipeline.data.decode import decode_frames
+from pipeline.data.ffcv.cache import CacheOptions, StoredClips
 from pipeline.data.shards import Shards, open_shards
 from pipeline.predict import decode_all
 
