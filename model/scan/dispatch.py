@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.scan import gpu, mamba, op
-from model.scan.constant import constant
+from model.scan.constant import constant_under_compile
 from model.scan.native import library
 from model.scan.problem import InitialState, Scan, ScanError
 from model.scan.reference import scan_reference
@@ -116,7 +116,7 @@ def bidirectional_scan(
     return _run(scan, backend)
 
 
-@constant
+@constant_under_compile
 def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
     """Names of the backends that can run on ``device`` here, best first."""
     return probe(torch.device(device).type)
@@ -137,7 +137,7 @@ def probe(device: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_under_compile
 def _say_used(backend: str, device: str) -> bool:
     return _say_once(backend, device)
 

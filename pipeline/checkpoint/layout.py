@@ -26,6 +26,15 @@ CONFIG_FILE = "config.yaml"
 STEP_PATTERN = re.compile(r"step-(\d{8})")
 
 
+class LossScaleState(BaseModel):
+    """What a resumed fp16 run needs of its loss scale."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    good_steps: int
+
+
 class RunState(BaseModel):
     """All that a run needs beside its tensors to go on as if it had never stopped.
 
@@ -50,6 +59,8 @@ class RunState(BaseModel):
     """Of the samples trained on and validated on, see `pipeline.open_data`."""
     config_digest: str
     skipped_steps: int = 0
+    loss_scale: LossScaleState | None = None
+    """fp16 only."""
     metrics: dict[str, float] = {}
     """Newest validation metrics."""
     evaluated_step: int = -1

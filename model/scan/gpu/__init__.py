@@ -3,10 +3,10 @@
 import importlib.util
 import os
 
-from model.scan.constant import constant
+from model.scan.constant import constant_under_compile
 
 
-@constant
+@constant_under_compile
 def is_available(device: str) -> bool:
     """Whether the kernels run on a type of device: CUDA, or any under the Triton interpreter."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
