@@ -29,12 +29,8 @@ def evaluate_checkpoint(path: Path, data: Path, overrides: Sequence[str] = ()) -
     _check_classes(checkpoint, shards)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_trained(checkpoint, config).to(device).eval()
-    autocast = torch.autocast(
-        device.type,
-        torch.bfloat16,
-        enabled=resolve_precision(config.engine.precision, device) == "bf16",
-    )
-    with autocast:
+    dtype = AUTOCAST.get(resolve_precision(config.engine.precision, device))
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
         return evaluate(model, evaluation_loader(shards, config), config.data, device)
 
 
