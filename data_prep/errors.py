@@ -3,3 +3,5 @@
 
 class DataError(ValueError):
     """Bad input: one line that says what, where, why and what to do."""
+
+    exit_status = 2

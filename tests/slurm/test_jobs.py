@@ -16,6 +16,7 @@ from pipeline.commands import watch as jobs
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.prepare import prepare_run
+from pipeline.rundir import State
 from slurm import launch
 from slurm.errors import ClusterError
 from slurm.record import JobRecord
@@ -89,12 +90,12 @@ def test_a_job_that_is_killed_is_called_cancelled(
         started = psutil.Process(process.pid).create_time()
         JobRecord(cluster="local", job_id=str(process.pid), started=started).write(run_dir)
         monkeypatch.setenv("VMP_ATTEMPT", "7.0")
-        rundir.write_status(run_dir, "running")
+        rundir.write_status(run_dir, State.RUNNING)
         monkeypatch.delenv("VMP_ATTEMPT")
         jobs.cancel(run_dir, save=False)
     (row,) = jobs.list_jobs(tmp_path)
     assert (row.state, row.reason) == ("cancelled", "cancelled: vmp jobs cancel")
-    assert rundir.read_status(run_dir)["attempt"] == "7.0"
+    assert rundir.read_status(run_dir).attempt == "7.0"
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
