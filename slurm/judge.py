@@ -107,7 +107,9 @@ def _tells_of_memory(log: Path) -> bool:
 
 def finished(found: Evidence) -> End | None:
     """Rank 0 says that the schedule is at its end."""
-    return End(StopClass.FINISHED) if found.status.state is State.FINISHED else None
+    if found.status.state is State.FINISHED:
+        return End(StopClass.FINISHED, found.status.reason)
+    return None
 
 
 def asked_to_stay_down(found: Evidence) -> End | None:

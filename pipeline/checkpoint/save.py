@@ -165,7 +165,7 @@ class CheckpointSaver:
             else:
                 files[path.name] = _fingerprint(path)
         final = staging.with_suffix("")
-        if final.exists():
+        if final.is_dir() and not final.is_symlink():  # what a link leads to is not ours
             layout.delete(final)
         durable.sync_file(staging)  # another rank may not have come to it since its last file
         durable.rename(staging, final)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from pipeline import exits, rundir
 from pipeline.config import read_config
@@ -106,12 +107,17 @@ def _row(
         job="-" if submission is None else f"{submission.cluster}:{submission.job_id}",
         nodes=(view.nodes if view is not None and is_alive else "") or "-",
         step=f"{step}/{total}" if total else str(step),
-        loss=f"{training[-1]['loss']:.4f}" if training else "-",
+        loss=_last_loss(training),
         eta=_duration((total - step) * beat.step_s) if is_alive and beat and beat.step_s else "-",
         restarts=len(rundir.read_attempts(run_dir)),
         checkpoint=saved[-1].name if saved else "-",
         reason=f"waits for {waits_for}" if waits_for else _reason(run_dir, state, status),
     )
+
+
+def _last_loss(training: list[dict[str, Any]]) -> str:
+    losses = [row["loss"] for row in training if isinstance(row.get("loss"), int | float)]
+    return f"{losses[-1]:.4f}" if losses else "-"
 
 
 def _local_state(run_dir: Path, last: State) -> State:
@@ -125,7 +131,9 @@ def _lost_or(last: State) -> State:
 
 
 def _reason(run_dir: Path, state: str, status: RunStatus) -> str:
-    if status.stop_class is not None and status.stop_class is not StopClass.FINISHED:
+    if status.stop_class is StopClass.FINISHED:
+        return status.reason
+    if status.stop_class is not None:
         return f"{status.stop_class}: {status.reason}"
     if state == State.UNREADABLE:
         return f"{run_dir / rundir.STATUS_FILE}: not a whole status; the next start replaces it"

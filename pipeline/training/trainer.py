@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -108,7 +109,7 @@ class Trainer:
             if self._due(self.config.checkpoint.every_steps) or self._must_keep_best():
                 self._save()
         self._save_and_commit()
-        return End(StopClass.FINISHED)
+        return End(StopClass.FINISHED, self._doubt())
 
     def _train_step(self) -> None:
         step = self.progress.step
@@ -189,6 +190,15 @@ class Trainer:
         self._save()
         with self.pulse.during(Phase.SAVE):
             self.saver.finish()
+
+    def _doubt(self) -> str:
+        """What a finished run must not keep to itself; empty when all is well."""
+        loss = self.progress.metrics.get("loss", 0.0)
+        if math.isfinite(loss):
+            return ""
+        doubt = f"the validation loss is {loss}: this model is of no use; lower optim.lr"
+        logger.warning("finished, but %s", doubt)
+        return doubt
 
     def _stop_early(self) -> End:
         end = self._why()

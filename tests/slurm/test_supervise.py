@@ -70,7 +70,7 @@ def end(run_dir: Path, srun_status: int = 0, **job: str) -> End:
 
 def test_a_finished_run(run_dir: Path) -> None:
     leave(run_dir, 0, 0, state="finished", stop_class="finished")
-    assert end(run_dir).stop_class == "finished"
+    assert end(run_dir) == End(StopClass.FINISHED, "why")
 
 
 def test_a_saved_run_was_preempted_or_its_time_was_up_or_a_person_ended_it(run_dir: Path) -> None:
@@ -201,6 +201,20 @@ def test_a_file_cut_short_does_not_keep_the_supervisor_from_its_work(
     assert read_record(run_dir) == JobRecord()
     with pytest.raises(ClusterError, match=r"job\.json: not the whole record of a job"):
         find_record(run_dir)
+
+
+def test_what_else_may_lie_there_does_not_keep_it_from_its_work(run_dir: Path) -> None:
+    leave(run_dir, 1, None)
+    for name in ("step-00000040.bak", "mine", "step-x"):
+        (run_dir / "checkpoints" / name).mkdir(parents=True)
+        (run_dir / "checkpoints" / name / "COMMITTED").touch()
+    (run_dir / "logs" / "failure-rank00003.json").write_text("{}")
+    (run_dir / "logs" / "failure-rank00004.json").symlink_to("nowhere")
+    mark = run_dir / "logs" / "rank00001.json"
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"of": "tomorrow"}))
+    assert end(run_dir, 137).node == "node1"
+    supervise.note_lost_attempt(run_dir)
+    assert read_attempts(run_dir)[-1].step == -1
 
 
 def test_more_ranks_than_a_default_record_knows_are_not_missing(run_dir: Path) -> None:
