@@ -145,6 +145,16 @@ def failed_rank(found: Evidence) -> End | None:
     return End(failure.stop_class, reason, node if is_to_blame else None)
 
 
+def lost_a_loader_for_memory(found: Evidence) -> End | None:
+    """A rank has lost a process of its own, and SLURM tells that the kernel killed it."""
+    failure = found.failure
+    if failure is None or failure.consequence or failure.stop_class is not StopClass.NODE_FAULT:
+        return None
+    if not found.kernel_killed:
+        return None
+    return End(StopClass.OUT_OF_MEMORY, f"{failure}, which the kernel killed (oom_kill)")
+
+
 def left_before_training(found: Evidence) -> End | None:
     """All ranks have started and left by themselves, one of them because of a signal.
 
@@ -195,6 +205,7 @@ RULES: tuple[Callable[[Evidence], End | None], ...] = (
     asked_to_stay_down,
     stopped_with_a_checkpoint,
     killed_by_a_person,
+    lost_a_loader_for_memory,
     failed_rank,
     left_before_training,
     did_not_start,

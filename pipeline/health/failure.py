@@ -20,7 +20,7 @@ _PEER_LOST = re.compile(
 _TIMED_OUT = re.compile(r"timed out waiting|socket timeout", re.I)
 _DEVICE_LOST = re.compile(
     r"CUDA.*(ECC|unspecified launch failure|unknown error|NVLink|device.*(lost|unavailable))"
-    r"|DataLoader worker .* killed by signal"
+    r"|DataLoader worker .*(killed by signal|exited unexpectedly)"
 )
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory", re.I)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -55,11 +55,6 @@ class RunStatus(Record):
     stop_class: Annotated[StopClass | None, BeforeValidator(_known_class)] = None
     reason: str = ""
 
-    @property
-    def is_left_behind(self) -> bool:
-        """Would it be a lie if no process of the run were left?"""
-        return self.state in (State.RUNNING, State.QUEUED)
-
     def of_attempt(self, attempt: str) -> RunStatus:
         """This, or that of a run that never started when it was written in another attempt."""
         return self if self.attempt == attempt else NEVER_STARTED
@@ -85,8 +80,7 @@ def write_status(
         stop_class=None if end is None else end.stop_class,
         reason="" if end is None else end.reason,
     )
-    text = status.model_dump_json(indent=1, exclude_none=True) + "\n"
-    durable.write_text(run_dir / STATUS_FILE, text)
+    _write(run_dir, status)
 
 
 def restore_status(run_dir: Path, status: RunStatus) -> None:
@@ -94,8 +88,13 @@ def restore_status(run_dir: Path, status: RunStatus) -> None:
     if status.state in (State.NEW, State.UNREADABLE):
         forget_status(run_dir)
         return
+    _write(run_dir, status)
+
+
+def _write(run_dir: Path, status: RunStatus) -> None:
     text = status.model_dump_json(indent=1, exclude_none=True) + "\n"
-    durable.write_text(run_dir / STATUS_FILE, text)
+    # A full disk may be what ended the run: "running" must not stay behind.
+    durable.write_text_even_on_a_full_disk(run_dir / STATUS_FILE, text)
 
 
 def read_status(run_dir: Path) -> RunStatus:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -17,6 +19,9 @@ from pipeline.tracking import Tracker
 from pipeline.training.distributed import World, from_main
 
 logger = logging.getLogger(__name__)
+
+
+_SAMPLE = re.compile(rb"(\d+)\t([!-~]+)")
 
 
 class Recorder:
@@ -119,19 +124,26 @@ class SampleLog:
 def drop_samples_from(run_dir: Path, step: int) -> None:
     """Forget the sample log from `step` on, in the files of every rank."""
     for path in of_all_ranks(run_dir, samples_file(run_dir, 0)):
-        lines = path.read_text().splitlines(keepends=True)
-        complete = [line for line in lines if line.endswith("\n")]
-        path.write_text("".join(x for x in complete if int(x.split("\t")[0]) < step))
+        kept = [f"{at}\t{key}\n" for at, key in _sample_lines(path) if at < step]
+        durable.write_text(path, "".join(kept))
 
 
 def read_samples(run_dir: Path) -> dict[int, list[str]]:
     """Step -> the keys of its global batch, sorted."""
     steps: dict[int, list[str]] = {}
     for path in of_all_ranks(run_dir, samples_file(run_dir, 0)):
-        for line in path.read_text().splitlines():
-            step, key = line.split("\t")
-            steps.setdefault(int(step), []).append(key)
+        for step, key in _sample_lines(path):
+            steps.setdefault(step, []).append(key)
     return {step: sorted(keys) for step, keys in sorted(steps.items())}
+
+
+def _sample_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(step, key) of every whole line; a power cut may leave anything at the end."""
+    *whole, _ = path.read_bytes().split(b"\n")
+    for line in whole:
+        found = _SAMPLE.fullmatch(line)
+        if found:
+            yield int(found[1]), found[2].decode()
 
 
 def _tags(run_dir: Path) -> dict[str, str]:

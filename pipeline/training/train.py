@@ -16,6 +16,7 @@ from pipeline.config import read_config
 from pipeline.health import preflight
 from pipeline.health.failure import record_failure, timed_out
 from pipeline.health.heartbeat import HeartbeatWriter
+from pipeline.health.parent import stop_with_parent
 from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stopper
 from pipeline.health.watchdog import Watchdog, call_for_stacks
@@ -153,4 +154,5 @@ def _log_to_stderr(world: World) -> None:
 
 
 if __name__ == "__main__":
+    stop_with_parent()
     raise SystemExit(run(Path(sys.argv[1])))

@@ -63,6 +63,14 @@ CASES: list[tuple[Callable[[Evidence], End | None], Evidence, End]] = [
         End(StopClass.CANCELLED, "vmp jobs cancel"),
     ),
     (
+        judge.lost_a_loader_for_memory,
+        replace(NOTHING, failure=failure(StopClass.NODE_FAULT), kernel_killed=True),
+        End(
+            StopClass.OUT_OF_MEMORY,
+            "rank 1 on vm: E: x, which the kernel killed (oom_kill)",
+        ),
+    ),
+    (
         judge.failed_rank,
         replace(NOTHING, failure=failure(StopClass.NON_FINITE)),
         End(StopClass.NON_FINITE, "rank 1 on node1: E: x"),

@@ -43,6 +43,7 @@ def chained(error: Exception, cause: Exception) -> Exception:
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), StopClass.NODE_FAULT),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
          StopClass.NODE_FAULT),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), StopClass.NODE_FAULT),
         (RuntimeError("[gloo/pair.cc] Connection closed by peer [127.0.0.1]:1"),
          StopClass.NODE_FAULT),
         (torch.distributed.DistStoreError("wait timeout"), StopClass.NODE_FAULT),

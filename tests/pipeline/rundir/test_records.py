@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from pipeline.rundir import Attempt, End, Failure, State, StopClass, records
 from pipeline.rundir.metrics import MetricsLog, read_metrics
 from pipeline.rundir.paths import failure_file, heartbeat_file, is_unfinished, mark_file
 from pipeline.rundir.records import Record
+from tests.conftest import require
 
 
 @pytest.fixture
@@ -149,6 +152,37 @@ def test_a_checkpoint_of_a_run_that_diverged_can_be_read() -> None:
         read = RunState.model_validate_json(text)
         assert math.isnan(read.metrics["loss"])
         assert math.isnan(read.best_top1)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A run directory on a file system of its own, of 64 KiB."""
+    require(os.getuid() == 0, "root, to mount a small file system")
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_full_disk_leaves_no_run_running(small_disk: Path) -> None:
+    rundir.write_status(small_disk, State.RUNNING)
+    with pytest.raises(OSError, match="No space left"):
+        fill(small_disk / "filler")
+    end = End(StopClass.DISK_FULL, "no space left")
+
+    rundir.write_status(small_disk, State.FAILED, end, exit_status=1)
+
+    status = rundir.read_status(small_disk)
+    assert (status.state, status.stop_class) == (State.FAILED, StopClass.DISK_FULL)
+    assert status.reason == "no space left"
+    assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "status.json"]
 
 
 def test_who_asks_for_the_lock_does_not_take_it(run_dir: Path) -> None:
