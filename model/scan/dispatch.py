@@ -137,7 +137,7 @@ def probe(device: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _say_used(backend: str, device: str) -> bool:
     return _say_once(backend, device)
 
