@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,22 +28,31 @@ def selective_scan(
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
-    initial_state: InitialState = "zero",
+    initial_state: InitialState | Tensor = "zero",
     mask_current: bool = False,
     reverse: bool = False,
     backend: str = "auto",
-) -> Tensor:
-    """Selective scan in one direction; names and shapes as in mamba-ssm.
+    return_last_state: bool = False,
+) -> Any:
+    """Selective scan in one direction; names and shapes as in mamba-ssm (A is real).
 
     Args:
         u, delta, z: (B, D, L), any strides; memory laid out (B, L, D) needs no copy.
-        A: (D, N). B, C: (B, N, L). D, delta_bias: (D,). These stay float32 under autocast.
-        initial_state: "first_token" starts every state of a channel at its first scanned u.
+        A: (D, N). D, delta_bias: (D,). These stay float32 under autocast.
+        B, C: (B, N, L); (B, G, N, L) for G groups of D / G neighbouring channels that share them;
+            (D, N) when they are the same at every token. Kernels fill their tiles within a group,
+            so groups of fewer than 32 channels leave lanes idle.
+        initial_state: "first_token" starts every state of a channel at its first scanned u; a
+            tensor (B, D, N), such as an earlier last state, goes on from there. The backend
+            mamba_ssm takes no tensor.
         mask_current: leave each token out of its own read-out (and the first read-out zero).
         reverse: scan from the last token to the first; the result stays in token order.
+        return_last_state: also return the state after the last scanned token.
 
     Returns:
-        (B, D, L) in the dtype of u, its memory laid out (B, L, D).
+        (B, D, L) in the dtype of u, its memory laid out (B, L, D). With ``return_last_state`` also
+        the state (B, D, N) in float32 (float64 stays), through which gradients flow, unlike in
+        mamba-ssm.
 
     Raises:
         ScanError: shapes, dtypes or devices do not fit, or the backend cannot run here.
@@ -57,11 +67,14 @@ def selective_scan(
         z=z,
         delta_bias=delta_bias,
         delta_softplus=delta_softplus,
+        initial_state=initial_state if isinstance(initial_state, Tensor) else None,
         first_token=_starts_at_first_token(initial_state),
         mask_current=mask_current,
         reverse=reverse,
+        return_last_state=return_last_state,
     )
-    return _run(scan, backend)
+    out, last_state = _run(scan, backend)
+    return (out, last_state) if return_last_state else out
 
 
 def bidirectional_scan(
@@ -112,7 +125,7 @@ def bidirectional_scan(
         first_token=_starts_at_first_token(initial_state),
         mask_current=mask_backward,
     )
-    return _run(scan, backend)
+    return _run(scan, backend)[0]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -137,7 +150,7 @@ def probe(device: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _run(scan: Scan, backend: str) -> Tensor:
+def _run(scan: Scan, backend: str) -> tuple[Tensor, Tensor]:
     scan.validate()
     device = scan.u.device.type
     ready = available_backends(device)
@@ -146,6 +159,8 @@ def _run(scan: Scan, backend: str) -> Tensor:
         raise ScanError(_why_not(chosen, device))
     if chosen in FUSED and scan.state_dtype == torch.float64:
         chosen = "chunked"  # the fused kernels compute in float32
+    if chosen == "triton" and not scan.is_plain:
+        chosen = "chunked"
     if chosen == "reference":
         return scan_reference(scan)
     if chosen == "mamba_ssm":
@@ -164,9 +179,12 @@ def _why_not(backend: str, device: str) -> str:
     return f"scan: backend {backend!r} cannot run on {device} here: it needs {needs[backend]}"
 
 
-def _starts_at_first_token(initial_state: str) -> bool:
+def _starts_at_first_token(initial_state: str | Tensor) -> bool:
+    if isinstance(initial_state, Tensor):
+        return False
     if initial_state not in ("zero", "first_token"):
         raise ScanError(
-            f"scan: initial_state is {initial_state!r}; it must be 'zero' or 'first_token'"
+            f"scan: initial_state is {initial_state!r}; it must be 'zero', 'first_token' or, in "
+            "one direction, a tensor (batch, channels, states)"
         )
     return initial_state == "first_token"

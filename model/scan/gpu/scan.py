@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.scan.gpu.language import next_power_of_2, triton
 from model.scan.gpu.scan_kernels import backward_kernel, forward_kernel
-from model.scan.problem import Direction, Scan, token_major
+from model.scan.problem import Direction, Forward, Scan, token_major
 
 CHUNK = 16  # tokens between kept states
 # Channels x states of a program: what its registers hold of CHUNK tokens, see `_block`. Backward's
@@ -58,16 +58,17 @@ def _block(size: int, tile: int) -> int:
     return max(1, tile // int(next_power_of_2(size)))
 
 
-def states_shape(passes: int, batch: int, channels: int, length: int, size: int) -> Sequence[int]:
+def states_shape(scan: Scan) -> Sequence[int]:
     """Shape of the kept states: the state that each chunk starts from."""
-    return passes, batch, (length + CHUNK - 1) // CHUNK, channels, size
+    batch, channels, length, size = scan.shape
+    return len(scan.directions()), batch, (length + CHUNK - 1) // CHUNK, channels, size
 
 
-def forward(scan: Scan, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``op.Kernels``."""
+def forward(scan: Scan, keep: bool) -> Forward:
+    """See ``op.Kernels``; takes a plain scan only."""
     batch, channels, length, size = scan.shape
     directions = scan.directions()
-    shape = states_shape(len(directions), batch, channels, length, size) if keep else (0,)
+    shape = states_shape(scan) if keep else (0,)
     states = scan.u.new_empty(shape, dtype=torch.float32)
     out = token_major(batch, channels, length, scan.u, scan.u.dtype)
     total: Tensor | None = None
@@ -95,11 +96,14 @@ def forward(scan: Scan, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
             KEEP_STATES=keep,
             **kernels.forward_options,
         )
-    kept = total if keep and scan.z is not None else None
-    return out, scan.u.new_empty(0, dtype=torch.float32) if kept is None else kept, states
+    absent = scan.u.new_empty(0, dtype=torch.float32)
+    pre_gate = total if keep and scan.z is not None else None
+    return Forward(out, absent if pre_gate is None else pre_gate, states, absent.clone())
 
 
-def backward(scan: Scan, dout: Tensor, pre_gate: Tensor, states: Tensor) -> dict[str, Tensor]:
+def backward(
+    scan: Scan, dout: Tensor, dlast_state: Tensor | None, pre_gate: Tensor, states: Tensor
+) -> dict[str, Tensor]:
     """See ``op.Kernels``."""
     batch, channels, length, size = scan.shape
     block, kernels, directions = _block(size, _BACKWARD_TILE), _kernels(size), scan.directions()
@@ -144,7 +148,7 @@ def backward(scan: Scan, dout: Tensor, pre_gate: Tensor, states: Tensor) -> dict
         for name, partial in partials.items():
             if getattr(direction, name) is not None:
                 owner, grad = scan.own(name, direction.suffix), partial.sum(0)
-                grad = grad.transpose(1, 2) if name in ("B", "C") else grad
+                grad = grad.transpose(1, 2)[:, None] if name in ("B", "C") else grad
                 grads[owner] = grads[owner] + grad if owner in grads else grad
     return grads | ({"z": dz} if scan.z is not None else {})
 
@@ -162,7 +166,7 @@ def _pointers(scan: Scan, direction: Direction) -> tuple[Tensor, ...]:
 
 def _strides(scan: Scan, direction: Direction) -> tuple[int, ...]:
     z = direction.u if scan.z is None else scan.z
-    tensors = (direction.u, direction.delta, direction.B, direction.C, z)
+    tensors = (direction.u, direction.delta, direction.B[:, 0], direction.C[:, 0], z)
     return tuple(stride for tensor in tensors for stride in tensor.stride())
 
 
