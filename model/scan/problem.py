@@ -132,6 +132,8 @@ class Scan:
         batch, channels, length = self.u.shape
         if self.A.dim() != 2 or self.A.shape[0] != channels or self.A.shape[1] == 0:
             raise ScanError(f"scan: A is {_describe(self.A)}; u asks for ({channels}, state size)")
+        if self.A_b is not None and (self.initial_state is not None or self.return_last_state):
+            raise ScanError("scan: only one direction takes an initial state or has a last state")
         size, groups = self.A.shape[1], self.groups
         if groups == 0 or channels % groups:
             raise ScanError(f"scan: {channels} channels do not divide into {groups} groups")
