@@ -7,12 +7,13 @@ import logging
 import torch
 from torch import Tensor
 
-from model.scan import gpu, mamba, op
+from model.scan import cuda, mamba, op
+from model.scan.cuda.scan import MAX_STATES
 from model.scan.native import library
 from model.scan.problem import InitialState, Scan, ScanError
 from model.scan.reference import scan_reference
 
-FUSED = ("triton", "cpu")
+FUSED = ("cuda", "cpu")
 BACKENDS = (*FUSED, "chunked", "reference", "mamba_ssm")
 _log = logging.getLogger(__name__)
 
@@ -125,14 +126,12 @@ def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
 def probe(device: str) -> tuple[str, ...]:
     """``available_backends`` of a type of device, found out and logged once."""
     fused = [
-        *(["triton"] if device == "cuda" and gpu.is_available(device) else []),
+        *(["cuda"] if device == "cuda" and cuda.is_available(device) else []),
         *(["cpu"] if device == "cpu" and library.is_available() else []),
     ]
     names = [*fused, "chunked", "reference"]
     if device == "cuda" and importlib.util.find_spec("mamba_ssm") is not None:
         names.append("mamba_ssm")
-    if device == "cpu" and gpu.is_available(device):  # interpreted: for tests, never for speed
-        names.append("triton")
     _log.info("scan on %s uses the %s backend", device, names[0])
     return tuple(names)
 
@@ -146,6 +145,8 @@ def _run(scan: Scan, backend: str) -> Tensor:
         raise ScanError(_why_not(chosen, device))
     if chosen in FUSED and scan.state_dtype == torch.float64:
         chosen = "chunked"  # the fused kernels compute in float32
+    if chosen == "cuda" and scan.shape[3] > MAX_STATES:
+        chosen = "chunked"  # a state of this size does not fit in a lane's registers
     if chosen == "reference":
         return scan_reference(scan)
     if chosen == "mamba_ssm":
@@ -157,7 +158,8 @@ def _why_not(backend: str, device: str) -> str:
     if backend not in BACKENDS:
         return f"scan: there is no backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}"
     needs = {
-        "triton": "a CUDA device and the triton package (pip install 'videomambapro[gpu]')",
+        "cuda": "an NVIDIA GPU of sm_80 or later, a CUDA build of torch, and cuda-core with NVRTC "
+        "(pip install 'videomambapro[gpu]')",
         "mamba_ssm": "a CUDA device and the mamba-ssm package (pip install 'videomambapro[gpu]')",
         "cpu": "tensors on the CPU and a C++ compiler (install g++ or set CXX)",
     }

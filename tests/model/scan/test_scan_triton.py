@@ -28,10 +28,9 @@ COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import triton
-from model.scan.gpu import conv, norm, scan, scan_kernels
+from model.scan.gpu import conv, norm
 
-HALF = {"u", "delta", "B", "C", "z", "out", "dout", "du", "ddelta", "dz"}
-HALF |= {"x", "dx", "normed", "dnormed"}
+HALF = {"x", "dx", "out", "dout", "normed", "dnormed"}
 
 def compile(kernel, options, warps=4):
     ints = {"channels", "length", "size", "rows", "width"}
@@ -46,15 +45,6 @@ def compile(kernel, options, warps=4):
     source = ASTSource(kernel, {name: kind(name) for name in names}, constexprs=options)
     triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
 
-on = dict.fromkeys(["HAS_D", "HAS_BIAS", "HAS_Z", "SOFTPLUS", "FIRST_TOKEN", "REVERSE"], True)
-for size in (8, 16, 32):
-    tile = on | {"CHUNK": scan.CHUNK, "N": size, "MASKED": size == 16}
-    adds = dict.fromkeys(["ADD", "LAST", "KEEP_TOTAL", "KEEP_STATES"], True)
-    block = scan._block(size, scan._FORWARD_TILE)
-    compile(scan_kernels.forward_kernel, tile | adds | {"BLOCK": block})
-    adds = dict.fromkeys(["WRITE_DZ", "ADD_DU", "ADD_DDELTA"], True)
-    block = scan._block(size, scan._BACKWARD_TILE)
-    compile(scan_kernels.backward_kernel, tile | adds | {"BLOCK": block})
 shape = {"HAS_BIAS": True, "REVERSE": True, "TAPS": 4, "TOKENS": conv._TOKENS}
 for kernel in (conv._forward_kernel, conv._backward_kernel):
     compile(kernel, shape | {"CHANNELS": conv._CHANNELS})

@@ -4,69 +4,10 @@ Triton must be imported with TRITON_INTERPRET=1, so test_scan_triton.py runs thi
 its own; `TRITON_INTERPRET=1 pytest` on this file does the same.
 """
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor
 
-from model.scan import bidirectional_scan, causal_conv1d_silu, rms_norm_residual, selective_scan
-from model.scan.gpu import scan as kernels
-
-Make = Callable[..., dict[str, Tensor]]
-Check = Callable[..., None]
-
-
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes milliseconds per operation on a tile."""
-    monkeypatch.setattr(kernels, "CHUNK", 8)
-    monkeypatch.setattr(kernels, "_FORWARD_TILE", 8)
-    monkeypatch.setattr(kernels, "_BACKWARD_TILE", 16)
-
-
-@pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize(
-    ("shape", "options"),
-    [
-        ((1, 5, 19, 4), {}),
-        ((2, 3, 8, 3), {"delta_softplus": False, "mask_backward": False}),
-        ((1, 2, 1, 2), {"initial_state": "zero"}),
-    ],
-)
-@pytest.mark.parametrize("separate", [False, True])
-def test_scan(
-    random_scan: Make,
-    assert_agrees: Check,
-    shape: tuple[int, int, int, int],
-    options: dict[str, bool | str],
-    separate: bool,
-) -> None:
-    layout = "strided" if separate else "token_major"
-    tensors = random_scan(shape, separate=separate, gated=not separate, layout=layout)
-    if "delta_softplus" in options:
-        for name in ("delta", "delta_b", "delta_bias", "delta_bias_b"):
-            if name in tensors:
-                tensors[name] = tensors[name].detach().abs()
-    assert_agrees(bidirectional_scan, tensors, backend="triton", **options)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_scan_in_half_precision(
-    random_scan: Make, assert_agrees: Check, dtype: torch.dtype
-) -> None:
-    tensors = random_scan((1, 3, 20, 4))
-    del tensors["A_b"]
-    eps = torch.finfo(dtype).eps
-    assert_agrees(
-        selective_scan,
-        tensors,
-        backend="triton",
-        dtype=dtype,
-        tolerance=eps,
-        reverse=True,
-        delta_softplus=True,
-    )
+from model.scan import causal_conv1d_silu, rms_norm_residual
 
 
 @pytest.mark.parametrize("reverse", [False, True])
