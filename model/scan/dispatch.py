@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.scan import gpu, mamba, op
+from model.scan import cuda, mamba, op
+from model.scan.cuda import scan as cuda_scan
 from model.scan.native import library
 from model.scan.problem import InitialState, Scan, ScanError
 from model.scan.reference import scan_reference
 
-FUSED = ("triton", "cpu")
+FUSED = ("cuda", "cpu")
 BACKENDS = (*FUSED, "chunked", "reference", "mamba_ssm")
 _log = logging.getLogger(__name__)
 
@@ -41,10 +42,11 @@ def selective_scan(
         A: (D, N). D, delta_bias: (D,). These stay float32 under autocast.
         B, C: (B, N, L); (B, G, N, L) for G groups of D / G neighbouring channels that share them;
             (D, N) when they are the same at every token. Kernels fill their tiles within a group,
-            so groups of fewer than 32 channels leave lanes idle.
+            so groups of fewer than 32 channels leave lanes idle. On a GPU, constants run by the
+            backend chunked, which is many times slower.
         initial_state: "first_token" starts every state of a channel at its first scanned u; a
-            tensor (B, D, N), such as an earlier last state, goes on from there. The backend
-            mamba_ssm takes no tensor.
+            tensor (B, D, N), such as an earlier last state, goes on from there: on a GPU by the
+            backend chunked; mamba_ssm takes none.
         mask_current: leave each token out of its own read-out (and the first read-out zero).
         reverse: scan from the last token to the first; the result stays in token order.
         return_last_state: also return the state after the last scanned token.
@@ -52,7 +54,7 @@ def selective_scan(
     Returns:
         (B, D, L) in the dtype of u, its memory laid out (B, L, D). With ``return_last_state`` also
         the state (B, D, N) in float32 (float64 stays), through which gradients flow, unlike in
-        mamba-ssm.
+        mamba-ssm; on a GPU, for that, by the backend chunked.
 
     Raises:
         ScanError: shapes, dtypes or devices do not fit, or the backend cannot run here.
@@ -138,14 +140,12 @@ def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
 def probe(device: str) -> tuple[str, ...]:
     """``available_backends`` of a type of device, found out and logged once."""
     fused = [
-        *(["triton"] if device == "cuda" and gpu.is_available(device) else []),
+        *(["cuda"] if device == "cuda" and cuda.is_available(device) else []),
         *(["cpu"] if device == "cpu" and library.is_available() else []),
     ]
     names = [*fused, "chunked", "reference"]
     if device == "cuda" and importlib.util.find_spec("mamba_ssm") is not None:
         names.append("mamba_ssm")
-    if device == "cpu" and gpu.is_available(device):  # interpreted: for tests, never for speed
-        names.append("triton")
     _log.info("scan on %s uses the %s backend", device, names[0])
     return tuple(names)
 
@@ -159,7 +159,7 @@ def _run(scan: Scan, backend: str) -> tuple[Tensor, Tensor]:
         raise ScanError(_why_not(chosen, device))
     if chosen in FUSED and scan.state_dtype == torch.float64:
         chosen = "chunked"  # the fused kernels compute in float32
-    if chosen == "triton" and not scan.is_plain:
+    if chosen == "cuda" and not cuda_scan.takes(scan):
         chosen = "chunked"
     if chosen == "reference":
         return scan_reference(scan)
@@ -172,7 +172,8 @@ def _why_not(backend: str, device: str) -> str:
     if backend not in BACKENDS:
         return f"scan: there is no backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}"
     needs = {
-        "triton": "a CUDA device and the triton package (pip install 'videomambapro[gpu]')",
+        "cuda": "an NVIDIA GPU of sm_80 or later, a CUDA build of torch, and cuda-core with NVRTC "
+        "(pip install 'videomambapro[gpu]')",
         "mamba_ssm": "a CUDA device and the mamba-ssm package (pip install 'videomambapro[gpu]')",
         "cpu": "tensors on the CPU and a C++ compiler (install g++ or set CXX)",
     }

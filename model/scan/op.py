@@ -49,10 +49,10 @@ class Kernels(Protocol):
 
 def kernels(backend: str) -> Kernels:
     """The module behind the name of a fused backend."""
-    if backend == "triton":
-        from model.scan.gpu import scan as gpu_scan  # Triton takes a second to import
+    if backend == "cuda":
+        from model.scan.cuda import scan as cuda_scan
 
-        return gpu_scan
+        return cuda_scan
     modules: dict[str, Kernels] = {"chunked": chunked, "cpu": cpu}
     return modules[backend]
 

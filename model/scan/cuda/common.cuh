@@ -20,9 +20,6 @@ __device__ __forceinline__ float value(f16 x) { return f16_value(x.bits); }
 __device__ __forceinline__ void store(float* to, float x) { *to = x; }
 __device__ __forceinline__ void store(bf16* to, float x) { to->bits = bf16_bits(x); }
 __device__ __forceinline__ void store(f16* to, float x) { to->bits = f16_bits(x); }
-// The value that a zero of this type has, for what lies outside of a tensor.
-template <class T> __device__ __forceinline__ T nothing() { return T{0}; }
-
 // A (B, D, L) tensor of any strides, in elements. Repeated by Strided in launch.py.
 template <class T> struct Strided {
   T* data;
@@ -54,18 +51,26 @@ template <int Lanes> __device__ __forceinline__ float lanes_sum(float x) {
   return x;
 }
 
-// Sums N values over N lanes that are `Stride` apart, N a power of two: of the lanes in such a
-// group, the one at place i gets the sum of everyone's v[i], for N - 1 shuffles. v is overwritten.
-template <int N, int Stride = 1>
-__device__ __forceinline__ float spread_sum(float (&v)[N], int lane) {
+// Sums N values over `Lanes` lanes that are `Stride` apart (both powers of two) for about N
+// shuffles. Of the lanes in such a group, the one at place i is left with its share of the sums:
+// v[0 .. N / Lanes) are those of the values i * N / Lanes and on; with more lanes than values,
+// v[0] is that of the value i * N / Lanes, which Lanes / N neighbours share.
+template <int Lanes, int Stride, int N>
+__device__ __forceinline__ void spread_sum(float (&v)[N], int lane) {
+  int left = N;
 #pragma unroll
-  for (int step = N / 2; step > 0; step /= 2) {
+  for (int step = Lanes / 2; step > 0; step /= 2) {
+    if (left == 1) {
+      v[0] += from_lane_xor(v[0], step * Stride);
+      continue;
+    }
+    left /= 2;
     bool upper = lane & (step * Stride);
 #pragma unroll
-    for (int i = 0; i < step; i++) {
-      float keep = upper ? v[i + step] : v[i], send = upper ? v[i] : v[i + step];
-      v[i] = keep + from_lane_xor(send, step * Stride);
-    }
+    for (int i = 0; i < N / 2; i++)
+      if (i < left) {
+        float keep = upper ? v[i + left] : v[i], send = upper ? v[i] : v[i + left];
+        v[i] = keep + from_lane_xor(send, step * Stride);
+      }
   }
-  return v[0];
 }
