@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.scan import cuda, mamba, op
+from model.scan.constant import constant_under_compile
 from model.scan.cuda import scan as cuda_scan
 from model.scan.native import library
 from model.scan.problem import InitialState, Scan, ScanError
@@ -130,7 +131,7 @@ def bidirectional_scan(
     return _run(scan, backend)[0]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_under_compile
 def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
     """Names of the backends that can run on ``device`` here, best first."""
     return probe(torch.device(device).type)

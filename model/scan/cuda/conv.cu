@@ -60,24 +60,31 @@ struct Filter {
   }
 };
 
-struct Group {
+// Reads tokens in their order, a group at a time; those outside of the sequence are zero.
+struct Reader {
+  const TYPE* from;
+  long long stride;
+  int token, end;  // end: 0 where the channels do not exist
   Vector<TYPE, V> tokens[GROUP];
-  // Tokens from `begin` on; zero outside of the sequence.
-  __device__ __forceinline__ void load(const Rows& rows, const Place& at, int begin, int length) {
-    const TYPE* first = rows.data + at.sample * rows.batch + at.channel;
+
+  __device__ __forceinline__ Reader(const Rows& rows, const Place& at, int begin, int length)
+      : from(rows.data + at.sample * rows.batch + at.channel + begin * rows.token),
+        stride(rows.token),
+        token(begin),
+        end(at.exists ? length : 0) {}
+  __device__ __forceinline__ void read() {
 #pragma unroll
     for (int j = 0; j < GROUP; j++) {
-      int token = begin + j;
-      bool is_inside = at.exists && token >= 0 && token < length;
-      tokens[j] = fetch<V>(first + token * rows.token, is_inside);
+      tokens[j] = fetch<V>(from, token >= 0 && token < end);
+      from += stride, token++;
     }
   }
 };
 
 // The ring of x as it is before the token at.begin.
 __device__ __forceinline__ void look_back(const Convolution& q, const Place& at, float (&x)[GROUP][V]) {
-  Group before;
-  before.load(q.x, at, at.begin - GROUP, q.length);
+  Reader before(q.x, at, at.begin - GROUP, q.length);
+  before.read();
 #pragma unroll
   for (int j = 0; j < GROUP; j++) before.tokens[j].unpack(x[j]);
 }
@@ -88,16 +95,15 @@ KERNEL(conv_forward, Convolution, 32 * WARPS, 4) {
   Filter filter(q, at);
   float x[GROUP][V];
   look_back(q, at, x);
-  Group next;
-  next.load(q.x, at, at.begin, q.length);
-  TYPE* out = q.out.data + at.sample * q.out.batch + at.channel;
+  Reader next(q.x, at, at.begin, q.length);
+  next.read();
+  TYPE* out = q.out.data + at.sample * q.out.batch + at.channel + at.begin * q.out.token;
 #pragma unroll 1
-  for (int g = 0; g < q.groups; g++) {
-    int begin = at.begin + g * GROUP;
-    Group now = next;
-    if (g + 1 < q.groups) next.load(q.x, at, begin + GROUP, q.length);
+  for (int g = 0, token = at.begin; g < q.groups; g++) {
+    Reader now = next;
+    if (g + 1 < q.groups) next.read();
 #pragma unroll
-    for (int j = 0; j < GROUP; j++) {
+    for (int j = 0; j < GROUP; j++, token++, out += q.out.token) {
       now.tokens[j].unpack(x[j]);
       float result[V];
 #pragma unroll
@@ -105,7 +111,7 @@ KERNEL(conv_forward, Convolution, 32 * WARPS, 4) {
         float y = filter.at(x, j, v);
         result[v] = y * sigmoid(y);
       }
-      if (begin + j < q.length) put<V>(out + (begin + j) * q.out.token, result);
+      if (token < q.length) put<V>(out, result);
     }
   }
 }
@@ -153,23 +159,23 @@ KERNEL(conv_backward, Convolution, 32 * WARPS, 4) {
     for (int j = 0; j < GROUP; j++) dy[j][v] = 0.f;
   }
   look_back(q, at, x);
-  Group next, dnext;
-  next.load(q.x, at, at.begin, q.length);
-  dnext.load(q.dout, at, at.begin, q.length);
-  TYPE* dx = q.out.data + at.sample * q.out.batch + at.channel;
+  Reader next(q.x, at, at.begin, q.length), dnext(q.dout, at, at.begin, q.length);
+  next.read();
+  dnext.read();
+  int token = at.begin - (K - 1);  // whose gradient is complete
+  TYPE* dx = q.out.data + at.sample * q.out.batch + at.channel + token * q.out.token;
 #pragma unroll 1
   for (int g = 0; g < q.groups; g++) {
-    int begin = at.begin + g * GROUP;
-    Group now = next, dnow = dnext;
+    Reader now = next, dnow = dnext;
     if (g + 1 < q.groups) {
-      next.load(q.x, at, begin + GROUP, q.length);
-      dnext.load(q.dout, at, begin + GROUP, q.length);
+      next.read();
+      dnext.read();
     }
 #pragma unroll
-    for (int j = 0; j < GROUP; j++) {
+    for (int j = 0; j < GROUP; j++, token++, dx += q.out.token) {
       now.tokens[j].unpack(x[j]);
       dnow.tokens[j].unpack(dy[j]);
-      bool is_owned = g * GROUP + j < owned;
+      bool is_owned = j < GROUP - (K - 1) || g + 1 < q.groups;
       float result[V];
 #pragma unroll
       for (int v = 0; v < V; v++) {
@@ -184,9 +190,7 @@ KERNEL(conv_backward, Convolution, 32 * WARPS, 4) {
           result[v] = fmaf(filter.taps[k][v], dy[(j - k + GROUP) % GROUP][v], result[v]);
         }
       }
-      // All that reads this token has now been seen.
-      int token = begin + j - (K - 1);
-      if (at.exists && token >= at.begin && token < q.length) put<V>(dx + token * q.out.token, result);
+      if (at.exists && token >= at.begin && token < q.length) put<V>(dx, result);
     }
   }
   write_partials(q, at, dtaps, dbias);

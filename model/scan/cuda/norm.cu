@@ -20,7 +20,7 @@ struct Norm {
   TYPE* dx;             // or null
   float* dresidual;
   float* partials;  // (blocks, columns): gradients of the weight
-  float eps;
+  float eps, inverse_columns;
   int rows, columns, rows_per_warp;
 };
 
@@ -49,8 +49,13 @@ struct Part {
   _Pragma("unroll") for (int i = 0; i < VECTORS; i++) \
   _Pragma("unroll") for (int v = 0; v < V; v++)
 
+// The index of the warp in its block, from a shuffle, so that the compiler sees that all lanes agree.
+__device__ __forceinline__ int own_warp() {
+  return __shfl_sync(ALL_LANES, int(threadIdx.x / 32), 0);
+}
+
 KERNEL(norm_forward, Norm, 32 * WARPS, BLOCKS) {
-  int first = (blockIdx.x * WARPS + threadIdx.x / 32) * q.rows_per_warp;
+  int first = (blockIdx.x * WARPS + own_warp()) * q.rows_per_warp;
   int end = min(first + q.rows_per_warp, q.rows);
 #pragma unroll 1
   for (int r = first; r < end; r++) {
@@ -65,7 +70,7 @@ KERNEL(norm_forward, Norm, 32 * WARPS, BLOCKS) {
     total.save(q.total + row, q.columns);
     float squares = 0.f;
     FOR_EACH_ELEMENT squares = fmaf(total.at[i][v], total.at[i][v], squares);
-    float scale = inverse_sqrt(lanes_sum<32>(squares) / q.columns + q.eps);
+    float scale = inverse_sqrt(lanes_sum<32>(squares) * q.inverse_columns + q.eps);
     weight.load(q.weight, q.columns);
     FOR_EACH_ELEMENT total.at[i][v] *= scale * weight.at[i][v];
     total.save(q.normed + row, q.columns);
@@ -75,7 +80,7 @@ KERNEL(norm_forward, Norm, 32 * WARPS, BLOCKS) {
 KERNEL(norm_backward, Norm, 32 * WARPS, BLOCKS) {
   Part dweight;
   FOR_EACH_ELEMENT dweight.at[i][v] = 0.f;
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int warp = own_warp(), lane = threadIdx.x % 32;
   int first = (blockIdx.x * WARPS + warp) * q.rows_per_warp;
   int end = min(first + q.rows_per_warp, q.rows);
 #pragma unroll 1
@@ -94,8 +99,8 @@ KERNEL(norm_backward, Norm, 32 * WARPS, BLOCKS) {
       squares = fmaf(total.at[i][v], total.at[i][v], squares);
       products = fmaf(dnormed.at[i][v] * weight.at[i][v], total.at[i][v], products);
     }
-    float scale = inverse_sqrt(lanes_sum<32>(squares) / q.columns + q.eps);
-    float shrink = lanes_sum<32>(products) / q.columns * scale * scale * scale;
+    float scale = inverse_sqrt(lanes_sum<32>(squares) * q.inverse_columns + q.eps);
+    float shrink = lanes_sum<32>(products) * q.inverse_columns * scale * scale * scale;
     FOR_EACH_ELEMENT {
       float dunit = dnormed.at[i][v] * scale;
       dweight.at[i][v] = fmaf(dunit, total.at[i][v], dweight.at[i][v]);

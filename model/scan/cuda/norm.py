@@ -20,7 +20,7 @@ class _Job(ctypes.Structure):
     _fields_ = [
         *((name, Pointer) for name in ("x", "residual", "weight", "normed", "total")),
         *((name, Pointer) for name in ("dnormed", "dtotal", "dx", "dresidual", "partials")),
-        ("eps", ctypes.c_float),
+        *((name, ctypes.c_float) for name in ("eps", "inverse_columns")),
         *((name, Int) for name in ("rows", "columns", "rows_per_warp")),
     ]
 
@@ -75,7 +75,8 @@ def _run(
     kernel: str, job: _Job, x: Tensor, stream: Tensor | None, weight: Tensor, eps: float
 ) -> None:
     columns = x.shape[-1]
-    job.rows, job.columns, job.eps = x.numel() // columns, columns, eps
+    job.rows, job.columns = x.numel() // columns, columns
+    job.eps, job.inverse_columns = eps, 1.0 / columns
     job.weight = weight.data_ptr()
     aligned = are_aligned(4, x, weight) and (stream is None or are_aligned(4, stream))
     width = 4 if aligned else 1
