@@ -70,7 +70,8 @@ def _tokens_first(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _grouped(values: Tensor, mixing: Tensor) -> Tensor:
     """(T, B, D, ...) as (T, B, G, D / G, ...) for the groups of ``mixing`` (T, B, G, N)."""
-    return values.unflatten(2, (mixing.shape[2], -1))
+    outer, inner = values.shape[:2], values.shape[3:]
+    return values.reshape(*outer, mixing.shape[2], -1, *inner)
 
 
 def _contract(states: Tensor, mixing: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def rms_norm_residual(
     Args:
         x: (..., D), any float dtype. residual: (..., D) or None for the first block.
         weight: (D,).
-        backend: "auto", "torch", "cpu" (C++) or "cuda" (CUDA C++, for D up to 1280).
+        backend: "auto", "torch", "cpu" (C++) or "cuda" (CUDA C++, for D up to 1024).
 
     Returns:
         The normalised sum in the dtype of x, and the sum itself in float32 (float64 stays).

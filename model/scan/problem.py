@@ -137,9 +137,9 @@ class Scan:
         size, groups = self.A.shape[1], self.groups
         if groups == 0 or channels % groups:
             raise ScanError(f"scan: {channels} channels do not divide into {groups} groups")
-        mixing = [(channels, size), (batch, groups, size, length)]
+        mixing: list[tuple[int, ...]] = [(channels, size), (batch, groups, size, length)]
         mixing += [(batch, size, length)] if groups == 1 else []
-        expected = {
+        expected: dict[str, list[tuple[int, ...]]] = {
             "u": [(batch, channels, length)],
             "delta": [(batch, channels, length)],
             "z": [(batch, channels, length)],

@@ -1,4 +1,4 @@
-"""CUDA C++ kernels, compiled at run time; nothing heavy is imported before it is needed."""
+"""CUDA C++ kernels, compiled at run time; nothing is compiled before a backend asks for it."""
 
 import torch
 

@@ -20,12 +20,23 @@ __device__ __forceinline__ float value(f16 x) { return f16_value(x.bits); }
 __device__ __forceinline__ void store(float* to, float x) { *to = x; }
 __device__ __forceinline__ void store(bf16* to, float x) { to->bits = bf16_bits(x); }
 __device__ __forceinline__ void store(f16* to, float x) { to->bits = f16_bits(x); }
+// The tokens of one channel of one sample: an address is one multiply-add of 64 bits.
+template <class T> struct Column {
+  const char* base;
+  int step;  // in bytes
+  __device__ __forceinline__ Column(T* first, long long stride)
+      : base(opaque((const char*)first)), step(int(stride * sizeof(T))) {}
+  __device__ __forceinline__ T* at(int token) const {
+    return (T*)(base + (long long)token * step);
+  }
+};
+
 // A (B, D, L) tensor of any strides, in elements. Repeated by Strided in launch.py.
 template <class T> struct Strided {
   T* data;
   long long batch, channel, token;
-  __device__ __forceinline__ T* at(long long b, long long d, long long t) const {
-    return data + b * batch + d * channel + t * token;
+  __device__ __forceinline__ Column<T> column(int b, int d) const {
+    return {data + b * batch + d * channel, token};
   }
 };
 

@@ -101,6 +101,7 @@ def _options(macros: Macros, architecture: str) -> dict[str, object]:
         "include_path": [str(SOURCES)],
         "define_macro": [(name, str(value)) for name, value in sorted(macros.items())],
         "ptxas_options": ["-v"],
+        "device_as_default_execution_space": True,  # for generic lambdas
     }
 
 

@@ -42,7 +42,7 @@ class _Job(ctypes.Structure):
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
     """SiLU(conv(x) + bias) for x (B, D, L) and weight (D, K), in the dtype of x."""
-    out = token_major(*x.shape, x, x.dtype)
+    out = _like(x)
     call = _Call(x, out, weight, bias, reverse)
     call.run("conv_forward", shared=0)
     return out
@@ -62,7 +62,7 @@ def backward(
     The gradient of x is written into ``dx`` where that is given: (B, D, L) with neighbouring
     channels, such as half of a wider buffer.
     """
-    dx = token_major(*x.shape, x, x.dtype) if dx is None else dx
+    dx = _like(x) if dx is None else dx
     dout = _with_neighbouring_channels(dout.to(x.dtype))
     call = _Call(x, dx, weight, bias, reverse, dout)
     channels, taps = weight.shape
@@ -115,7 +115,7 @@ class _Call:
         )
         if dout is not None:
             self.job.dout = _Rows.of(dout, reverse)
-        macros = {
+        macros: dict[str, str | int] = {
             "TYPE": TYPES[x.dtype],
             "PARAMETER": TYPES[weight.dtype],
             "WIDTH": self.width,
@@ -126,6 +126,11 @@ class _Call:
     def run(self, kernel: str, shared: int) -> None:
         blocks = self.rows * self._columns
         self._kernels.launch(kernel, blocks, _WARPS * _LANES, shared, self.job)
+
+
+def _like(x: Tensor) -> Tensor:
+    batch, channels, length = x.shape
+    return token_major(batch, channels, length, x, x.dtype)
 
 
 def _with_neighbouring_channels(tensor: Tensor) -> Tensor:

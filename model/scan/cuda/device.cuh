@@ -58,6 +58,13 @@ __device__ __forceinline__ float f16_value(uint16_t bits) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
   return x;
 }
+// Hides from the compiler how an address of global memory was made, so that it adds an offset to it
+// in one instruction.
+__device__ __forceinline__ const char* opaque(const char* address) {
+  asm("" : "+l"(address));
+  __builtin_assume(__isGlobal(address));
+  return address;
+}
 // Brings the line of an address to the L2 cache; the address must be readable.
 __device__ __forceinline__ void prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));

@@ -11,7 +11,7 @@ from model.scan.cuda.launch import Int, Pointer
 
 _WARPS = 4  # of a block, each with a row at a time
 _LANES = 32
-_MOST_HELD = {4: 40, 1: 20}  # elements of a row in a lane's registers, by width of a vector
+_MOST_HELD = {4: 32, 1: 20}  # elements of a row in a lane's registers, by width of a vector
 # Rows that a warp walks in backward before it writes its sums: enough that these bytes are few.
 _ROWS_PER_WARP = 16
 
@@ -81,7 +81,7 @@ def _run(
     aligned = are_aligned(4, x, weight) and (stream is None or are_aligned(4, stream))
     width = 4 if aligned else 1
     vectors = -(-columns // (width * _LANES))
-    macros = {
+    macros: dict[str, str | int] = {
         "TYPE": TYPES[x.dtype],
         "PARAMETER": TYPES[weight.dtype],
         "WIDTH": width,

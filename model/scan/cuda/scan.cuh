@@ -68,28 +68,42 @@ template <int Channels> __device__ __forceinline__ Part part_of_block(const Scan
   return part;
 }
 
-__device__ __forceinline__ int token_of(int chunk, int position, int reverse) {
-  return chunk * CHUNK + (reverse ? CHUNK - 1 - position : position);
+// The tokens in the order in which they are visited: position p is token `start + way * p`.
+struct Way {
+  int start, way;
+  __device__ __forceinline__ Way(int chunk, int reverse)
+      : start(chunk * CHUNK + (reverse ? CHUNK - 1 : 0)), way(reverse ? -1 : 1) {}
+  __device__ __forceinline__ int token(int p) const { return start + way * p; }
+};
+
+// What stages and adds up rows of 2 NP numbers per token: lane -> column(s) and row(s) of a warp.
+constexpr int COLUMNS = 2 * NP < 32 ? 2 * NP : 32, ROWS_AT_ONCE = 32 / COLUMNS;
+
+// B and C of a chunk as float32, a row of 2 NP per position: every `warps`-th row, from `warp` on.
+__device__ __forceinline__ void stage_BC(float* rows, const Scan& q, const Direction& d,
+                                         const Part& part, Way way, int lane, int warp, int warps) {
+#pragma unroll
+  for (int v = lane % COLUMNS; v < 2 * NP; v += COLUMNS) {
+    bool is_C = v >= NP;
+    const Rows<const Act>& from = is_C ? d.C : d.B;
+    int n = is_C ? v - NP : v, last = q.length - 1;
+    if (n >= q.states) continue;  // the padding stays zero; see zero_padding
+    Column<const Act> values(
+        from.data + part.b * from.batch + part.group * from.group + n * from.state, from.token);
+#pragma unroll 8
+    for (int p = warp * ROWS_AT_ONCE + lane / COLUMNS; p < CHUNK; p += warps * ROWS_AT_ONCE)
+      rows[p * 2 * NP + v] = value(*values.at(min(way.token(p), last)));
+  }
+}
+__device__ __forceinline__ void zero_padding(float* rows, const Scan& q, int thread, int threads) {
+  if (q.states == NP) return;
+  for (int i = thread; i < CHUNK * 2 * NP; i += threads)
+    if (i % NP >= q.states) rows[i] = 0.f;
 }
 
-// B and C of a chunk as float32, a row of 2 NP per position, by `threads` threads. A masked scan reads
-// nothing at its first token, which is a C of zero.
-__device__ __forceinline__ void stage_BC(float* rows, const Scan& q, const Direction& d,
-                                         const Part& part, int chunk, int reverse, int thread,
-                                         int threads) {
-  const Act* B = d.B.data + part.b * d.B.batch + part.group * d.B.group;
-  const Act* C = d.C.data + part.b * d.C.batch + part.group * d.C.group;
-  int unread = d.masked ? (d.reverse ? q.length - 1 : 0) : -1;
-#pragma unroll 4
-  for (int i = thread; i < CHUNK * 2 * NP; i += threads) {
-    int position = i / (2 * NP), n = i % NP;
-    bool is_C = i % (2 * NP) >= NP;
-    int token = min(token_of(chunk, position, reverse), q.length - 1);
-    const Act* at = is_C ? C + n * d.C.state + token * d.C.token
-                         : B + n * d.B.state + token * d.B.token;
-    bool has = n < q.states && !(is_C && token == unread);
-    rows[i] = has ? value(*at) : 0.f;
-  }
+// The first token of a masked scan, which reads nothing; -1 when there is none.
+__device__ __forceinline__ int unread_token(const Scan& q, const Direction& d) {
+  return d.masked ? (d.reverse ? q.length - 1 : 0) : -1;
 }
 
 // Index of the four states `four` of a channel in `kept` and `ends`; `row` counts chunks or segments.

@@ -311,7 +311,7 @@ class _Call:
         size, warps = padded(self.size), self.plan.backward_warps
         channels, slots = 256 // size, 7 if size <= 32 else 8
         of_warp = 4 * _CHUNK * channels + slots * 256 + channels
-        return int(self.job.directions) * 4 * (_CHUNK * 2 * size + warps * of_warp)
+        return int(self.job.directions) * 4 * (_CHUNK * 2 * size + 24 + warps * of_warp)
 
     def launch(self, name: str, tiles: int, threads: int, shared: int) -> None:
         blocks = tiles * self.batch * self.job.segments

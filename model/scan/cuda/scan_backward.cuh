@@ -49,17 +49,38 @@ __device__ __forceinline__ void load_state(float (&h)[2][4], const float* from, 
   }
 }
 
+// Two tokens' numbers for this lane, from the tiles and rows that start at theirs.
+struct Pair {
+  const float *tile, *rows;
+  __device__ __forceinline__ Pair(const Tile& me, int pair)
+      : tile(me.step + me.group * 2 + pair * 2 * WARP_TILE), rows(me.rows + me.s * 4 + pair * 4 * NP) {}
+  __device__ __forceinline__ void move(int pairs) {
+    tile += pairs * 2 * WARP_TILE;
+    rows += pairs * 4 * NP;
+  }
+  __device__ __forceinline__ void of_channels(float (&v)[2], int which, int i) const {
+    float2 f = *(const float2*)(tile + which * TILE + i * WARP_TILE);
+    v[0] = f.x, v[1] = f.y;
+  }
+  __device__ __forceinline__ void of_states(float (&v)[4], int is_C, int i) const {
+    float4 f = load4(rows + i * 2 * NP + is_C * NP);
+    v[0] = f.x, v[1] = f.y, v[2] = f.z, v[3] = f.w;
+  }
+};
+enum { STEP, ADD, GRAD, DECAYED };  // the tiles, in their order
+
 // The state before each pair of tokens but the first goes to its slot.
 __device__ __forceinline__ void sweep(Tile& me) {
+  Pair at(me, 0);
+  float* slot = me.slots + me.lane * 4;
 #pragma unroll 1
-  for (int pair = 0; pair + 1 < PAIRS; pair++) {
+  for (int pair = 0; pair + 1 < PAIRS; pair++, at.move(1), slot += SLOT) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      int p = pair * 2 + i;
-      float2 dt2 = *(const float2*)(me.step + p * WARP_TILE + me.group * 2);
-      float2 x2 = *(const float2*)(me.add + p * WARP_TILE + me.group * 2);
-      float4 b4 = load4(me.rows + p * 2 * NP + me.s * 4);
-      float dt[2] = {dt2.x, dt2.y}, x[2] = {x2.x, x2.y}, b[4] = {b4.x, b4.y, b4.z, b4.w};
+      float dt[2], x[2], b[4];
+      at.of_channels(dt, STEP, i);
+      at.of_channels(x, ADD, i);
+      at.of_states(b, 0, i);
 #pragma unroll
       for (int c = 0; c < 2; c++)
 #pragma unroll
@@ -68,27 +89,34 @@ __device__ __forceinline__ void sweep(Tile& me) {
     }
 #pragma unroll
     for (int c = 0; c < 2; c++)
-      *(float4*)(me.slots + pair * SLOT + c * 128 + me.lane * 4) =
-          make_float4(me.h[c][0], me.h[c][1], me.h[c][2], me.h[c][3]);
+      *(float4*)(slot + c * 128) = make_float4(me.h[c][0], me.h[c][1], me.h[c][2], me.h[c][3]);
   }
 }
 
 template <bool Masked> __device__ __forceinline__ void back(Tile& me, const float* kept) {
+  // Values that a lane is left with, and which they are; see spread_sum.
+  constexpr int OWNED = LPT < 4 ? 4 / LPT : 1, SUMMED = 32 / LPT < 8 ? 8 * LPT / 32 : 1;
+  int owned = me.s * 4 / LPT, summed = me.group * 8 * LPT / 32;
+  // The sums over states take the place of two tiles: first `dwritten`, then `ddecayed`.
+  float* own_at = me.step + (owned < 2 ? ADD : DECAYED) * TILE + me.group * 2 + owned % 2 +
+                  (PAIRS - 1) * 2 * WARP_TILE;
+  int sums_row = me.s * 4 + (summed < 4 ? 0 : NP) + summed % 4;
+  Pair at(me, PAIRS - 1);
+  const float* slot = me.slots + me.lane * 4 + (PAIRS - 2) * SLOT;
 #pragma unroll 1
-  for (int pair = PAIRS - 1; pair >= 0; pair--) {
+  for (int pair = PAIRS - 1; pair >= 0; pair--, at.move(-1), slot -= SLOT, own_at -= 2 * WARP_TILE) {
     float h[2][4], a[2][2][4], carried[2][2][4];
     if (pair)
-      load_state(h, me.slots + (pair - 1) * SLOT + me.lane * 4, 128);
+      load_state(h, slot, 128);
     else
       load_state(h, kept, 4);
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      int p = pair * 2 + i;
-      float2 dt2 = *(const float2*)(me.step + p * WARP_TILE + me.group * 2);
-      float2 x2 = *(const float2*)(me.add + p * WARP_TILE + me.group * 2);
-      float4 b4 = load4(me.rows + p * 2 * NP + me.s * 4);
-      float dt[2] = {dt2.x, dt2.y}, x[2] = {x2.x, x2.y}, b[4] = {b4.x, b4.y, b4.z, b4.w};
+      float dt[2], x[2], b[4];
+      at.of_channels(dt, STEP, i);
+      at.of_channels(x, ADD, i);
+      at.of_states(b, 0, i);
 #pragma unroll
       for (int c = 0; c < 2; c++)
 #pragma unroll
@@ -101,14 +129,12 @@ template <bool Masked> __device__ __forceinline__ void back(Tile& me, const floa
     float sums[2][8], own[2][4];
 #pragma unroll
     for (int i = 1; i >= 0; i--) {
-      int p = pair * 2 + i;
-      float2 dt2 = *(const float2*)(me.step + p * WARP_TILE + me.group * 2);
-      float2 x2 = *(const float2*)(me.add + p * WARP_TILE + me.group * 2);
-      float2 dy2 = *(const float2*)(me.grad + p * WARP_TILE + me.group * 2);
-      float4 b4 = load4(me.rows + p * 2 * NP + me.s * 4);
-      float4 c4 = load4(me.rows + p * 2 * NP + NP + me.s * 4);
-      float dt[2] = {dt2.x, dt2.y}, x[2] = {x2.x, x2.y}, dy[2] = {dy2.x, dy2.y};
-      float b[4] = {b4.x, b4.y, b4.z, b4.w}, C[4] = {c4.x, c4.y, c4.z, c4.w};
+      float dt[2], x[2], dy[2], b[4], C[4];
+      at.of_channels(dt, STEP, i);
+      at.of_channels(x, ADD, i);
+      at.of_channels(dy, GRAD, i);
+      at.of_states(b, 0, i);
+      at.of_states(C, 1, i);
 #pragma unroll
       for (int n = 0; n < 8; n++) sums[i][n] = 0.f;
 #pragma unroll
@@ -136,26 +162,53 @@ template <bool Masked> __device__ __forceinline__ void back(Tile& me, const floa
       spread_sum<32 / LPT, LPT>(sums[i], me.lane);
     }
     __syncwarp();
-    // Values that a lane is left with, and which they are; see spread_sum.
-    constexpr int OWNED = LPT < 4 ? 4 / LPT : 1, SUMMED = 32 / LPT < 8 ? 8 * LPT / 32 : 1;
-    int owned = me.s * 4 / LPT, summed = me.group * 8 * LPT / 32;
+    float* row = me.slots + sums_at(pair) + sums_row;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      int p = pair * 2 + i;
 #pragma unroll
-      for (int j = 0; j < OWNED; j++) {
-        int at = p * WARP_TILE + me.group * 2 + (owned + j) % 2;
-        (owned + j < 2 ? me.add : me.decayed)[at] = own[i][j];
-      }
-      float* row = me.slots + sums_at(pair) + i * 2 * NP + me.s * 4;
+      for (int j = 0; j < OWNED; j++) own_at[i * WARP_TILE + j] = own[i][j];
 #pragma unroll
-      for (int j = 0; j < SUMMED; j++) {
-        int v = summed + j;
-        row[(v < 4 ? 0 : NP) + v % 4] = sums[i][j];
-      }
+      for (int j = 0; j < SUMMED; j++) row[i * 2 * NP + j / 4 * NP + j % 4] = sums[i][j];
     }
   }
 }
+
+// Where the sample of a block begins in every tensor, in shared memory: registers are dear.
+struct Sample {
+  const Act *u, *delta, *z, *dout;
+  Act *du, *ddelta, *dz;
+  float *y, *some_du, *some_ddelta, *kept, *dBC;
+};
+constexpr int SAMPLE_FLOATS = 24;
+static_assert(sizeof(Sample) == SAMPLE_FLOATS * 4, "launch code knows its size");
+__device__ __forceinline__ void locate(Sample& to, const Scan& q, const Direction& d,
+                                       const Part& part, int direction) {
+  long long dense = (long long)part.b * q.length * q.channels;
+  int tiles = gridDim.x / q.batch / q.segments;
+  long long row = (long long)(part.b * q.directions + direction) * tiles + part.tile;
+  to.u = d.u.data + part.b * d.u.batch;
+  to.delta = d.delta.data + part.b * d.delta.batch;
+  to.z = q.z.data + part.b * q.z.batch;
+  to.dout = q.dout.data + part.b * q.dout.batch;
+  to.du = d.du.data + part.b * d.du.batch;
+  to.ddelta = d.ddelta.data + part.b * d.ddelta.batch;
+  to.dz = q.dz.data + part.b * q.dz.batch;
+  to.y = q.y + dense;
+  to.some_du = q.du + dense;
+  to.some_ddelta = q.ddelta + dense;
+  to.kept = q.kept + fours(q, part.b, direction, (q.length + CHUNK - 1) / CHUNK, 0, 0, 0);
+  to.dBC = q.dBC + row * q.length * 2 * NP;
+}
+template <class T>
+__device__ __forceinline__ Column<T> column(T* sample, const Strided<T>& of, int channel) {
+  return {(T*)((const char*)sample + (long long)channel * int(of.channel * sizeof(T))), of.token};
+}
+struct Yes {
+  static constexpr bool value = true;
+};
+struct No {
+  static constexpr bool value = false;
+};
 
 __device__ __forceinline__ void backward(const Scan& q) {
   SHARED_MEMORY(shared);
@@ -163,8 +216,11 @@ __device__ __forceinline__ void backward(const Scan& q) {
   int warp = __shfl_sync(ALL_LANES, int(threadIdx.x / 32), 0), direction = warp >= WARPS;
   warp -= direction * WARPS;
   const Direction& d = q.direction[direction];
-  float* rows = (float*)shared + direction * (ROW_FLOATS + WARPS * WARP_FLOATS);
-  float* scratch = rows + ROW_FLOATS;  // of the direction's warps, one after the other
+  float* rows = (float*)shared + direction * (ROW_FLOATS + SAMPLE_FLOATS + WARPS * WARP_FLOATS);
+  Sample& sample = *(Sample*)(rows + ROW_FLOATS);
+  if (warp == 0 && threadIdx.x % 32 == 0) locate(sample, q, d, part, direction);
+  zero_padding(rows, q, threadIdx.x % (32 * WARPS), 32 * WARPS);
+  float* scratch = rows + ROW_FLOATS + SAMPLE_FLOATS;  // of the direction's warps, one after the other
   Tile me;
   me.lane = threadIdx.x % 32;
   me.group = me.lane / LPT;
@@ -177,7 +233,7 @@ __device__ __forceinline__ void backward(const Scan& q) {
   me.slots = me.decayed + TILE;
   me.first = me.slots + SLOTS * SLOT;
   int channel0 = part.channel + warp * WARP_TILE, chunks = part.last_chunk - part.first_chunk;
-  int all_chunks = (q.length + CHUNK - 1) / CHUNK, last_channel = part.end - 1;
+  int last_channel = part.end - 1, last = q.length - 1, unread = unread_token(q, d);
   // What a lane prepares and finishes: one channel, every ROWS-th token.
   int e = me.lane % WARP_TILE, r = me.lane / WARP_TILE, channel = min(channel0 + e, last_channel);
   bool has_channel = channel0 + e < part.end;
@@ -210,42 +266,46 @@ __device__ __forceinline__ void backward(const Scan& q) {
     }
   }
 
+  __syncthreads();
   for (int i = 0; i < chunks; i++) {
     int chunk = d.reverse ? part.first_chunk + i : part.last_chunk - 1 - i;
     // Of two directions, the forward one is the first at the upper half of the chunks; in the
     // middle of an odd number both are there at once.
-    bool second = q.directions == 1 || (d.reverse ? i >= chunks - chunks / 2 : i >= chunks - chunks / 2);
+    bool second = q.directions == 1 || i >= chunks - chunks / 2;
     bool together = q.directions == 2 && chunks % 2 && i == chunks / 2;
     if (together) second = d.reverse;
-    if (i + 1 < chunks) {
-      int token = min((d.reverse ? chunk + 1 : chunk - 1) * CHUNK + me.lane % CHUNK, q.length - 1);
+    Way way(chunk, d.reverse);
+    if (i + 1 < chunks) {  // asks for the rows of the next chunk: one line per token and array
+      int token = min((d.reverse ? chunk + 1 : chunk - 1) * CHUNK + me.lane % CHUNK, last);
       int at = min(channel0, last_channel);
-      prefetch((me.lane < CHUNK ? d.u : d.delta).at(part.b, at, token));
-      if (me.lane < CHUNK)
-        prefetch(q.dout.at(part.b, at, token));
-      else if (q.z.data)
-        prefetch(q.z.at(part.b, at, token));
+      bool low = me.lane < CHUNK;
+      prefetch(column(low ? sample.u : sample.delta, low ? d.u : d.delta, at).at(token));
+      if (low || q.z.data)
+        prefetch(column(low ? sample.dout : sample.z, low ? q.dout : q.z, at).at(token));
     }
-    stage_BC(rows, q, d, part, chunk, d.reverse, warp * 32 + me.lane, WARPS * 32);
+    stage_BC(rows, q, d, part, way, me.lane, warp, WARPS);
+    Column<const Act> us = column(sample.u, d.u, channel), zs = column(sample.z, q.z, channel);
+    Column<const Act> deltas = column(sample.delta, d.delta, channel);
+    Column<const Act> douts = column(sample.dout, q.dout, channel);
+    auto gradient = [&](int token) {  // of the sum of the read-outs, before the gate
+      float dy = value(*douts.at(token));
+      if (!q.z.data) return dy;
+      float z = value(*zs.at(token));
+      return dy * z * sigmoid(z);
+    };
 #pragma unroll 4
     for (int j = 0; j < CHUNK / ROWS; j++) {
-      int p = j * ROWS + r, token = token_of(chunk, p, d.reverse);
-      bool has = token < q.length && has_channel;
-      token = min(token, q.length - 1);
-      float u = value(*d.u.at(part.b, channel, token));
-      float raw = value(*d.delta.at(part.b, channel, token)) + bias;
-      float dy = value(*q.dout.at(part.b, channel, token));
-      if (q.z.data) {
-        float z = value(*q.z.at(part.b, channel, token));
-        dy *= z * sigmoid(z);
-      }
-      float dt = has ? (q.softplus ? softplus(raw) : raw) : 0.f;
+      int p = j * ROWS + r, token = way.token(p);
+      bool has = token <= last && has_channel, read = has && token != unread;
+      token = min(token, last);
+      float u = value(*us.at(token)), raw = value(*deltas.at(token)) + bias;
+      float dy = gradient(token), dt = has ? (q.softplus ? softplus(raw) : raw) : 0.f;
       me.step[p * WARP_TILE + e] = dt;
       me.add[p * WARP_TILE + e] = dt * u;
-      me.grad[p * WARP_TILE + e] = has ? dy : 0.f;
+      me.grad[p * WARP_TILE + e] = read ? dy : 0.f;
     }
     const float* kept =
-        q.kept + fours(q, part.b, direction, all_chunks, chunk, me.s, 0);
+        (const float*)opaque((const char*)sample.kept) + fours(q, 0, 0, 0, chunk, me.s, 0);
     int c0 = channel0 + 2 * me.group, c1 = min(c0 + 1, last_channel);
     c0 = min(c0, last_channel);
     {
@@ -272,48 +332,58 @@ __device__ __forceinline__ void backward(const Scan& q) {
     __syncthreads();
 
     // The sums of all warps for B and C.
-    int unread = d.masked ? (d.reverse ? q.length - 1 : 0) : -1, tiles = gridDim.x / q.batch / q.segments;
-    long long block_row = (long long)(part.b * q.directions + direction) * tiles + part.tile;
-#pragma unroll 2
-    for (int index = warp * 32 + me.lane; index < ROW_FLOATS; index += WARPS * 32) {
-      int p = index / (2 * NP), v = index % (2 * NP), token = token_of(chunk, p, d.reverse);
-      const float* from = scratch + 4 * TILE + sums_at(p / 2) + p % 2 * 2 * NP + v;
-      float sum = 0.f;
 #pragma unroll
-      for (int w = 0; w < WARPS; w++) sum += from[w * WARP_FLOATS];
-      if (token == unread && v >= NP) sum = 0.f;
-      if (token < q.length) q.dBC[(block_row * q.length + token) * 2 * NP + v] = sum;
-    }
-    if (together && second) __syncthreads();
+    for (int v = me.lane % COLUMNS; v < 2 * NP; v += COLUMNS) {
+      Column<float> sums(sample.dBC + v, 2 * NP);
 #pragma unroll 2
-    for (int j = 0; j < CHUNK / ROWS; j++) {
-      int p = j * ROWS + r, at = p * WARP_TILE + e, token = token_of(chunk, p, d.reverse);
-      if (token >= q.length || !has_channel) continue;
-      long long place = ((long long)part.b * q.length + token) * q.channels + channel;
-      float u = value(*d.u.at(part.b, channel, token)), dt = me.step[at], dy = me.grad[at];
-      float dwritten = me.add[at], ddecayed = me.decayed[at];
-      float du = fmaf(dt, dwritten, skip * dy);
-      float slope = q.softplus ? 1.f - ex2(-dt * LOG2E) : 1.f;
-      float ddelta = fmaf(u, dwritten, LN2 * ddecayed) * slope;
-      if (at_start && token == (d.reverse ? q.length - 1 : 0)) du += me.first[e];
-      dbias += ddelta;
-      dskip = fmaf(dy, u, dskip);
-      if (q.shared_u && !second)
-        q.du[place] = du;
-      else
-        store(d.du.at(part.b, channel, token), q.shared_u ? du + q.du[place] : du);
-      if (q.shared_delta && !second)
-        q.ddelta[place] = ddelta;
-      else
-        store(d.ddelta.at(part.b, channel, token),
-              q.shared_delta ? ddelta + q.ddelta[place] : ddelta);
-      if (second && q.z.data) {
-        float z = value(*q.z.at(part.b, channel, token)), gate = sigmoid(z);
-        float dout = value(*q.dout.at(part.b, channel, token));
-        store(q.dz.at(part.b, channel, token),
-              dout * q.y[place] * gate * fmaf(z, 1.f - gate, 1.f));
+      for (int p = warp * ROWS_AT_ONCE + me.lane / COLUMNS; p < CHUNK; p += WARPS * ROWS_AT_ONCE) {
+        const float* from = scratch + 4 * TILE + sums_at(p / 2) + p % 2 * 2 * NP + v;
+        float sum = 0.f;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) sum += from[w * WARP_FLOATS];
+        if (way.token(p) <= last) *sums.at(way.token(p)) = sum;
       }
     }
+    if (together && second) __syncthreads();
+    int first = at_start ? (d.reverse ? last : 0) : -1;
+    bool shared_u = q.shared_u, shared_delta = q.shared_delta, gated = q.z.data;
+    auto finish = [&](auto is_second) {
+      constexpr bool Second = decltype(is_second)::value;
+      Column<float> ys(sample.y + channel, q.channels);
+      Column<float> some_du(sample.some_du + channel, q.channels);
+      Column<float> some_ddelta(sample.some_ddelta + channel, q.channels);
+      Column<Act> dus = column(sample.du, d.du, channel), dzs = column(sample.dz, q.dz, channel);
+      Column<Act> ddeltas = column(sample.ddelta, d.ddelta, channel);
+#pragma unroll 2
+      for (int j = 0; j < CHUNK / ROWS; j++) {
+        int p = j * ROWS + r, at = p * WARP_TILE + e, token = way.token(p);
+        if (token > last || !has_channel) continue;
+        float u = value(*us.at(token)), dt = me.step[at], dy = me.grad[at];
+        if (token == unread) dy = gradient(token);  // the skip reads it all the same
+        float du = fmaf(dt, me.add[at], skip * dy);
+        float slope = q.softplus ? 1.f - ex2(-dt * LOG2E) : 1.f;
+        float ddelta = fmaf(u, me.add[at], LN2 * me.decayed[at]) * slope;
+        if (token == first) du += me.first[e];
+        dbias += ddelta;
+        dskip = fmaf(dy, u, dskip);
+        if (!Second && shared_u)
+          *some_du.at(token) = du;
+        else
+          store(dus.at(token), Second && shared_u ? du + *some_du.at(token) : du);
+        if (!Second && shared_delta)
+          *some_ddelta.at(token) = ddelta;
+        else
+          store(ddeltas.at(token), Second && shared_delta ? ddelta + *some_ddelta.at(token) : ddelta);
+        if (Second && gated) {
+          float z = value(*zs.at(token)), gate = sigmoid(z), dout = value(*douts.at(token));
+          store(dzs.at(token), dout * *ys.at(token) * gate * fmaf(z, 1.f - gate, 1.f));
+        }
+      }
+    };
+    if (second)
+      finish(Yes{});
+    else
+      finish(No{});
     if (together && !second) __syncthreads();
   }
 

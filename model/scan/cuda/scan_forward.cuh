@@ -41,7 +41,7 @@ __device__ __forceinline__ void store8(float* to, long long four_stride, const f
 // The state that a segment starts from: the scan's own start carried through the segments before.
 __device__ __forceinline__ void start_state(Lane& me, const Scan& q, const Direction& d,
                                             const Part& part, int direction) {
-  float first = value(*d.u.at(part.b, me.channel, d.reverse ? q.length - 1 : 0));
+  float first = value(*d.u.column(part.b, me.channel).at(d.reverse ? q.length - 1 : 0));
 #pragma unroll
   for (int n = 0; n < 8; n++) me.h[n] = q.first_token && me.s * 8 + n < q.states ? first : 0.f;
   int before = d.reverse ? q.segments - 1 - part.segment : part.segment;
@@ -105,12 +105,9 @@ __device__ __forceinline__ void advance_group(Lane& me, const float (&dt)[OWN], 
 __device__ __forceinline__ void prefetch_chunk(const Scan& q, const Direction& d, const Part& part,
                                                int chunk, int channel, int lane) {
   int token = min(chunk * CHUNK + lane % CHUNK, q.length - 1);
-  prefetch((lane < CHUNK ? d.u : d.delta).at(part.b, channel, token));
-  if (lane < CHUNK) {
-    if (q.z.data) prefetch(q.z.at(part.b, channel, token));
-  } else if (q.dout.data) {
-    prefetch(q.dout.at(part.b, channel, token));
-  }
+  prefetch((lane < CHUNK ? d.u : d.delta).column(part.b, channel).at(token));
+  const Strided<const Act>& other = lane < CHUNK ? q.z : q.dout;
+  if (other.data) prefetch(other.column(part.b, channel).at(token));
 }
 
 template <Mode M> __device__ __forceinline__ void walk(const Scan& q) {
@@ -136,56 +133,65 @@ template <Mode M> __device__ __forceinline__ void walk(const Scan& q) {
   int chunks = part.last_chunk - part.first_chunk, half = chunks / 2;
   int meeting = q.directions == 1 ? -1 : d.reverse ? chunks - half : half;
 
+  Column<const Act> us = d.u.column(part.b, me.channel), deltas = d.delta.column(part.b, me.channel);
+  Column<const Act> zs = q.z.column(part.b, me.channel), douts = q.dout.column(part.b, me.channel);
+  Column<Act> outs = q.out.column(part.b, me.channel);
+  Column<float> ys(q.y + (long long)part.b * q.length * q.channels + me.channel, q.channels);
+  bool gated = q.z.data, both = q.directions == 2, keep_total = q.keep_total, soft = q.softplus;
+  int last = q.length - 1, unread = unread_token(q, d);
+  zero_padding(rows, q, me.lane, 32);
+
   Act next_u[OWN], next_delta[OWN];
-  auto token_at = [&](int chunk, int p) { return token_of(chunk, p, backwards); };
-  auto fetch = [&](int chunk, int group) {
+  auto fetch = [&](int first) {  // what this lane prepares of a group
 #pragma unroll
     for (int j = 0; j < OWN; j++) {
-      int token = min(token_at(chunk, group * GROUP + j * LPC + me.s), q.length - 1);
-      if (M != ADJOINT) next_u[j] = *d.u.at(part.b, me.channel, token);
-      next_delta[j] = *d.delta.at(part.b, me.channel, token);
+      int token = max(min(first + (backwards ? -j : j) * LPC, last), 0);
+      if (M != ADJOINT) next_u[j] = *us.at(token);
+      next_delta[j] = *deltas.at(token);
     }
   };
-  fetch(backwards ? part.last_chunk - 1 : part.first_chunk, 0);
+  int begin = backwards ? part.last_chunk - 1 : part.first_chunk;
+  fetch(Way(begin, backwards).token(me.s));
   for (int i = 0; i < chunks; i++) {
     if (M == READ && i == meeting) __syncthreads();
-    int chunk = backwards ? part.last_chunk - 1 - i : part.first_chunk + i;
+    int chunk = backwards ? begin - i : begin + i;
     int next = i + 1 == chunks ? chunk : backwards ? chunk - 1 : chunk + 1;
-    bool second = q.directions == 1 || i >= meeting;
+    bool second = !both || i >= meeting;
     prefetch_chunk(q, d, part, next, part.channel, me.lane);
     if (M == READ && q.kept && me.has)
       store8(q.kept + fours(q, part.b, direction, (q.length + CHUNK - 1) / CHUNK, chunk, 2 * me.s,
                             me.channel),
              4ll * q.channels, me.h);
     __syncwarp();
-    stage_BC(rows, q, d, part, chunk, backwards, me.lane, 32);
+    Way way(chunk, backwards);
+    stage_BC(rows, q, d, part, way, me.lane, 0, 1);
     __syncwarp();
 #pragma unroll 1
     for (int group = 0; group < CHUNK / GROUP; group++) {
+      int first = way.token(group * GROUP + me.s);
       float dt[OWN], x[OWN], u[OWN], y[OWN], partial[OWN];
       Act z[OWN];
 #pragma unroll
       for (int j = 0; j < OWN; j++) {
-        int token = token_at(chunk, group * GROUP + j * LPC + me.s);
-        bool has = token < q.length;
-        token = min(token, q.length - 1);
-        if (M != END && q.z.data) z[j] = *q.z.at(part.b, me.channel, token);
-        if (M == READ && second && q.directions == 2)
-          partial[j] = q.y[((long long)part.b * q.length + token) * q.channels + me.channel];
+        int token = first + way.way * j * LPC;
+        bool has = token <= last;
+        token = min(token, last);
+        if (M == ADJOINT || (M == READ && second)) {
+          if (gated) z[j] = *zs.at(token);
+          if (M == READ && both) partial[j] = *ys.at(token);
+        }
         float raw = value(next_delta[j]) + bias;
-        dt[j] = has ? (q.softplus ? softplus(raw) : raw) : 0.f;
-        steps += dt[j];
+        dt[j] = has ? (soft ? softplus(raw) : raw) : 0.f;
+        if (M != READ) steps += dt[j];
         if (M != ADJOINT) {
           u[j] = value(next_u[j]);
           x[j] = dt[j] * u[j];
         } else {
-          float dout = has ? value(*q.dout.at(part.b, me.channel, token)) : 0.f;
-          float gate = q.z.data ? value(z[j]) * sigmoid(value(z[j])) : 1.f;
-          x[j] = dout * gate;
+          float gate = gated ? value(z[j]) * sigmoid(value(z[j])) : 1.f;
+          x[j] = has && token != unread ? value(*douts.at(token)) * gate : 0.f;
         }
       }
-      bool is_last = group + 1 == CHUNK / GROUP;
-      fetch(is_last ? next : chunk, is_last ? 0 : group + 1);
+      fetch(first + way.way * GROUP);
       const float* group_rows = rows + group * GROUP * 2 * NP;
       if (M == READ && d.masked)
         advance_group<M, true>(me, dt, x, group_rows, y);
@@ -194,18 +200,15 @@ template <Mode M> __device__ __forceinline__ void walk(const Scan& q) {
       if (M != READ) continue;
 #pragma unroll
       for (int j = 0; j < OWN; j++) {
-        int token = token_at(chunk, group * GROUP + j * LPC + me.s);
-        if (token >= q.length || !me.has) continue;
-        float total = fmaf(skip, u[j], y[j]);
-        float* at = q.y + ((long long)part.b * q.length + token) * q.channels + me.channel;
-        if (!second) {
-          *at = total;
-          continue;
+        int token = first + way.way * j * LPC;
+        bool has = token <= last && me.has;
+        float total = fmaf(skip, u[j], token == unread ? 0.f : y[j]);
+        if (second && both) total += partial[j];
+        if (has && (!second || keep_total)) *ys.at(token) = total;
+        if (second) {
+          if (gated) total *= value(z[j]) * sigmoid(value(z[j]));
+          if (has) store(outs.at(token), total);
         }
-        if (q.directions == 2) total += partial[j];
-        if (q.keep_total) *at = total;
-        float gate = q.z.data ? value(z[j]) * sigmoid(value(z[j])) : 1.f;
-        store(q.out.at(part.b, me.channel, token), total * gate);
       }
     }
   }

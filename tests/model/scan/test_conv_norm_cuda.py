@@ -113,7 +113,7 @@ def test_conv_of_many_samples_has_long_segments() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("columns", [3, 33, 64, 576, 640, 1280])
+@pytest.mark.parametrize("columns", [3, 33, 64, 576, 640, 1024])
 def test_norm(dtype: torch.dtype, columns: int) -> None:
     for rows, with_residual, with_dtotal in itertools.product(
         (1, 5, 131), (False, True), (False, True)
@@ -153,7 +153,7 @@ def test_norm_of_unaligned_rows() -> None:
 
 
 def test_what_fits_into_a_warp() -> None:
-    assert [norm.fits(columns) for columns in (1280, 1284, 640, 639, 641)] == [
+    assert [norm.fits(columns) for columns in (1024, 1028, 640, 639, 641)] == [
         *(True, False, True, True, False)
     ]
 
@@ -184,7 +184,7 @@ def test_variants_compile_without_spills(
         x = _rows((1, channels, 8), dtype, "dense")
         for parameters in {dtype, torch.float32}:
             conv.forward(x, torch.ones(channels, 4, dtype=parameters), None, False)
-    for dtype, columns in itertools.product(DTYPES, (192, 384, 576, 768, 1280, 639)):
+    for dtype, columns in itertools.product(DTYPES, (192, 384, 576, 768, 1024, 639)):
         norm.forward(torch.ones(1, columns, dtype=dtype), None, torch.ones(columns), 1e-5)
     for source, macros in sorted(launched):
         found = resources(build_cubin(source, dict(macros), architecture))

@@ -206,4 +206,5 @@ inline float f16_value(uint16_t bits) {
   memcpy(&h, &bits, 2);
   return float(h);
 }
+inline const char* opaque(const char* address) { return address; }
 inline void prefetch(const void* address) { (void)*(const volatile char*)address; }
