@@ -29,6 +29,7 @@ from pipeline.rundir.paths import (
     METRICS_FILE,
     TRACKING_ARTIFACTS,
     TRACKING_ID_FILE,
+    TRACKING_PENDING_FILE,
     TRACKING_STORE,
 )
 
@@ -124,7 +125,9 @@ class Tracker:
                 self.uri,
                 self.run_dir / METRICS_FILE,
             )
+            (self.run_dir / TRACKING_PENDING_FILE).touch()
             return False
+        (self.run_dir / TRACKING_PENDING_FILE).unlink(missing_ok=True)
         return True
 
     # --- the delivering thread -------------------------------------------------------------------
@@ -292,7 +295,7 @@ def serve_ui(runs_dir: Path, port: int) -> int:
         # Its job runner would start seven more processes that nothing here uses.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", resolve_uri(TrackingConfig(), runs_dir)]
     return subprocess.run(command, env=environment, check=False).returncode

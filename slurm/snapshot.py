@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.rundir.paths import CODE, SNAPSHOTS
 
-PACKAGES = ("model", "pipeline", "slurm", "data_prep")
+PACKAGES = ("model", "pipeline", "slurm", "data_prep", "videomambapro")
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so")
 
 

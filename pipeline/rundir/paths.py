@@ -13,6 +13,8 @@ METRICS_FILE = "metrics.jsonl"
 ATTEMPTS_FILE = "attempts.jsonl"
 JOB_FILE = "job.json"
 TRACKING_ID_FILE = "mlflow_run_id"
+TRACKING_PENDING_FILE = "mlflow_pending"
+"""Exists while the store lacks rows of a run that has ended."""
 LOCK_FILE = ".lock"
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"
@@ -45,6 +47,10 @@ def mark_file(run_dir: Path, rank: int) -> Path:
 
 def stacks_file(run_dir: Path, rank: int) -> Path:
     return run_dir / LOGS / f"stacks-rank{rank:05d}.txt"
+
+
+def rank_log_file(run_dir: Path, rank: int) -> Path:
+    return run_dir / LOGS / f"rank{rank:05d}.log"
 
 
 def samples_file(run_dir: Path, rank: int) -> Path:
