@@ -29,10 +29,10 @@ from pipeline.rundir import (
     State,
     StopClass,
     attempt_id,
-    durable,
     forget_heartbeats,
 )
-from pipeline.rundir.paths import SUMMARY_FILE, collective_traces, rank_log_file
+from pipeline.rundir.paths import collective_traces, rank_log_file
+from pipeline.rundir.summary import Summary, write_summary
 from pipeline.training import distributed
 from pipeline.training.assemble import assemble
 from pipeline.training.distributed import World
@@ -73,27 +73,25 @@ def train(run_dir: Path, deadline: float | None = None) -> End:
         trainer = assemble(config, run_dir, world, stopper, pulse, stack)
         end = trainer.fit()
         if end.stop_class is StopClass.FINISHED and world.is_main:
-            write_summary(trainer, run_dir)
+            write_summary(run_dir, summary_of(trainer))
             logger.info("finished: %s", _result(trainer.progress.metrics))
         return end
 
 
-def write_summary(trainer: Trainer, run_dir: Path) -> None:
-    """summary.json: the result of a finished run."""
+def summary_of(trainer: Trainer) -> Summary:
+    """The result of a finished run. Rank 0 only."""
     state = trainer.state()
     metrics = state.metrics
-    durable.write_json(
-        run_dir / SUMMARY_FILE,
-        {
-            "top1": metrics["top1"],
-            "top5": metrics["top5"],
-            "num_samples": int(metrics["num_samples"]),
-            "steps": state.step,
-            "epochs": state.step / trainer.steps_per_epoch,
-            "checkpoint": str(trainer.saver.path_of(state.step)),
-            "mlflow_run_id": trainer.recorder.mlflow_run_id(),
-            "wall_s": round(state.elapsed_s, 3),
-        },
+    return Summary(
+        top1=metrics["top1"],
+        top5=metrics["top5"],
+        loss=metrics["loss"],
+        num_samples=int(metrics["num_samples"]),
+        steps=state.step,
+        epochs=state.step / trainer.steps_per_epoch,
+        checkpoint=trainer.saver.path_of(state.step),
+        mlflow_run_id=trainer.recorder.mlflow_run_id(),
+        wall_s=round(state.elapsed_s, 3),
     )
 
 

@@ -40,4 +40,4 @@ def test_a_run_that_diverged_ends_with_a_word_and_a_readable_checkpoint(
     assert newest is not None
     state, _ = read_full_state(newest)
     assert math.isnan(state.metrics["loss"])
-    assert "resuming from" in runs.run("train", *arguments)
+    assert "with a validation loss of nan" in runs.run("train", *arguments)
