@@ -71,4 +71,5 @@ def first_failure(run_dir: Path, attempt: str = "") -> Failure | None:
 def forget_failures(run_dir: Path) -> None:
     """Those of the attempt before. Call it before any rank is started."""
     for path in of_all_ranks(run_dir, failure_file(run_dir, 0)):
-        path.unlink(missing_ok=True)
+        if path.is_symlink() or not path.is_dir():  # a directory is no record of ours
+            path.unlink(missing_ok=True)

@@ -71,6 +71,8 @@ def test_a_record_that_is_none_counts_as_absent(run_dir: Path, content: bytes) -
     assert rundir.read_marks(run_dir, "") == []
     assert rundir.read_heartbeats(run_dir) == []
     assert rundir.read_status(run_dir).state is State.UNREADABLE
+    rundir.forget_failures(run_dir)
+    assert rundir.first_failure(run_dir) is None
 
 
 def test_a_key_of_a_newer_version_is_ignored(run_dir: Path) -> None:
