@@ -94,7 +94,7 @@ _SLOW = "a loop over tokens takes minutes at this size; ask for it with --conten
 
 def _candidates(config: RunConfig, device: torch.device, ranks: int) -> list[Candidate]:
     model, stage = config.model, config.engine.zero_stage
-    ready = [b for b in available_backends(device) if (b, device.type) != ("triton", "cpu")]
+    ready = list(available_backends(device))
     own = ready[0] if model.scan_backend == "auto" else model.scan_backend
     is_slow = model.num_tokens * model.depth > _LONGEST_LOOP
     found = [Candidate(own, own, stage)]

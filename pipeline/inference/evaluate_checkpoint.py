@@ -13,7 +13,7 @@ from pipeline.data.shards import Shards, open_shards
 from pipeline.errors import ConfigError
 from pipeline.inference.evaluate import EvalResult, evaluate
 from pipeline.inference.loader import evaluation_loader
-from pipeline.training.precision import resolve_precision
+from pipeline.training.precision import AUTOCAST, resolve_precision
 
 
 def evaluate_checkpoint(path: Path, data: Path, overrides: Sequence[str] = ()) -> EvalResult:

@@ -7,8 +7,9 @@ import logging
 import torch
 from torch import Tensor
 
+from model.scan.build_cache import BuildError
 from model.scan.constant import constant_under_compile
-from model.scan.native.build import BuildError, build_library
+from model.scan.native.build import build_library
 
 Pointer = ctypes.c_void_p
 Int = ctypes.c_int64
