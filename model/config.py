@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from model.errors import ModelConfigError
+from model.operational import OPERATIONAL
 
 ScanBackend = Literal["auto", "reference", "chunked", "cpu", "triton", "mamba_ssm"]
 
@@ -26,7 +27,7 @@ class ModelConfig(BaseModel):
     The defaults are VideoMambaPro-M on 8 frames with the Kinetics-400 head.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     embed_dim: PositiveInt = 576
     """Width d of the residual stream."""
@@ -60,9 +61,9 @@ class ModelConfig(BaseModel):
     Only their own weights need raw."""
     drop_path_rate: NonNegativeFloat = 0.0
     """Stochastic depth rate of the last block; earlier blocks rise linearly from 0."""
-    scan_backend: ScanBackend = "auto"
+    scan_backend: Annotated[ScanBackend, OPERATIONAL] = "auto"
     """Implementation of the selective scan; auto takes the fastest that runs here."""
-    activation_checkpointing: Literal["none", "full"] | PositiveInt = "none"
+    activation_checkpointing: Annotated[Literal["none", "full"] | PositiveInt, OPERATIONAL] = "none"
     """Blocks recomputed in backward: none, full (each), or n (every n-th)."""
 
     @model_validator(mode="after")

@@ -29,10 +29,11 @@ STEP_PATTERN = re.compile(r"step-(\d{8})")
 class RunState(BaseModel):
     """All that a run needs beside its tensors to go on as if it had never stopped.
 
-    There is no RNG state: every random draw is a pure function of the seed and its position.
+    There is no RNG state: every random draw is a pure function of the seed and its position. What
+    the run is stands in config.yaml beside it; the digest of that in older states is not read.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     version: int = 2
     step: int
@@ -48,7 +49,6 @@ class RunState(BaseModel):
     """Names of the rows of the head."""
     data_digest: str
     """Of the samples trained on and validated on, see `pipeline.open_data`."""
-    config_digest: str
     skipped_steps: int = 0
     metrics: dict[str, float] = {}
     """Newest validation metrics."""

@@ -15,8 +15,8 @@ from pipeline import rundir
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.load import newest_valid, read_full_state, read_weights
 from pipeline.checkpoint.save import CheckpointSaver
-from pipeline.checkpoint.trained import find_checkpoint
-from pipeline.config import RunConfig
+from pipeline.checkpoint.trained import checkpoint_config, find_checkpoint
+from pipeline.config import RunConfig, config_difference, refusal
 from pipeline.data.loader import build_train_loader
 from pipeline.errors import CheckpointError
 from pipeline.health.pulse import Pulse
@@ -184,7 +184,7 @@ def _check_same_run(state: RunState, config: RunConfig, path: Path, digest: str)
             f"checkpoint {path} was trained on other data (digest {state.data_digest[:12]}, "
             f"now {digest[:12]}): restore the shards, or start a new run with init_from={path}"
         )
-    if state.config_digest != config.digest():
+    if difference := config_difference(checkpoint_config(path), config):
         raise CheckpointError(
-            f"checkpoint {path} belongs to another configuration: see config.yaml inside it"
+            f"checkpoint {path} belongs to another configuration {refusal(difference)}"
         )

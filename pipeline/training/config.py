@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from model.operational import OPERATIONAL
 from pipeline.errors import ConfigError
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -20,7 +21,7 @@ class BatchConfig(_Section):
 
     global_size: int = Field(default=256, gt=0)
     """Videos per optimizer step over all ranks; never changes with the number of GPUs."""
-    max_micro: int = Field(default=16, gt=0)
+    max_micro: Annotated[int, OPERATIONAL] = Field(default=16, gt=0)
     """Videos that one device takes at once; accumulation fills up to `global_size`."""
 
     def split(self, world_size: int, multiple_of: int = 1) -> tuple[int, int]:
@@ -96,13 +97,13 @@ class ScheduleConfig(_Section):
 class EngineConfig(_Section):
     """How DeepSpeed holds the model."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Annotated[Literal[0, 1, 2, 3], OPERATIONAL] = 1
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 = autocast around fp32 parameters (never DeepSpeed's bf16 mode, which would round A_log,
     D and the dt bias). auto = bf16 on CUDA, fp32 on CPU."""
-    init_timeout_s: float = Field(default=1800, gt=0)
+    init_timeout_s: Annotated[float, OPERATIONAL] = Field(default=1800, gt=0)
     """Collective time-out while ranks start, compile and read their checkpoint."""
-    step_timeout_s: float = Field(default=600, gt=0)
+    step_timeout_s: Annotated[float, OPERATIONAL] = Field(default=600, gt=0)
     """Collective time-out from the end of the first step on: how long ranks may wait for the
     slowest of them, evaluation and saving included, before they take it for lost."""
 

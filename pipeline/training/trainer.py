@@ -220,7 +220,6 @@ class Trainer:
             shapes=self.engine.state.shapes,
             classes=self.train_loader.shards.classes,
             data_digest=data_digest(self.train_loader.shards, self.eval_loader.shards),
-            config_digest=self.config.digest(),
             skipped_steps=self.guard.skipped,
             metrics=self.progress.metrics,
             evaluated_step=self.progress.evaluated_step,
