@@ -1,14 +1,15 @@
-"""What is wrong with input, in one line: the first error of pydantic, and the closest known name."""
+"""What is wrong with input, in one line: pydantic's first error, or the closest known name."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from textwrap import shorten
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from model.errors import brief
 
 
 def first_problem(error: ValidationError, of: type[BaseModel], under: str = "") -> str:
@@ -21,7 +22,8 @@ def first_problem(error: ValidationError, of: type[BaseModel], under: str = "") 
     # A field of several types complains once per type.
     again = [other["msg"] for other in others if field_path(of, other["loc"]) == path]
     reasons = dict.fromkeys(_plain(msg) for msg in [problem["msg"], *(again if path else [])])
-    where = ".".join(map(str, [*([under] if under else []), *path]))
+    names = [str(part) if str(part).isidentifier() else brief(part) for part in path]
+    where = ".".join([*([under] if under else []), *names])
     said = "; or ".join(reasons)
     return f"{where}: {said}{_given(problem)}" if where else f"{said}{_given(problem)}"
 
@@ -63,4 +65,4 @@ def _given(problem: ErrorDetails) -> str:
     # What a validator of the whole section rejects has been named in its message.
     if problem["type"] == "missing" or isinstance(value, Mapping | BaseModel):
         return ""
-    return f" (got {shorten(repr(value), 80)})"
+    return f" (got {brief(value)})"

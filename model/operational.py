@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Operational:
-    """Metadata of a field, `Annotated[int, OPERATIONAL]`: it changes how a run goes, not its result.
+    """Mark of a field that changes how a run goes, not its result: `Annotated[int, OPERATIONAL]`.
 
     A run may be resumed with another value. A field without the mark is part of what the run is.
     """

@@ -11,13 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGES = ("videomambapro", "torch", "deepspeed", "mlflow", "submitit", "webdataset", "av")
 
 
 def collect() -> dict[str, Any]:
     """A JSON-ready record; unknown entries are null, never invented."""
+    import torch
+
     return {
         "argv": sys.argv,
         "host": socket.gethostname(),

@@ -29,16 +29,22 @@ from pipeline.rundir import durable
 logger = logging.getLogger(__name__)
 
 RUN_ID_FILE = "mlflow_run_id"
+PENDING_FILE = "mlflow_pending"
+"""Exists while the store lacks rows of a run that has ended."""
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class TrackingConfig(BaseModel):
+    """Where MLflow keeps the run."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     enabled: bool = True
+    """False: metrics.jsonl alone."""
     uri: str | None = None
     """Tracking store; null = MLFLOW_TRACKING_URI, else sqlite:///<runs_dir>/mlflow.db."""
     experiment: str = "videomambapro"
+    """MLflow experiment that the run is listed in."""
     flush_timeout_s: float = Field(default=60, ge=0)
     """How long the end of a run waits for an absent server before it leaves rows for later."""
 
@@ -113,7 +119,9 @@ class Tracker:
                 self.uri,
                 self.run_dir / "metrics.jsonl",
             )
+            (self.run_dir / PENDING_FILE).touch()
             return False
+        (self.run_dir / PENDING_FILE).unlink(missing_ok=True)
         return True
 
     # --- the delivering thread -------------------------------------------------------------------
@@ -282,7 +290,7 @@ def serve_ui(runs_dir: Path, port: int) -> int:
         # Its job runner would start seven more processes that nothing here uses.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", resolve_uri(TrackingConfig(), runs_dir)]
     return subprocess.run(command, env=environment, check=False).returncode

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.scan import gpu, mamba, op
+from model.scan.constant import constant
 from model.scan.native import library
 from model.scan.problem import InitialState, Scan, ScanError
 from model.scan.reference import scan_reference
@@ -115,7 +116,7 @@ def bidirectional_scan(
     return _run(scan, backend)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
     """Names of the backends that can run on ``device`` here, best first."""
     return probe(torch.device(device).type)
@@ -123,7 +124,7 @@ def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
 
 @functools.cache
 def probe(device: str) -> tuple[str, ...]:
-    """``available_backends`` of a type of device, found out and logged once."""
+    """``available_backends`` of a type of device, found out once."""
     fused = [
         *(["triton"] if device == "cuda" and gpu.is_available(device) else []),
         *(["cpu"] if device == "cpu" and library.is_available() else []),
@@ -133,8 +134,18 @@ def probe(device: str) -> tuple[str, ...]:
         names.append("mamba_ssm")
     if device == "cpu" and gpu.is_available(device):  # interpreted: for tests, never for speed
         names.append("triton")
-    _log.info("scan on %s uses the %s backend", device, names[0])
     return tuple(names)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _say_used(backend: str, device: str) -> bool:
+    return _say_once(backend, device)
+
+
+@functools.cache
+def _say_once(backend: str, device: str) -> bool:
+    _log.info("scan on %s uses the %s backend", device, backend)
+    return True
 
 
 def _run(scan: Scan, backend: str) -> Tensor:
@@ -146,6 +157,7 @@ def _run(scan: Scan, backend: str) -> Tensor:
         raise ScanError(_why_not(chosen, device))
     if chosen in FUSED and scan.state_dtype == torch.float64:
         chosen = "chunked"  # the fused kernels compute in float32
+    _say_used(chosen, device)
     if chosen == "reference":
         return scan_reference(scan)
     if chosen == "mamba_ssm":

@@ -20,7 +20,7 @@ def data_synth(
     out: Annotated[Path, typer.Option(help="Directory for the videos and annotations.csv.")],
     train: Annotated[int, typer.Option(min=0, help="Clips of the training split.")] = 6000,
     val: Annotated[int, typer.Option(min=0, help="Clips of the validation split.")] = 800,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
 ) -> None:
     """Render videos whose class is the motion of a letter.
 
@@ -39,14 +39,17 @@ def data_shard(
     out: Annotated[str, typer.Option(help="Shard directory to make or complete.")],
     annotations: Annotated[Path | None, typer.Option(help="Annotation file or directory.")] = None,
     split: Annotated[str, typer.Option(help="For clips whose annotation names none.")] = "train",
+    val_fraction: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of the train videos to hold out as val.")
+    ] = 0.0,
     jobs: Annotated[int, typer.Option(min=1, help="Jobs that claim shards.")] = 1,
     max_missing: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of clips that may be absent.")
+        float, typer.Option(min=0, max=1, help="Share of clips that may be absent or unusable.")
     ] = 0.1,
     fold: Annotated[
         int, typer.Option(min=1, max=3, help="Official division of ucf101 and hmdb51.")
     ] = 1,
-    clips_per_shard: Annotated[int, typer.Option(min=1)] = 256,
+    clips_per_shard: Annotated[int, typer.Option(min=1, help="Clips in one tar file.")] = 256,
     copy: Annotated[bool, typer.Option("--copy", help="Keep suitable files as they are.")] = False,
     work: Annotated[Path | None, typer.Option(help="Shared directory, when OUT is a URL.")] = None,
     cluster: Annotated[
@@ -68,6 +71,7 @@ def data_shard(
         annotations=annotations,
         out=out,
         split=split,
+        val_fraction=val_fraction,
         jobs=jobs,
         max_missing=max_missing,
         fold=fold,
@@ -146,9 +150,9 @@ def data_report(shards: Annotated[str, typer.Argument(help="Shard directory.")])
 def data_cache(
     shards: Annotated[Path, typer.Argument(help="Shard directory.")],
     out: Annotated[Path, typer.Option(help="Directory for the .beton files.")],
-    split: str = "train",
-    frames: Annotated[int, typer.Option(min=1)] = 16,
-    size: Annotated[int, typer.Option(min=1)] = 224,
+    split: Annotated[str, typer.Option(help="The split to decode.")] = "train",
+    frames: Annotated[int, typer.Option(min=1, help="Frames kept of each clip.")] = 16,
+    size: Annotated[int, typer.Option(min=1, help="Height and width of a frame, pixels.")] = 224,
     quality: Annotated[
         int, typer.Option(min=0, max=100, help="Of the JPEG frames; 0 keeps raw pixels.")
     ] = 85,

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import typer
 
 from pipeline import exits, rundir
 from pipeline.commands.program import vmp
 from pipeline.config import RunConfig, load_config
-from pipeline.open_data import open_data
-from pipeline.prepare import check_same_run, prepare_run
+from pipeline.finished import finished
+from pipeline.prepare import check_same_run, check_start, prepare_run
 from pipeline.rundir.metrics import read_metrics
 from pipeline.rundir.paths import METRICS_FILE
 from pipeline.training import aftermath
+from pipeline.training.ranks import num_gpus
 from slurm import launch
 from slurm.errors import ClusterError
 from slurm.profile import ClusterProfile, load_profile
@@ -64,23 +64,41 @@ def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
     profile = load_profile(order.profile)
     resources = _resources(configs[0], profile, order)
     for config in configs:
-        config.batch_split(resources.nodes * resources.ranks_per_node)
         _check_cpus(config, resources, profile)
         _check_grace(config, profile)
     _check_order(order, profile)
+    for config in configs:
+        check_start(
+            config,
+            resources.nodes * resources.ranks_per_node,
+            data_exists=order.first is None and not order.dry_run,
+        )
     _warn_without_gpus(resources, order)
     if order.dry_run:
         text = launch.dry_run([config.run_dir for config in configs], profile, resources)
         typer.echo(text, nl=False)
         return exits.DONE
-    if order.first is None:  # else the data may not exist yet
-        for config in configs:
-            open_data(config)
+    if order.first is None and order.then is None:
+        configs = _unfinished(configs)
+        if not configs:
+            return exits.DONE
     if order.cluster == "local":
         return max(_submit_one(config, profile, resources, order) for config in configs)
     if len(configs) == 1:
         return _submit_one(configs[0], profile, resources, order)
     return _submit_array(configs, profile, resources, order)
+
+
+def _unfinished(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """Without the runs that have nothing left to do, which are named."""
+    left = []
+    for config in configs:
+        summary = finished(config)
+        if summary is None:
+            left.append(config)
+        else:
+            typer.echo(summary.line(config.run_dir))
+    return left
 
 
 def _submit_one(
@@ -213,7 +231,7 @@ def _suffix(changes: Sequence[str]) -> str:
 
 
 def _resources(config: RunConfig, profile: ClusterProfile, order: Order) -> Resources:
-    here = torch.cuda.device_count() if order.gpus_per_node is None else order.gpus_per_node
+    here = num_gpus() if order.gpus_per_node is None else order.gpus_per_node
     return Resources(
         nodes=order.nodes,
         ranks_per_node=here or config.launch.ranks_per_node or 1,

@@ -15,8 +15,7 @@ from pipeline.config import read_config
 from pipeline.errors import ConfigError
 from pipeline.health.failure import StopClass, first_failure
 from pipeline.health.heartbeat import read_heartbeats
-from pipeline.open_data import open_data
-from pipeline.prepare import prepare_run
+from pipeline.prepare import check_start, prepare_run
 from pipeline.rundir.metrics import read_metrics
 from pipeline.rundir.paths import METRICS_FILE
 from slurm import attempts, launch, nodes, queue
@@ -210,7 +209,7 @@ def resume(run_dir: Path) -> str:
     run_dir = run_dir.resolve()
     os.chdir(record.folder)
     config = read_config(run_dir).model_copy(update={"runs_dir": run_dir.parent})
-    open_data(config)
+    check_start(config, record.resources.nodes * record.resources.ranks_per_node)
     if record.cluster == "local":
         rundir.refuse_active(run_dir)
     prepare_run(config)

@@ -104,7 +104,7 @@ def _unknown_key(raw: Mapping[str, Any], node: type[BaseModel], prefix: str = ""
             return f"unknown key {prefix}{key}: {did_you_mean(str(key), known, 'known keys')}"
     for key, value in raw.items():
         section = section_type(node, key)
-        if section is not None and isinstance(value, Mapping):
-            if found := _unknown_key(value, section, f"{prefix}{key}."):
-                return found
+        nested = value if section is not None and isinstance(value, Mapping) else {}
+        if section is not None and (found := _unknown_key(nested, section, f"{prefix}{key}.")):
+            return found
     return None

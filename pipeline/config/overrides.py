@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -69,6 +69,8 @@ def _members(annotation: Any) -> Iterator[type]:
             yield from _members(member)
     elif origin is Literal:
         yield from map(type, get_args(annotation))
+    elif origin is Annotated:  # inside a union
+        yield from _members(get_args(annotation)[0])
     else:
         yield origin or annotation
 

@@ -39,13 +39,16 @@ class RunConfig(BaseModel):
     name: str
     """Run directory under `runs_dir`, and the name of the MLflow run."""
     runs_dir: Annotated[Path, OPERATIONAL] = Path("runs")
+    """Directory that holds the run directories, the snapshots of the code and the MLflow store."""
     seed: int = 0
+    """Seed of the weights, the order of the samples and every random draw."""
     deterministic: bool = False
     """Bitwise repeatable on one machine type; slower on GPUs."""
     init_from: Path | None = None
     """Weights to start from, adapted to the model: .safetensors of `vmp convert` or `vmp export`, a
     checkpoint, or a run directory. A run that has a checkpoint of its own reads them no more."""
     log_every_steps: Annotated[int, OPERATIONAL] = Field(default=10, gt=0)
+    """Optimizer steps from one row of metrics to the next."""
     log_samples: Annotated[bool, OPERATIONAL] = False
     """Write the key of every training sample to logs/, one file per rank: proof of exactness."""
 

@@ -49,6 +49,7 @@ class RandAugmentConfig(_Frozen):
     num_ops: int = Field(0, ge=0)
     """Operations drawn per clip, each applied with probability 0.5; 0: none."""
     magnitude: float = Field(7.0, ge=0, le=10)
+    """Mean strength of an operation, from 0 (no change) to 10."""
     std: float = Field(0.5, ge=0)
     """Standard deviation of the magnitude."""
 
@@ -57,6 +58,7 @@ class ErasingConfig(_Frozen):
     """One box through all frames of a clip is replaced by noise."""
 
     probability: Probability = 0.0
+    """Share of the clips that lose a box."""
     area: tuple[float, float] = (0.02, 1 / 3)
     """Relative to the frame."""
     ratio: tuple[float, float] = (0.3, 10 / 3)
@@ -69,6 +71,7 @@ class MixConfig(_Frozen):
     mixup_alpha: float = Field(0.0, ge=0)
     """Both parameters of the Beta distribution of the share."""
     cutmix_alpha: float = Field(0.0, ge=0)
+    """Both parameters of the Beta distribution of the area that is pasted."""
     probability: Probability = 1.0
     """Share of pairs that are mixed."""
     switch_probability: Probability = 0.5
@@ -85,9 +88,11 @@ class DataConfig(_Frozen):
     train: Annotated[Path | str, OPERATIONAL]
     """Shard directory (or fsspec URL) to train on."""
     train_split: str = "train"
+    """Split of `train` to train on."""
     val: Annotated[Path | str | None, OPERATIONAL] = None
     """Shard directory to evaluate on; None: the same as `train`."""
     val_split: str = "val"
+    """Split of `val` to evaluate on."""
 
     sampling: Literal["tsn", "dense", "segment"] = "tsn"
     """tsn: one random frame per equal part of the video; dense: consecutive frames `stride` apart;
@@ -104,7 +109,9 @@ class DataConfig(_Frozen):
     views: int = Field(1, ge=1)
     """Augmentations of the same decoded frames per sample and step (repeated augmentation)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of each channel (R, G, B), subtracted from pixels scaled to 0..1."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Of each channel (R, G, B), by which the difference is divided."""
 
     shuffle_window_shards: int = Field(0, ge=0)
     """Samples are shuffled over this many (shuffled) shards at a time; 0: over all. Small windows

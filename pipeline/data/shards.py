@@ -113,6 +113,16 @@ class Shards:
             parts.append(rows[shuffled(len(rows), "window", seed, epoch, first)])
         return np.concatenate(parts)
 
+    def require_labels(self) -> None:
+        """Raises DataError when there is no sample, or one without a label."""
+        if not len(self):
+            raise DataError(f"{self.location}: no samples in this split")
+        if (self.labels < 0).any():
+            raise DataError(
+                f"{self.location}: {int((self.labels < 0).sum())} samples have no label; "
+                "training and evaluation need one for each"
+            )
+
     @cached_property
     def _shard_starts(self) -> NDArray[np.int64]:
         """First row of every shard, in storage order."""

@@ -10,6 +10,8 @@ from model.operational import OPERATIONAL
 
 
 class EvalConfig(BaseModel):
+    """How often and on which views the model is evaluated."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     every_epochs: float = Field(default=1, gt=0)

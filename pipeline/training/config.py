@@ -67,21 +67,30 @@ class OptimConfig(_Section):
     lr: float = Field(default=8e-4, gt=0)
     """Peak learning rate at the recipe's global batch; never rescaled behind your back."""
     weight_decay: float = Field(default=0.05, ge=0)
+    """Decoupled weight decay of the matrices."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay rates of the first and second moment."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
     clip_grad: float | None = Field(default=None, gt=0)
     """Largest global gradient norm; null = no clipping."""
     profile: Literal["corrected", "parity"] = "corrected"
+    """What is decayed, and the rate of the embeddings; see the section."""
     layer_decay: float = Field(default=0.75, gt=0, le=1)
+    """Base of the factor of the embeddings' learning rate (parity only)."""
 
 
 class ScheduleConfig(_Section):
     """Cosine decay with linear warm-up, counted in epochs of the training split."""
 
     epochs: float = Field(default=50, gt=0)
+    """Passes over the training split."""
     warmup_epochs: float = Field(default=5, ge=0)
+    """Epochs of linear warm-up, part of `epochs`."""
     warmup_lr: float = Field(default=1e-6, ge=0)
+    """Learning rate of the first step."""
     min_lr: float = Field(default=1e-6, ge=0)
+    """Learning rate at the end of the cosine."""
     max_steps: int | None = Field(default=None, gt=0)
     """Stop after this many optimizer steps; the cosine then ends there too."""
 
@@ -98,6 +107,7 @@ class EngineConfig(_Section):
     """How DeepSpeed holds the model."""
 
     zero_stage: Annotated[Literal[0, 1, 2, 3], OPERATIONAL] = 1
+    """What ranks share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 = autocast around fp32 parameters (never DeepSpeed's bf16 mode, which would round A_log,
     D and the dt bias). auto = bf16 on CUDA, fp32 on CPU."""
@@ -109,15 +119,22 @@ class EngineConfig(_Section):
 
 
 class EmaConfig(_Section):
+    """Moving average of the weights, kept beside them."""
+
     decay: float | None = Field(default=None, gt=0, lt=1)
     """Share of the average that stays in each step, such as 0.9999; null = no average is kept.
     Costs 4 bytes per parameter, divided by the ranks at ZeRO >= 1."""
 
 
 class GuardConfig(_Section):
+    """What a loss or gradient that is not finite does to the run."""
+
     max_skipped_in_a_row: int = Field(default=0, ge=0)
     """Steps with NaN or infinity that are skipped before the run stops with an error."""
 
 
 class LossConfig(_Section):
+    """Cross-entropy with label smoothing."""
+
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the target that is spread evenly over all classes."""

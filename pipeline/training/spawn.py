@@ -12,19 +12,6 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline import exits, rundir
 from pipeline.training import aftermath
-from pipeline.training.config import LaunchConfig as Launch
-
-
-def ranks_here(launch: Launch) -> int:
-    """`launch.ranks_per_node`, by default one per GPU."""
-    import torch
-
-    return launch.ranks_per_node or max(1, torch.cuda.device_count())
-
-
-def inside_launcher() -> bool:
-    """Has torchrun or a job script made the ranks already?"""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def run_ranks(run_dir: Path, ranks: int) -> int:
@@ -40,7 +27,7 @@ def run_ranks(run_dir: Path, ranks: int) -> int:
         monitor_interval=0.2,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "pipeline.training.train", str(run_dir))
+        elastic_launch(config, sys.executable)("-P", "-m", "pipeline.training.train", str(run_dir))
     except (ChildFailedError, SignalException):
         # Rank 0 left the status of the run, but another rank's failure may be behind its own.
         print(f"run {run_dir} ended: {aftermath.explain(run_dir)}", file=sys.stderr)

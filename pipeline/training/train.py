@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import sys
 import traceback
 from contextlib import ExitStack
@@ -24,6 +26,7 @@ from pipeline.rundir import attempt_id, durable
 from pipeline.training import distributed
 from pipeline.training.assemble import assemble
 from pipeline.training.distributed import World
+from pipeline.training.ranks import rank_by_environment
 from pipeline.training.trainer import Outcome, Trainer
 
 logger = logging.getLogger(__name__)
@@ -39,7 +42,7 @@ def train(run_dir: Path, deadline: float | None = None) -> tuple[Outcome, Stop |
     Returns how it ended and, when it was stopped, why.
     """
     config = read_config(run_dir)
-    pulse = Pulse(distributed.rank_by_environment())
+    pulse = Pulse(rank_by_environment())
     with Stopper(config.stop, deadline) as stopper, ExitStack() as stack:
         stack.enter_context(HeartbeatWriter(run_dir, pulse))
         watchdog = Watchdog(
@@ -55,13 +58,14 @@ def train(run_dir: Path, deadline: float | None = None) -> tuple[Outcome, Stop |
         )
         stack.callback(distributed.leave)
         watchdog.heed_others()
-        _log_to_stderr(world)
+        _start_logs(world, run_dir)
         preflight.check(config, run_dir, world)
         distributed.on_main(lambda: forget_heartbeats(run_dir, from_rank=world.size))
         trainer = assemble(config, run_dir, world, stopper, pulse, stack)
         outcome = trainer.fit()
         if outcome is Outcome.FINISHED and world.is_main:
             write_summary(trainer, run_dir)
+            logger.info("finished: %s", _result(trainer.progress.metrics))
         return outcome, trainer.stopped_by
 
 
@@ -84,6 +88,10 @@ def write_summary(trainer: Trainer, run_dir: Path) -> None:
     )
 
 
+def _result(metrics: dict[str, float]) -> str:
+    return f"top-1 {metrics['top1']:.1%} of {metrics['num_samples']:.0f} validation videos"
+
+
 def run(run_dir: Path, deadline: float | None = None) -> int:
     """`train` as an exit status; rank 0 leaves the state of the run in status.json."""
     with ExitStack() as lock:
@@ -91,7 +99,7 @@ def run(run_dir: Path, deadline: float | None = None) -> int:
 
 
 def _run(run_dir: Path, deadline: float | None, lock: ExitStack) -> int:
-    rank = distributed.rank_by_environment()
+    rank = rank_by_environment()
     try:
         if rank == 0:
             # Before anything is written, and until the end has been: both are the owner's.
@@ -106,7 +114,7 @@ def _run(run_dir: Path, deadline: float | None, lock: ExitStack) -> int:
         if bad_input:
             print(f"error: {error}", file=sys.stderr)
         else:
-            traceback.print_exc()
+            logger.error("this rank has failed", exc_info=True)
         failure = record_failure(run_dir, rank, error)
         if timed_out(error):
             call_for_stacks(run_dir, f"rank {rank} on {failure.host}, which waited too long")
@@ -138,14 +146,29 @@ def _end(run_dir: Path, rank: int, state: str, status: int, stop: Stop | None) -
     return status
 
 
-def _log_to_stderr(world: World) -> None:
+def _start_logs(world: World, run_dir: Path) -> None:
+    """What rank 0 has to say goes to stderr, and the warnings of all; logs/rank00000.log has the
+    rank's own share whatever has launched it."""
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setLevel(logging.INFO if world.is_main else logging.WARNING)
+    kept = logging.FileHandler(run_dir / rundir.LOGS / f"rank{world.rank:05d}.log")
+    for handler in (shown, kept):
+        handler.addFilter(_is_ours_or_a_warning)
     logging.basicConfig(
-        level=logging.INFO if world.is_main else logging.WARNING,
+        level=logging.INFO,
         format=f"%(asctime)s rank{world.rank} %(message)s",
         datefmt="%H:%M:%S",
-        stream=sys.stderr,
+        handlers=[shown, kept],
         force=True,
     )
+    where = (socket.gethostname(), os.getpid(), world.device)
+    logger.info("one of %d ranks: host %s, pid %d, %s", world.size, *where)
+
+
+def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:
+    """Libraries tell how they call the compiler, and worse."""
+    ours = record.name.partition(".")[0] in ("model", "pipeline", "slurm", "data_prep", "__main__")
+    return ours or record.levelno >= logging.WARNING
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.data.augment import square_crops
+from pipeline.data.config import DataConfig
 from pipeline.data.decode import decode_frames
 from pipeline.data.errors import DataError
 from pipeline.data.sampling import eval_frames
@@ -145,6 +146,31 @@ def open_cache(directory: Path, split: str, shards: Shards) -> tuple[Path, Cache
     return path, manifest
 
 
+def open_fitting_cache(
+    config: DataConfig, shards: Shards, *, num_frames: int, img_size: int
+) -> Path:
+    """The .beton file of `config.ffcv_cache`, proven to hold what a model of that shape takes.
+
+    Raises DataError.
+    """
+    if config.ffcv_cache is None:
+        raise DataError("data.reader=ffcv needs data.ffcv_cache, the output of `vmp data cache`")
+    path, manifest = open_cache(config.ffcv_cache, config.train_split, shards)
+    kept = manifest.options
+    if kept.frames < num_frames or kept.size < img_size:
+        raise DataError(
+            f"{path}: keeps {kept.frames} frames of {kept.size} pixels, the model takes "
+            f"{num_frames} of {img_size}; build a larger one with `vmp data cache`"
+        )
+    if kept.sampling != config.sampling or kept.stride != config.stride:
+        raise DataError(
+            f"{path}: sampled '{kept.sampling}' with stride {kept.stride}, the run wants "
+            f"'{config.sampling}' with stride {config.stride}; build another with "
+            "`vmp data cache` or change data.sampling"
+        )
+    return path
+
+
 class StoredClips:
     """Clip i of a split as the cache keeps it: ((frames, size, size, 3) uint8,)."""
 
@@ -201,7 +227,7 @@ def _run_writer(
 ) -> None:
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, json.dumps(job)],
+            [sys.executable, "-P", "-m", __name__, json.dumps(job)],
             stdout=subprocess.DEVNULL,
             stderr=errors,
             start_new_session=True,
