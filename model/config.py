@@ -18,7 +18,7 @@ from model.errors import ModelConfigError
 from model.invalid import did_you_mean, first_problem
 from model.operational import OPERATIONAL
 
-ScanBackend = Literal["auto", "reference", "chunked", "cpu", "triton", "mamba_ssm"]
+ScanBackend = Literal["auto", "reference", "chunked", "cpu", "cuda", "mamba_ssm"]
 
 
 class ModelConfig(BaseModel):
