@@ -25,7 +25,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
 
 
-def _recipes(typed: str) -> list[str]:
+def complete_recipe(typed: str) -> list[str]:
     """What the shell offers for a recipe: the shipped ones, and the YAML files that are here."""
     from pipeline.config import shipped_recipes
 
@@ -35,7 +35,9 @@ def _recipes(typed: str) -> list[str]:
 
 Recipe = Annotated[
     str,
-    typer.Argument(help="A .yaml file, or the name of a shipped recipe.", autocompletion=_recipes),
+    typer.Argument(
+        help="A .yaml file, or the name of a shipped recipe.", autocompletion=complete_recipe
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Any field of the recipe: optim.lr=1e-3 ...")

@@ -20,7 +20,7 @@ from pipeline.rundir.metrics import read_metrics
 from pipeline.rundir.paths import METRICS_FILE
 from pipeline.training import aftermath
 from pipeline.training.ranks import num_gpus
-from slurm import launch
+from slurm import launch, queue
 from slurm.errors import ClusterError
 from slurm.profile import ClusterProfile, load_profile
 from slurm.record import Cluster, Resources
@@ -76,8 +76,11 @@ def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
     _warn_without_gpus(resources, order)
     if order.dry_run:
         text = launch.dry_run([config.run_dir for config in configs], profile, resources)
-        typer.echo(text, nl=False)
+        typer.echo(text)
+        _say_what_is_unchecked(profile, order)
         return exits.DONE
+    if order.cluster == "slurm":
+        launch.check_nodes(configs[0].runs_dir, profile, resources)
     if order.first is None and order.then is None:
         configs = _unfinished(configs)
         if not configs:
@@ -237,6 +240,18 @@ def _resources(config: RunConfig, profile: ClusterProfile, order: Order) -> Reso
         ranks_per_node=here or config.launch.ranks_per_node or 1,
         gpus_per_node=here,
         cpus_per_task=profile.cpus_per_task or config.data.workers + _OWN_CPUS,
+    )
+
+
+def _say_what_is_unchecked(profile: ClusterProfile, order: Order) -> None:
+    """What only the cluster knows, when the text is written elsewhere."""
+    if queue.is_here():
+        return
+    where = f"partition '{profile.partition}'" if profile.partition else "the default partition"
+    typer.echo(
+        f"not checked, as this machine has no SLURM: whether {where} exists, whether it has "
+        f"{order.nodes} usable nodes, and which nodes failed a run lately and would be avoided",
+        err=True,
     )
 
 
