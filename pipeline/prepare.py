@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline import provenance, rundir
-from pipeline.checkpoint.layout import committed
 from pipeline.config import RunConfig, config_difference, read_config, refusal
 from pipeline.errors import ConfigError
-from pipeline.health.failure import forget_failures
 from pipeline.open_data import open_data
 from pipeline.rundir import durable
-from pipeline.tracking import PENDING_FILE, RUN_ID_FILE
+from pipeline.rundir.paths import TRACKING_ID_FILE, TRACKING_PENDING_FILE
 
 
 def check_start(config: RunConfig, num_ranks: int, *, data_exists: bool = True) -> None:
@@ -45,11 +43,11 @@ def prepare_run(config: RunConfig) -> Path:
     try:
         (run_dir / rundir.LOGS).mkdir(parents=True, exist_ok=True)
         if (run_dir / rundir.CONFIG_FILE).exists():
-            if committed(run_dir / rundir.CHECKPOINTS) or rundir.is_active(run_dir):
+            if rundir.committed(run_dir / rundir.CHECKPOINTS) or rundir.is_active(run_dir):
                 check_same_run(run_dir, config)
             elif not _is_same_run(run_dir, config):
                 _begin_anew(run_dir)
-        forget_failures(run_dir)
+        rundir.forget_failures(run_dir)
         # Each attempt may change what does not change the result: ranks, logging, saving.
         durable.write_text(run_dir / rundir.CONFIG_FILE, config.to_yaml())
         if not (run_dir / rundir.PROVENANCE_FILE).exists():
@@ -82,5 +80,5 @@ def _begin_anew(run_dir: Path) -> None:
 
     MLflow cannot change the parameters of a run. Rows and sample logs begin anew by themselves.
     """
-    for name in (RUN_ID_FILE, PENDING_FILE, rundir.PROVENANCE_FILE):
+    for name in (TRACKING_ID_FILE, TRACKING_PENDING_FILE, rundir.PROVENANCE_FILE):
         (run_dir / name).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from pipeline.config import load_config, read_config
 from pipeline.data.errors import DataError
 from pipeline.errors import ConfigError
 from pipeline.prepare import check_start, prepare_run
-from pipeline.tracking import PENDING_FILE, RUN_ID_FILE
+from pipeline.rundir.paths import TRACKING_ID_FILE, TRACKING_PENDING_FILE
 
 
 @pytest.mark.parametrize(
@@ -72,24 +72,24 @@ def test_shards_that_a_job_before_makes_are_not_asked_for() -> None:
 def test_a_run_without_a_committed_step_makes_way(tmp_path: Path, stored: str) -> None:
     run_dir = prepare_run(load_config("demo", [f"runs_dir={tmp_path}"]))
     before = (run_dir / rundir.PROVENANCE_FILE).stat().st_ino
-    (run_dir / RUN_ID_FILE).write_text("of the run before\n")
-    (run_dir / PENDING_FILE).touch()
+    (run_dir / TRACKING_ID_FILE).write_text("of the run before\n")
+    (run_dir / TRACKING_PENDING_FILE).touch()
     if stored == "damaged":
         (run_dir / rundir.CONFIG_FILE).write_text("")
 
     prepare_run(load_config("demo", [f"runs_dir={tmp_path}", "optim.lr=0.5"]))
 
     assert read_config(run_dir).optim.lr == 0.5
-    assert not (run_dir / RUN_ID_FILE).exists()
-    assert not (run_dir / PENDING_FILE).exists()
+    assert not (run_dir / TRACKING_ID_FILE).exists()
+    assert not (run_dir / TRACKING_PENDING_FILE).exists()
     assert (run_dir / rundir.PROVENANCE_FILE).stat().st_ino != before
 
 
 def test_the_same_run_keeps_what_it_has(tmp_path: Path) -> None:
     run_dir = prepare_run(load_config("demo", [f"runs_dir={tmp_path}"]))
-    (run_dir / RUN_ID_FILE).write_text("its own\n")
+    (run_dir / TRACKING_ID_FILE).write_text("its own\n")
     prepare_run(load_config("demo", [f"runs_dir={tmp_path}", "log_every_steps=3"]))
-    assert (run_dir / RUN_ID_FILE).read_text() == "its own\n"
+    assert (run_dir / TRACKING_ID_FILE).read_text() == "its own\n"
 
 
 def test_a_live_run_without_a_committed_step_keeps_its_name(tmp_path: Path) -> None:
