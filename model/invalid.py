@@ -12,10 +12,14 @@ from pydantic_core import ErrorDetails
 from model.errors import brief
 
 
-def first_problem(error: ValidationError, of: type[BaseModel], under: str = "") -> str:
-    """`section.field: reason (got value)` for the first error of validating a model `of`.
+def first_problem(
+    error: ValidationError, of: type[BaseModel] | None = None, under: str = ""
+) -> str:
+    """`section.field: reason (got value)` for the first error of validating a model.
 
-    `under`: dotted key of that model, where it is a section of a larger one.
+    Args:
+        of: the model, by which fields are told from the types of a union; None where none matters.
+        under: dotted key of that model, where it is a section of a larger one.
     """
     problem, *others = error.errors()
     path = field_path(of, problem["loc"])
@@ -28,8 +32,10 @@ def first_problem(error: ValidationError, of: type[BaseModel], under: str = "") 
     return f"{where}: {said}{_given(problem)}" if where else f"{said}{_given(problem)}"
 
 
-def field_path(of: type[BaseModel], loc: Sequence[int | str]) -> tuple[int | str, ...]:
+def field_path(of: type[BaseModel] | None, loc: Sequence[int | str]) -> tuple[int | str, ...]:
     """The part of a pydantic location that names fields and positions, without tags of types."""
+    if of is None:
+        return tuple(loc)
     path: list[int | str] = []
     node: type[BaseModel] | None = of
     for part in loc:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from model.invalid import first_problem
 from pipeline.errors import CheckpointError
 from pipeline.rundir import paths
 from pipeline.rundir.paths import MARKER as MARKER
@@ -145,7 +146,4 @@ def _marker(path: Path) -> Marker:
 
 def _reason(error: OSError | ValidationError) -> str:
     """In one line."""
-    if isinstance(error, OSError):
-        return str(error)
-    problem = error.errors()[0]
-    return f"{'.'.join(map(str, problem['loc'])) or 'content'}: {problem['msg']}"
+    return str(error) if isinstance(error, OSError) else first_problem(error)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from data_prep.schema import INDEX_NAME, MANIFEST_NAME, SCHEMA_VERSION, Manifest
+from model.invalid import first_problem
 from pipeline.data.errors import DataError
 from pipeline.data.index import Index, read_index
 from pipeline.data.randomness import shuffled
@@ -166,9 +167,7 @@ def _parse_manifest(path: str, content: bytes) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise DataError(f"{path}: not a manifest ({where or 'file'}: {problem['msg']})") from None
+        raise DataError(f"{path}: not a manifest ({first_problem(error)})") from None
     if manifest.schema_version != SCHEMA_VERSION:
         raise DataError(
             f"{path}: schema version {manifest.schema_version}, this program reads {SCHEMA_VERSION}"

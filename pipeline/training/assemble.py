@@ -164,7 +164,7 @@ def resume(
     Raises CheckpointError when it belongs to another run.
     """
     state, tensors = read_full_state(path)
-    _check_same_run(state, config, path, digest)
+    check_same_run(state, config, path, digest)
     if state.shapes != engine.state.shapes:
         raise CheckpointError(f"checkpoint {path}: its parameters are not those of this model")
     engine.state.load(tensors, state.adam_steps)
@@ -182,7 +182,8 @@ def resume(
     )
 
 
-def _check_same_run(state: RunState, config: RunConfig, path: Path, digest: str) -> None:
+def check_same_run(state: RunState, config: RunConfig, path: Path, digest: str) -> None:
+    """Raises CheckpointError when the checkpoint is of other data or of another configuration."""
     if state.data_digest != digest:
         raise CheckpointError(
             f"checkpoint {path} was trained on other data (digest {state.data_digest[:12]}, "

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from model.invalid import first_problem
 from pipeline.data.augment import square_crops
 from pipeline.data.config import DataConfig
 from pipeline.data.decode import decode_frames
@@ -133,8 +134,8 @@ def open_cache(directory: Path, split: str, shards: Shards) -> tuple[Path, Cache
     except FileNotFoundError:
         raise DataError(f"{directory}: no finished cache of split '{split}'; {advice}") from None
     except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise DataError(f"{directory / _seal(split)}: not a seal ({problem}); {advice}") from None
+        seal = directory / _seal(split)
+        raise DataError(f"{seal}: not a seal ({first_problem(error)}); {advice}") from None
     if manifest.source != shards.content_digest or manifest.clips != len(shards):
         raise DataError(f"{path}: made from other shards than {shards.location}; {advice}")
     size = path.stat().st_size if path.exists() else 0
