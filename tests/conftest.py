@@ -25,7 +25,7 @@ def missing_components() -> list[str]:
     programs = {"a C++ compiler": "c++", "slurmctld": "slurmctld", "munged": "munged"}
     search = os.environ["PATH"] + ":/usr/sbin:/sbin"
     missing = [name for name, x in programs.items() if shutil.which(x, path=search) is None]
-    packages = ("triton", "ffcv", "torchcodec")
+    packages = ("cuda", "ffcv", "torchcodec")
     return missing + [name for name in packages if importlib.util.find_spec(name) is None]
 
 
@@ -43,6 +43,16 @@ def require(present: bool, what: str) -> None:
     if os.environ.get("VMP_CI") == "1":
         pytest.fail(f"VMP_CI=1, but {what} is missing")
     pytest.skip(f"{what} is missing")
+
+
+@pytest.fixture(scope="session")
+def real_videos() -> Path:
+    """The folder of real clips that VMP_TEST_VIDEOS names; nobody but us has to have one."""
+    named = os.environ.get("VMP_TEST_VIDEOS")
+    require(named is not None, "VMP_TEST_VIDEOS (a folder of real clips to test with)")
+    folder = Path(str(named)).resolve()
+    require(folder.is_dir(), f"VMP_TEST_VIDEOS={named}: the folder")
+    return folder
 
 
 @pytest.fixture(scope="session")

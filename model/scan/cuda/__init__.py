@@ -2,10 +2,12 @@
 
 import torch
 
+from model.scan.constant import constant_under_compile
+
 _OLDEST = (8, 0)  # sm_80: what the kernels' bf16 conversions need
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_under_compile
 def is_available(device: str) -> bool:
     """Whether the kernels can be compiled for and run on a type of device."""
     return why_unavailable(device) is None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.scan.cuda import launch
 from model.scan.cuda.launch import Int, Long, Pointer, Strided, Unsigned
-from model.scan.problem import Direction, Scan, ScanError, token_major
+from model.scan.problem import Direction, Forward, Scan, ScanError, token_major
 
 MAX_STATES = 64
 _CHUNK = 16  # tokens between kept states
@@ -31,9 +31,9 @@ class _Rows(ctypes.Structure):
 
     @classmethod
     def of(cls, tensor: Tensor) -> "_Rows":
-        """(B, N, L), or (B, groups, N, L)."""
-        batch, *group, state, token = (tensor.element_size() * step for step in tensor.stride())
-        return cls(tensor.data_ptr(), batch, *(group or [0]), state, token)
+        """(B, groups, N, L)."""
+        size = tensor.element_size()
+        return cls(tensor.data_ptr(), *(size * stride for stride in tensor.stride()))
 
 
 class _Direction(ctypes.Structure):
@@ -81,9 +81,27 @@ def padded(size: int) -> int:
     return max(8, 1 << (size - 1).bit_length())
 
 
-def states_shape(passes: int, batch: int, channels: int, length: int, size: int) -> Sequence[int]:
+def takes(scan: Scan) -> bool:
+    """Whether the kernels can run ``scan``.
+
+    They know neither constant B and C, nor a state that is given or that gradients come back to,
+    nor a state size that does not fit into a lane's registers.
+    """
+    mixing = [t for d in scan.directions() for t in (d.B, d.C)]
+    has_gradient = any(tensor.requires_grad for _, tensor in scan.tensors())
+    state_gradient = scan.return_last_state and has_gradient and torch.is_grad_enabled()
+    return (
+        all(tensor.dim() == 4 for tensor in mixing)
+        and scan.initial_state is None
+        and not state_gradient
+        and scan.shape[3] <= MAX_STATES
+    )
+
+
+def states_shape(scan: Scan) -> Sequence[int]:
     """Shape of the kept states: the state before each chunk, in fours."""
-    return batch, passes, _chunks(length), padded(size) // 4, channels, 4
+    batch, channels, length, size = scan.shape
+    return batch, len(scan.directions()), _chunks(length), padded(size) // 4, channels, 4
 
 
 def _chunks(length: int) -> int:
@@ -149,33 +167,31 @@ def macros(dtype: torch.dtype, size: int, backward_warps: int) -> dict[str, str 
     }
 
 
-def forward(scan: Scan, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def forward(scan: Scan, keep: bool) -> Forward:
     """See ``op.Kernels``."""
-    out, pre_gate, states, _ = run_forward(scan, keep, last=False)
-    return out, pre_gate, states
-
-
-def run_forward(scan: Scan, keep: bool, last: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """``forward``, and the state after the last token of each direction (B, directions, D, N)."""
     call = _Call(scan)
     out = call.activation()
     call.job.out = Strided.of(out)
-    empty = call.floats(0)
+    empty, no_states, no_last = (call.floats(0) for _ in range(3))
     keep_total = keep and scan.z is not None
     y = call.sequence() if keep_total or call.job.directions == 2 else empty
-    states = call.floats(*states_shape(call.job.directions, *scan.shape)) if keep else empty
-    final = call.floats(call.batch, call.job.directions, call.channels, call.size) if last else None
+    states = call.floats(*states_shape(scan)) if keep else no_states
+    last = no_last
+    if scan.return_last_state:
+        last = call.floats(call.batch, call.channels, call.size)
+        call.job.last = last.data_ptr()
     call.job.y, call.job.keep_total = y.data_ptr(), keep_total
     call.job.kept = states.data_ptr() if keep else None
-    call.job.last = None if final is None else final.data_ptr()
     call.cut(call.plan.forward_segments)
     if call.job.segments > 1:
         call.walk("scan_ends")
     call.walk("scan_forward")
-    return out.to(scan.u.dtype), y if keep_total else empty, states, final
+    return Forward(out.to(scan.u.dtype), y if keep_total else empty, states, last)
 
 
-def backward(scan: Scan, dout: Tensor, pre_gate: Tensor, states: Tensor) -> dict[str, Tensor]:
+def backward(
+    scan: Scan, dout: Tensor, dlast_state: Tensor | None, pre_gate: Tensor, states: Tensor
+) -> dict[str, Tensor]:
     """See ``op.Kernels``. No atomics: partial sums are added in a fixed order."""
     call = _Call(scan)
     job, grads = call.job, dict[str, Tensor]()
@@ -225,8 +241,7 @@ class _Call:
         self._alive: list[Tensor] = []
         self.job = job = _Scan()
         job.batch, job.channels, job.length, job.states = scan.shape
-        B = directions[0].B
-        job.groups = B.shape[1] if B.dim() == 4 else 1
+        job.groups = scan.groups
         job.directions = len(directions)
         job.softplus, job.first_token = scan.delta_softplus, scan.first_token
         for direction, to in zip(directions, job.direction, strict=False):
@@ -344,7 +359,7 @@ class _Reducer:
         return grads
 
     def _rows(self, partial: Tensor, of: list[int], offset: int) -> Tensor:
-        """dB or dC (B, N, L), or with groups (B, groups, N, L), over tiles and directions."""
+        """dB or dC (B, groups, N, L), over tiles and directions."""
         call = self._call
         groups, tiles = int(call.job.groups), partial.shape[2]
         shape = (call.batch, call.length, groups, call.size)
@@ -359,8 +374,7 @@ class _Reducer:
         ]
         source = partial[0, of[0]].data_ptr() + 4 * offset
         self._add(source, out, axes, (len(of), per_direction), (per_group, per_tile))
-        out = out.permute(0, 2, 3, 1)
-        return out if self._scan.B.dim() == 4 else out.squeeze(1)
+        return out.permute(0, 2, 3, 1)
 
     def _parameter(self, partial: Tensor, of: list[int], offset: int, n: int, row: int) -> Tensor:
         """(D, n) over the batch, directions and segments."""

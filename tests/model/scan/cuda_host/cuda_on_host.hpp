@@ -195,6 +195,12 @@ inline uint16_t f16_bits(float v) {
   memcpy(&bits, &h, 2);
   return bits;
 }
+inline uint32_t bf16_pair(float low, float high) {
+  return bf16_bits(low) | uint32_t(bf16_bits(high)) << 16;
+}
+inline uint32_t f16_pair(float low, float high) {
+  return f16_bits(low) | uint32_t(f16_bits(high)) << 16;
+}
 inline float f16_value(uint16_t bits) {
   _Float16 h;
   memcpy(&h, &bits, 2);
