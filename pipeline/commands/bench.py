@@ -14,6 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="Measure, each time beside a peer."
 def bench_scan(
     size: Annotated[list[str] | None, typer.Option(help="ti, s or m; may be repeated.")] = None,
     frames: Annotated[list[int] | None, typer.Option(min=1, help="8, 16, 32 or 64.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 1,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
@@ -32,7 +33,7 @@ def bench_scan(
         raise ConfigError(f"--size {unknown[0]}: unknown; one of {', '.join(WIDTHS)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: there is no CUDA device here; `vmp doctor` says more")
-    run(sizes, frames or (8,), dtype=dtype, device=device)
+    run(sizes, frames or (8,), batch=batch, dtype=dtype, device=device)
 
 
 @app.command("loader")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.scan.cuda import launch
-from model.scan.cuda.launch import Int, Long, Pointer, Strided, Unsigned
+from model.scan.cuda.launch import Card, Int, Long, Pointer, Strided, Unsigned
 from model.scan.problem import Direction, Forward, Scan, ScanError, token_major
 
 MAX_STATES = 64
@@ -18,7 +18,7 @@ _REDUCE_THREADS = 128
 _MAX_JOBS = 10
 _MIN_SEGMENT_CHUNKS = 8
 # By padded state size: warps per direction of a block of the backward kernel, and how many such
-# blocks share a multiprocessor; ptxas fits the registers to that without spilling.
+# blocks share a multiprocessor where shared memory allows; the registers fit without spilling.
 _BACKWARD_BLOCKS = {8: {3: 3, 1: 9}, 16: {4: 2, 3: 3, 1: 9}, 32: {3: 2, 1: 9}, 64: {3: 2, 1: 6}}
 _ACTIVATIONS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "f16"}
 
@@ -110,7 +110,7 @@ def _chunks(length: int) -> int:
 
 
 class Plan(NamedTuple):
-    """How a scan is cut: a pure function of its shape and the device's multiprocessors."""
+    """How a scan is cut: a pure function of its shape and the card."""
 
     forward_segments: int
     backward_segments: int
@@ -126,30 +126,32 @@ class Plan(NamedTuple):
         length: int,
         size: int,
         groups: int,
-        multiprocessors: int,
+        card: Card,
     ) -> "Plan":
         """Segments multiply the warps where batch and channels give few.
 
         They cost a pass over the tokens that finds each segment's start: 0.8 of the work of the
         forward scan, 0.3 of backward's, so that forward is split later than backward. A block's
-        warps are chosen for the fewest rounds of blocks; each adds sums for B and C to the fewer.
+        warps are chosen for the fewest rounds of blocks and the most warps at a time; each warp
+        adds sums for B and C to the fewer.
         """
         per_group = channels // groups
         chunks = _chunks(length)
         forward_warps = passes * batch * groups * _ceil(per_group * padded(size), 256)
 
         def segments(enough: int) -> int:
-            if forward_warps >= enough * multiprocessors:
+            if forward_warps >= enough * card.multiprocessors:
                 return 1
-            wanted = _ceil(16 * multiprocessors, forward_warps)
+            wanted = _ceil(16 * card.multiprocessors, forward_warps)
             return max(1, min(wanted, chunks // _MIN_SEGMENT_CHUNKS, 64))
 
         backward = segments(10)
 
         def cost(warps: int) -> float:
             tiles = groups * _ceil(per_group * padded(size), 256 * warps)
-            blocks = tiles * batch * backward
-            return _ceil(blocks, multiprocessors) * warps * (1 + 0.2 / warps)
+            rounds = _ceil(tiles * batch * backward, card.multiprocessors)
+            at_a_time = min(16, 2 * warps * backward_blocks(size, warps, card.shared))
+            return rounds * warps * (1 + 0.2 / warps) * math.sqrt(16 / at_a_time)
 
         return cls(segments(6), backward, min(_BACKWARD_BLOCKS[padded(size)], key=cost))
 
@@ -158,13 +160,27 @@ def _ceil(a: int, b: int) -> int:
     return (a + b - 1) // b
 
 
-def macros(dtype: torch.dtype, size: int, backward_warps: int) -> dict[str, str | int]:
-    """What the sources are compiled with."""
+def backward_shared(size: int, warps: int, directions: int = 2) -> int:
+    """Bytes of shared memory of a block of the backward kernel; see scan_backward.cuh."""
+    size = padded(size)
+    channels, slots = 256 // size, 7 if size <= 32 else 8
+    of_warp = 4 * _CHUNK * channels + slots * 256 + channels
+    return directions * 4 * (_CHUNK * 2 * size + 24 + warps * of_warp)
+
+
+def backward_blocks(size: int, warps: int, shared: int) -> int:
+    """How many blocks of the backward kernel share a multiprocessor."""
+    fit = shared // (backward_shared(size, warps) + 1024)  # the system takes 1 KiB of each block's
+    return max(1, min(fit, _BACKWARD_BLOCKS[padded(size)][warps]))
+
+
+def macros(dtype: torch.dtype, size: int, warps: int, shared: int) -> dict[str, str | int]:
+    """What the sources are compiled with, for a multiprocessor's ``shared`` memory."""
     return {
         "ACTIVATION": _ACTIVATIONS[dtype],
         "STATES": padded(size),
-        "BACKWARD_WARPS": backward_warps,
-        "BACKWARD_BLOCKS": _BACKWARD_BLOCKS[padded(size)][backward_warps],
+        "BACKWARD_WARPS": warps,
+        "BACKWARD_BLOCKS": backward_blocks(size, warps, shared),
     }
 
 
@@ -228,8 +244,9 @@ def backward(
     job.dBC, job.dA, job.dD = dBC.data_ptr(), dA.data_ptr(), dD.data_ptr()
     if job.segments > 1:
         call.walk("scan_adjoint_ends")
-    warps = job.directions * call.plan.backward_warps
-    call.launch("scan_backward", tiles, 32 * warps, call.backward_shared())
+    warps = call.plan.backward_warps
+    shared = backward_shared(call.size, warps, job.directions)
+    call.launch("scan_backward", tiles, 32 * warps * job.directions, shared)
     return grads | _Reducer(call, scan).run(dBC, dA, dD)
 
 
@@ -254,12 +271,10 @@ class _Call:
             self._fill(direction, to)
         if scan.z is not None:
             job.z = self.strided(scan.z)
-        self.plan = Plan.of(
-            len(directions), *scan.shape, job.groups, launch.multiprocessors(scan.u.device)
-        )
-        self.kernels = launch.load(
-            "scan.cu", macros(self.dtype, self.size, self.plan.backward_warps), scan.u.device
-        )
+        card = launch.card(scan.u.device)
+        self.plan = Plan.of(len(directions), *scan.shape, job.groups, card)
+        chosen = macros(self.dtype, self.size, self.plan.backward_warps, card.shared)
+        self.kernels = launch.load("scan.cu", chosen, scan.u.device)
 
     def _fill(self, direction: Direction, to: _Direction) -> None:
         to.u, to.delta = self.strided(direction.u), self.strided(direction.delta)
@@ -313,13 +328,6 @@ class _Call:
     def walk(self, name: str) -> None:
         threads, shared = 32 * self.job.directions, 4 * _CHUNK * 2 * padded(self.size)
         self.launch(name, self.tiles(256), threads, shared * self.job.directions)
-
-    def backward_shared(self) -> int:
-        """Bytes of shared memory of a block of the backward kernel; see scan_backward.cuh."""
-        size, warps = padded(self.size), self.plan.backward_warps
-        channels, slots = 256 // size, 7 if size <= 32 else 8
-        of_warp = 4 * _CHUNK * channels + slots * 256 + channels
-        return int(self.job.directions) * 4 * (_CHUNK * 2 * size + 24 + warps * of_warp)
 
     def launch(self, name: str, tiles: int, threads: int, shared: int) -> None:
         blocks = tiles * self.batch * self.job.segments

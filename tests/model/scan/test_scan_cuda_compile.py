@@ -19,7 +19,9 @@ CASES = [
 def test_it_compiles_and_does_not_spill(
     architecture: str, dtype: torch.dtype, size: int, warps: int
 ) -> None:
-    cubin = build_cubin("scan.cu", macros(dtype, size, warps), architecture)
+    cubin = build_cubin(
+        "scan.cu", macros(dtype, size, warps, ARCHITECTURES[architecture]), architecture
+    )
     kernels = {kernel.kernel: kernel for kernel in resources(cubin)}
     print(architecture, dtype, size, warps, *kernels.values(), sep="\n  ")
     assert set(kernels) == {
