@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import exits
 from pipeline.errors import HangError, NodeFaultError, NonFiniteError, SaveError
+from pipeline.redact import redact
 from pipeline.rundir import durable
 
 
@@ -115,13 +116,13 @@ def record_failure(
     elsewhere = isinstance(error, NodeFaultError) and bool(error.ranks) and rank not in error.ranks
     failure = Failure(
         stop_class=classify(error),
-        error=" ".join(f"{type(error).__name__}: {error}".split()),
+        error=redact(" ".join(f"{type(error).__name__}: {error}".split())),
         rank=rank,
         host=socket.gethostname(),
         time=time.time(),
         attempt=attempt_id(),
         consequence=consequence or elsewhere or any(_is_peer_loss(e) for e in _causes(error)),
-        traceback="".join(traceback.format_exception(error)),
+        traceback=redact("".join(traceback.format_exception(error))),
     )
     try:
         durable.write_text(_path(run_dir, rank), failure.model_dump_json(indent=1))

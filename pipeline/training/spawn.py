@@ -11,6 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline import exits, rundir
+from pipeline.terminal import say
 from pipeline.training import aftermath
 from pipeline.training.config import LaunchConfig as Launch
 
@@ -43,7 +44,7 @@ def run_ranks(run_dir: Path, ranks: int) -> int:
         elastic_launch(config, sys.executable)("-P", "-m", "pipeline.training.train", str(run_dir))
     except (ChildFailedError, SignalException):
         # Rank 0 left the status of the run, but another rank's failure may be behind its own.
-        print(f"run {run_dir} ended: {aftermath.explain(run_dir)}", file=sys.stderr)
+        say(f"run {run_dir} ended: {aftermath.explain(run_dir)}", err=True)
         status = rundir.read_status(run_dir)
         return int(status.get("exit_status", exits.FAILED))
     return exits.DONE

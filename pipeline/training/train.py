@@ -21,6 +21,8 @@ from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stop, Stopper
 from pipeline.health.watchdog import Watchdog, call_for_stacks
 from pipeline.rundir import attempt_id, durable
+from pipeline.rundir.private import set_umask
+from pipeline.terminal import SafeFormatter, one_line, say
 from pipeline.training import distributed
 from pipeline.training.assemble import assemble
 from pipeline.training.distributed import World
@@ -39,6 +41,7 @@ def train(run_dir: Path, deadline: float | None = None) -> tuple[Outcome, Stop |
     Returns how it ended and, when it was stopped, why.
     """
     config = read_config(run_dir)
+    set_umask(private=config.private)
     pulse = Pulse(distributed.rank_by_environment())
     with Stopper(config.stop, deadline) as stopper, ExitStack() as stack:
         stack.enter_context(HeartbeatWriter(run_dir, pulse))
@@ -100,13 +103,13 @@ def _run(run_dir: Path, deadline: float | None, lock: ExitStack) -> int:
         outcome, stop = train(run_dir, deadline)
     except Exception as error:  # the boundary of the process: report, then fail
         if isinstance(error, RunInUseError) and not attempt_id():
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {one_line(str(error))}", err=True)
             return exits.BAD_INPUT  # a SLURM job owes its supervisor a record, nobody else does
         bad_input = isinstance(error, exits.USER_ERRORS)
         if bad_input:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {one_line(str(error))}", err=True)
         else:
-            traceback.print_exc()
+            say(traceback.format_exc(), err=True)
         failure = record_failure(run_dir, rank, error)
         if timed_out(error):
             call_for_stacks(run_dir, f"rank {rank} on {failure.host}, which waited too long")
@@ -139,13 +142,10 @@ def _end(run_dir: Path, rank: int, state: str, status: int, stop: Stop | None) -
 
 
 def _log_to_stderr(world: World) -> None:
-    logging.basicConfig(
-        level=logging.INFO if world.is_main else logging.WARNING,
-        format=f"%(asctime)s rank{world.rank} %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-        force=True,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(SafeFormatter(f"%(asctime)s rank{world.rank} %(message)s", "%H:%M:%S"))
+    level = logging.INFO if world.is_main else logging.WARNING
+    logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 if __name__ == "__main__":
