@@ -12,7 +12,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline import exits, rundir
 from pipeline.terminal import say
-from pipeline.training import aftermath
+from pipeline.training import aftermath, local_rendezvous
 from pipeline.training.config import LaunchConfig as Launch
 
 
@@ -30,12 +30,12 @@ def inside_launcher() -> bool:
 
 def run_ranks(run_dir: Path, ranks: int) -> int:
     """Train a prepared run with `ranks` local processes; returns the exit status of the run."""
+    local_rendezvous.register()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=ranks,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_backend=local_rendezvous.BACKEND,
         run_id=f"{run_dir.name}-{os.getpid()}",
         max_restarts=0,
         monitor_interval=0.2,
