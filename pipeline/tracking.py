@@ -30,6 +30,8 @@ from pipeline.rundir import durable
 logger = logging.getLogger(__name__)
 
 RUN_ID_FILE = "mlflow_run_id"
+PENDING_FILE = "mlflow_pending"
+"""Exists while the store lacks rows of a run that has ended."""
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -150,7 +152,9 @@ class Tracker:
                 redact(self.uri),
                 self.run_dir / "metrics.jsonl",
             )
+            (self.run_dir / PENDING_FILE).touch()
             return False
+        (self.run_dir / PENDING_FILE).unlink(missing_ok=True)
         return True
 
     # --- the delivering thread -------------------------------------------------------------------

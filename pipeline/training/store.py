@@ -9,7 +9,7 @@ import os
 import socket
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import Store, TCPStore
 
 from pipeline.errors import ConfigError
 
@@ -17,7 +17,7 @@ LOOPBACK = "127.0.0.1"
 _BACKLOG = 4096
 
 
-def serve(address: str, port: int, *, ranks: int | None, timeout: timedelta) -> dist.TCPStore:
+def serve(address: str, port: int, *, ranks: int | None, timeout: timedelta) -> TCPStore:
     """A store that listens at `address` alone; with port 0 at a free one, see `TCPStore.port`.
 
     With `ranks` it waits until so many have come, this one included.
@@ -32,7 +32,7 @@ def serve(address: str, port: int, *, ranks: int | None, timeout: timedelta) -> 
             "set MASTER_ADDR to an address that this machine has and the others reach"
         ) from error
     port = listener.getsockname()[1]
-    return dist.TCPStore(
+    return TCPStore(
         address,
         port,
         world_size=ranks,
@@ -43,7 +43,7 @@ def serve(address: str, port: int, *, ranks: int | None, timeout: timedelta) -> 
     )
 
 
-def meet(rank: int, ranks: int, timeout: timedelta) -> dist.Store | None:
+def meet(rank: int, ranks: int, timeout: timedelta) -> Store | None:
     """The store of the run at MASTER_ADDR and MASTER_PORT, served by rank 0.
 
     Collective. None under a launcher: its own store is used.
@@ -55,7 +55,7 @@ def meet(rank: int, ranks: int, timeout: timedelta) -> dist.Store | None:
     host = LOOPBACK if everybody_is_here else os.environ["MASTER_ADDR"]
     if rank == 0:
         return serve(own_address(host), port, ranks=ranks, timeout=timeout)
-    return dist.TCPStore(host, port, world_size=ranks, is_master=False, timeout=timeout)
+    return TCPStore(host, port, world_size=ranks, is_master=False, timeout=timeout)
 
 
 def own_address(host: str) -> str:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import sys
 import traceback
 from contextlib import ExitStack
@@ -58,13 +60,14 @@ def train(run_dir: Path, deadline: float | None = None) -> tuple[Outcome, Stop |
         )
         stack.callback(distributed.leave)
         watchdog.heed_others()
-        _log_to_stderr(world)
+        _start_logs(world, run_dir)
         preflight.check(config, run_dir, world)
         distributed.on_main(lambda: forget_heartbeats(run_dir, from_rank=world.size))
         trainer = assemble(config, run_dir, world, stopper, pulse, stack)
         outcome = trainer.fit()
         if outcome is Outcome.FINISHED and world.is_main:
             write_summary(trainer, run_dir)
+            logger.info("finished: %s", _result(trainer.progress.metrics))
         return outcome, trainer.stopped_by
 
 
@@ -87,6 +90,10 @@ def write_summary(trainer: Trainer, run_dir: Path) -> None:
     )
 
 
+def _result(metrics: dict[str, float]) -> str:
+    return f"top-1 {metrics['top1']:.1%} of {metrics['num_samples']:.0f} validation videos"
+
+
 def run(run_dir: Path, deadline: float | None = None) -> int:
     """`train` as an exit status; rank 0 leaves the state of the run in status.json."""
     with ExitStack() as lock:
@@ -95,6 +102,8 @@ def run(run_dir: Path, deadline: float | None = None) -> int:
 
 def _run(run_dir: Path, deadline: float | None, lock: ExitStack) -> int:
     rank = distributed.rank_by_environment()
+    if logging.lastResort is not None:  # which speaks until the logs are started
+        logging.lastResort.setFormatter(SafeFormatter())
     try:
         if rank == 0:
             # Before anything is written, and until the end has been: both are the owner's.
@@ -109,7 +118,7 @@ def _run(run_dir: Path, deadline: float | None, lock: ExitStack) -> int:
         if bad_input:
             say(f"error: {one_line(str(error))}", err=True)
         else:
-            say(traceback.format_exc(), err=True)
+            logger.error("this rank has failed", exc_info=True)
         failure = record_failure(run_dir, rank, error)
         if timed_out(error):
             call_for_stacks(run_dir, f"rank {rank} on {failure.host}, which waited too long")
@@ -141,11 +150,24 @@ def _end(run_dir: Path, rank: int, state: str, status: int, stop: Stop | None) -
     return status
 
 
-def _log_to_stderr(world: World) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(SafeFormatter(f"%(asctime)s rank{world.rank} %(message)s", "%H:%M:%S"))
-    level = logging.INFO if world.is_main else logging.WARNING
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+def _start_logs(world: World, run_dir: Path) -> None:
+    """What rank 0 has to say goes to stderr, and the warnings of all; logs/rank00000.log has the
+    rank's own share whatever has launched it."""
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setLevel(logging.INFO if world.is_main else logging.WARNING)
+    kept = logging.FileHandler(run_dir / rundir.LOGS / f"rank{world.rank:05d}.log")
+    for handler in (shown, kept):
+        handler.addFilter(_is_ours_or_a_warning)
+        handler.setFormatter(SafeFormatter(f"%(asctime)s rank{world.rank} %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[shown, kept], force=True)
+    where = (socket.gethostname(), os.getpid(), world.device)
+    logger.info("one of %d ranks: host %s, pid %d, %s", world.size, *where)
+
+
+def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:
+    """Libraries tell how they call the compiler, and worse."""
+    ours = record.name.partition(".")[0] in ("model", "pipeline", "slurm", "data_prep", "__main__")
+    return ours or record.levelno >= logging.WARNING
 
 
 if __name__ == "__main__":
