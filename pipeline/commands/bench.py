@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipeline.terminal import say
+
 app = typer.Typer(no_args_is_help=True, help="Measure, each time beside a peer.")
 
 
@@ -47,8 +49,8 @@ def bench_loader_command(
     """
     from pipeline.bench.loader import bench_loader
 
-    report = bench_loader(shards, split=split, progress=lambda line: typer.echo(line, err=True))
-    typer.echo("\n".join(report.lines()))
+    report = bench_loader(shards, split=split, progress=lambda line: say(line, err=True))
+    say("\n".join(report.lines()))
 
 
 @app.command("shard")
