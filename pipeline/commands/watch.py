@@ -116,7 +116,7 @@ def _row(
 
 
 def _last_loss(training: list[dict[str, Any]]) -> str:
-    losses = [row["loss"] for row in training if isinstance(row.get("loss"), int | float)]
+    losses = [row["loss"] for row in training if "loss" in row]
     return f"{losses[-1]:.4f}" if losses else "-"
 
 
