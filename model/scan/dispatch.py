@@ -153,6 +153,16 @@ def probe(device: str) -> tuple[str, ...]:
 
 def _run(scan: Scan, backend: str) -> tuple[Tensor, Tensor]:
     scan.validate()
+    chosen = choose(scan, backend)
+    if chosen == "reference":
+        return scan_reference(scan)
+    if chosen == "mamba_ssm":
+        return mamba.run(scan, mamba.kernel())
+    return op.run(scan, chosen)
+
+
+def choose(scan: Scan, backend: str) -> str:
+    """The backend that runs ``scan`` when ``backend`` is asked for."""
     device = scan.u.device.type
     ready = available_backends(device)
     chosen = ready[0] if backend == "auto" else backend
@@ -162,11 +172,7 @@ def _run(scan: Scan, backend: str) -> tuple[Tensor, Tensor]:
         chosen = "chunked"  # the fused kernels compute in float32
     if chosen == "cuda" and not cuda_scan.takes(scan):
         chosen = "chunked"
-    if chosen == "reference":
-        return scan_reference(scan)
-    if chosen == "mamba_ssm":
-        return mamba.run(scan, mamba.kernel())
-    return op.run(scan, chosen)
+    return chosen
 
 
 def _why_not(backend: str, device: str) -> str:

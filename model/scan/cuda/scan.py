@@ -2,7 +2,7 @@
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.scan.cuda import launch
 from model.scan.cuda.launch import Int, Long, Pointer, Strided
-from model.scan.problem import Direction, Forward, Scan, ScanError, token_major
+from model.scan.problem import Direction, Forward, Scan, ScanError, placed, token_major
 
 MAX_STATES = 64
 _CHUNK = 16  # tokens between kept states
@@ -188,14 +188,20 @@ def forward(scan: Scan, keep: bool) -> Forward:
 
 
 def backward(
-    scan: Scan, dout: Tensor, dlast_state: Tensor | None, pre_gate: Tensor, states: Tensor
+    scan: Scan,
+    dout: Tensor,
+    dlast_state: Tensor | None,
+    pre_gate: Tensor,
+    states: Tensor,
+    into: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """See ``op.Kernels``. No atomics: partial sums are added in a fixed order."""
     call = _Call(scan)
     job, grads = call.job, dict[str, Tensor]()
     job.dout, job.kept = call.strided(dout), states.data_ptr()
     if scan.z is not None:
-        grads["z"] = call.activation()
+        dz = call.memory("z", into)
+        grads["z"] = call.activation() if dz is None else dz
         job.y, job.dz = pre_gate.data_ptr(), Strided.of(grads["z"])
     directions = scan.directions()
     for direction, to in zip(directions, job.direction, strict=False):
@@ -222,7 +228,7 @@ def backward(
         call.walk("scan_adjoint_ends")
     warps = job.directions * call.plan.backward_warps
     call.launch("scan_backward", tiles, 32 * warps, call.backward_shared())
-    return grads | _Reducer(call, scan).run(dBC, dA, dD)
+    return placed(grads | _Reducer(call, scan, into).run(dBC, dA, dD), into)
 
 
 _SHARED = {"du": "shared_u", "ddelta": "shared_delta"}
@@ -267,6 +273,11 @@ class _Call:
     def strided(self, tensor: Tensor) -> Strided:
         """An activation as the kernels take it, copied only when its type is another."""
         return Strided.of(self._kept(tensor))
+
+    def memory(self, name: str, into: Mapping[str, Tensor] | None) -> Tensor | None:
+        """Where a gradient shall go, when the kernels can write there."""
+        tensor = (into or {}).get(name)
+        return tensor if tensor is not None and tensor.dtype == self.dtype else None
 
     def _dense(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -331,8 +342,8 @@ def _common_dtype(scan: Scan) -> torch.dtype:
 class _Reducer:
     """Adds up the partial sums of a backward pass in one launch."""
 
-    def __init__(self, call: _Call, scan: Scan) -> None:
-        self._call, self._scan = call, scan
+    def __init__(self, call: _Call, scan: Scan, into: Mapping[str, Tensor] | None) -> None:
+        self._call, self._scan, self._into = call, scan, into
         self._reduction = _Reduction()
         self._blocks = 0
 
@@ -347,7 +358,7 @@ class _Reducer:
         for owner, of in owners.items():
             name = owner.removesuffix("_b")
             if name in ("B", "C"):
-                grads[owner] = self._rows(dBC, of, (name == "C") * padded(call.size))
+                grads[owner] = self._rows(dBC, owner, of, (name == "C") * padded(call.size))
             elif name == "A":
                 grads[owner] = self._parameter(dA, of, 0, call.size, padded(call.size))
             else:
@@ -356,12 +367,16 @@ class _Reducer:
         call.kernels.launch("scan_reduce", self._blocks, _REDUCE_THREADS, 0, self._reduction)
         return grads
 
-    def _rows(self, partial: Tensor, of: list[int], offset: int) -> Tensor:
+    def _rows(self, partial: Tensor, owner: str, of: list[int], offset: int) -> Tensor:
         """dB or dC (B, groups, N, L), over tiles and directions."""
         call = self._call
         groups, tiles = int(call.job.groups), partial.shape[2]
         shape = (call.batch, call.length, groups, call.size)
-        out = call._like.new_empty(shape, dtype=call.dtype)
+        memory = call.memory(owner, self._into)
+        if memory is None:
+            out = call._like.new_empty(shape, dtype=call.dtype)
+        else:
+            out = (memory if memory.dim() == 4 else memory[:, None]).permute(0, 3, 1, 2)
         per_batch, per_direction, per_tile, per_token, _ = partial.stride()
         per_group = tiles // groups
         axes = [
