@@ -55,7 +55,8 @@ def inner(xz: Tensor, A: Tensor, A_b: Tensor, ways: Sequence[Way], options: Opti
         way._replace(x_proj=way.x_proj.to(xz.dtype), dt_proj=way.dt_proj.to(xz.dtype))
         for way in ways
     ]
-    out: Tensor = _Inner.apply(options, xz, A, A_b, *(tensor for way in typed for tensor in way))
+    tensors = (tensor for way in typed for tensor in way)
+    out: Tensor = _Inner.apply(options, xz, A, A_b, *tensors)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -67,7 +68,8 @@ def fused_backends(xz: Tensor, config: ModelConfig) -> tuple[str, str] | None:
     """
     if not (torch.is_grad_enabled() and xz.requires_grad) or torch.compiler.is_compiling():
         return None
-    device, scan, convolution = xz.device.type, config.scan_backend, fused_backend(xz)
+    device, convolution = xz.device.type, fused_backend(xz)
+    scan: str = config.scan_backend
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != xz.dtype:
         return None
     if scan == "auto":
@@ -172,8 +174,8 @@ def _columns(projected: Tensor, way: Way) -> tuple[Tensor, Tensor, Tensor]:
     """The low-rank step (B, R, L), B and C (B, N, L) of what x_proj gives, as views."""
     rank = way.dt_proj.shape[1]
     size = (projected.shape[-1] - rank) // 2
-    low_rank, B, C = projected.transpose(1, 2).split([rank, size, size], dim=1)
-    return low_rank, B, C
+    columns = projected.transpose(1, 2)
+    return columns[:, :rank], columns[:, rank : rank + size], columns[:, rank + size :]
 
 
 def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -199,7 +201,7 @@ def _scan(
     activations: Sequence[Tensor],
 ) -> Scan:
     x, z = _halves(xz)
-    given: dict[str, Tensor] = {}
+    given: dict[str, Any] = {}
     for index, way in enumerate(ways):
         suffix = "_b" if index == 1 else ""
         convolved, projected, delta = activations[3 * index : 3 * index + 3]
