@@ -1,17 +1,21 @@
-# Everything a new machine needs: python3 (3.11 or 3.12) with venv, make, and a C++ compiler for the fused scan.
+# Everything a new machine needs: python3 (3.11 or 3.12) with venv, and make. A C++ compiler makes the CPU scan fast.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
-comma := ,
 BIN := .venv/bin
-# CI runs the tests of the optional packages too; their libraries come from .ci/apt-packages.txt.
-EXTRAS := dev$(if $(filter 1,$(VMP_CI)),$(comma)ffcv$(comma)torchcodec)
+# Optional parts of pyproject.toml, e.g. `make venv EXTRAS=dev,ffcv,torchcodec`; docs/install.md says what each needs.
+EXTRAS ?= dev
+INSTALLED := .venv/.installed-$(EXTRAS)
 
-.PHONY: demo test lint venv clean slurm-dev
+.PHONY: demo test test-fast lint venv clean slurm-dev
 
 demo: venv
 	$(BIN)/vmp demo
 
-test: venv lint
+test: lint
 	$(BIN)/python -m pytest
+
+# The inner loop: what needs neither several ranks nor many seconds.
+test-fast: venv
+	$(BIN)/python -m pytest -m "not slow and not dist"
 
 lint: venv
 	$(BIN)/ruff check .
@@ -23,13 +27,17 @@ lint: venv
 slurm-dev: venv
 	$(BIN)/python -m tests.slurm.cluster
 
-venv: .venv/.installed
+venv: $(INSTALLED)
+	@echo "Ready: call $(BIN)/vmp, or 'source $(BIN)/activate' once and then vmp."
 
 # torch goes first and alone: its exact version selects the wheel (CPU or CUDA) of this machine.
-.venv/.installed: pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "== 1/3  virtual environment in .venv, with $(PYTHON)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@echo "== 2/3  torch (the CUDA build is several GB; the CPU build about 200 MB)"
+	$(BIN)/pip install --disable-pip-version-check torch==2.13.0
+	@echo "== 3/3  videomambapro and its packages [$(EXTRAS)]: one to three minutes"
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 clean:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from model.config import ModelConfig
 from model.scan import available_backends, conv, op
 from model.scan.cuda.scan import MAX_STATES
+from model.scan.dispatch import say_used
 from model.scan.fused import fused_backend
 from model.scan.problem import Scan
 
@@ -79,6 +80,7 @@ def fused_backends(xz: Tensor, config: ModelConfig) -> tuple[str, str] | None:
     is_fused = convolution != "torch" and scan in ("cuda", "cpu", "chunked")
     if not is_fused or scan not in available_backends(xz.device):
         return None
+    say_used(scan, device)
     return scan, convolution
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipeline.commands import bench, data, jobs
+from pipeline.isolation import isolate
 
 app = typer.Typer(
     name="vmp",
@@ -36,6 +37,7 @@ Cluster = Literal["local", "slurm"]
 
 def main() -> None:
     """Run a command; bad input becomes one line on stderr and exit status 2."""
+    isolate()
     try:
         app()
     except ValueError as error:
@@ -60,29 +62,36 @@ def train(
 
     Example: vmp train demo optim.lr=1e-3
     """
+    from pipeline import rundir
     from pipeline.config import load_config
-    from pipeline.record import rundir
 
     config = load_config(recipe, overrides or [])
     if print_config:
         typer.echo(config.to_yaml(), nl=False)
         return
-    from pipeline import distributed, spawn
+    from pipeline.finished import finished
     from pipeline.open_data import open_data
+    from pipeline.prepare import prepare_run
+    from pipeline.training import distributed, spawn
     from slurm import ranks as slurm_ranks
 
     if not spawn.inside_launcher():  # torchrun may be what srun has started
         os.environ.update(slurm_ranks.of_own_step())
 
     open_data(config)  # a wrong path or head is said once, here, before any rank starts
-    if distributed.rank_by_environment() == 0:  # to the others, rank 0 is such a process
+    is_first = distributed.rank_by_environment() == 0
+    if is_first:  # to the others, rank 0 is such a process
         rundir.refuse_active(config.run_dir)
-    run_dir = rundir.prepare(config)
+    if (summary := finished(config)) is not None:
+        if is_first:
+            typer.echo(summary.line(config.run_dir))
+        return
+    run_dir = prepare_run(config)
 
     ranks = spawn.ranks_here(config.launch)
     if ranks > 1 and not spawn.inside_launcher():
         sys.exit(spawn.run_ranks(run_dir, ranks))
-    from pipeline.train import run
+    from pipeline.training.train import run
 
     sys.exit(run(run_dir))
 
@@ -149,7 +158,7 @@ def eval_command(
 
     Example: vmp eval runs/demo demo/shards eval.shuffle_frames=true
     """
-    from pipeline.evaluation.evaluate_checkpoint import evaluate_checkpoint
+    from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
 
     result = evaluate_checkpoint(checkpoint, data, overrides or [])
     typer.echo(
@@ -170,7 +179,7 @@ def predict(
     Example: vmp predict runs/demo demo/videos/val/000000.mp4
     """
     from pipeline import exits
-    from pipeline.data import DataError
+    from pipeline.data.errors import DataError
     from pipeline.predict import Predictor
 
     predictor = Predictor.load(checkpoint, raw=raw)
@@ -217,7 +226,7 @@ def export(
 
     Example: vmp export runs/demo demo.safetensors
     """
-    from pipeline.predict import export_weights
+    from pipeline.inference.export import export_weights
 
     typer.echo(export_weights(run, out, raw=raw))
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 
+from pipeline import rundir
 from pipeline.checkpoint.layout import committed
 from pipeline.config import RunConfig
-from pipeline.data import Shards, open_shards
+from pipeline.data.shards import Shards, open_shards
 from pipeline.errors import ConfigError
-from pipeline.record import rundir
 
 
 def open_data(config: RunConfig) -> tuple[Shards, Shards]:

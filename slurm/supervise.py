@@ -65,7 +65,7 @@ def supervise(run_dir: Path, srun_status: int) -> int:
     status = int(_own_status(run_dir).get("exit_status", FAILED))
     if end.stop_class != "finished":
         print(f"job {job_id} ({end.stop_class}: {end.reason}) is not requeued: {decision.why}")
-        from pipeline.record.aftermath import settle
+        from pipeline.training.aftermath import settle
 
         settle(run_dir, end.stop_class, end.reason)
     return status

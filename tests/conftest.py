@@ -46,6 +46,16 @@ def require(present: bool, what: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def real_videos() -> Path:
+    """The folder of real clips that VMP_TEST_VIDEOS names; nobody but us has to have one."""
+    named = os.environ.get("VMP_TEST_VIDEOS")
+    require(named is not None, "VMP_TEST_VIDEOS (a folder of real clips to test with)")
+    folder = Path(str(named)).resolve()
+    require(folder.is_dir(), f"VMP_TEST_VIDEOS={named}: the folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def glyph_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small rendered data set: videos and annotations.csv."""
     videos = tmp_path_factory.mktemp("glyphs") / "videos"

@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.load import FullState, read_full_state
-from pipeline.distributed import free_port
 from pipeline.health.heartbeat import read_heartbeats
+from pipeline.training.distributed import free_port
 
 TINY = [
     "model.preset=videomambapro-tiny-test",
@@ -131,7 +131,7 @@ def start_ranks(
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **(of_rank or {}).get(rank, {})}
         with _output(run_dir, rank).open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.train", str(run_dir)],
+                [sys.executable, "-m", "pipeline.training.train", str(run_dir)],
                 env=os.environ | common | own,
                 start_new_session=True,
                 stdout=log,

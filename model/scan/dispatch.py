@@ -139,7 +139,7 @@ def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
 
 @functools.cache
 def probe(device: str) -> tuple[str, ...]:
-    """``available_backends`` of a type of device, found out and logged once."""
+    """``available_backends`` of a type of device, found out once."""
     fused = [
         *(["cuda"] if device == "cuda" and cuda.is_available(device) else []),
         *(["cpu"] if device == "cpu" and library.is_available() else []),
@@ -147,8 +147,19 @@ def probe(device: str) -> tuple[str, ...]:
     names = [*fused, "chunked", "reference"]
     if device == "cuda" and importlib.util.find_spec("mamba_ssm") is not None:
         names.append("mamba_ssm")
-    _log.info("scan on %s uses the %s backend", device, names[0])
     return tuple(names)
+
+
+@constant_under_compile
+def say_used(backend: str, device: str) -> bool:
+    """Log, once, which backend runs on a type of device."""
+    return _say_once(backend, device)
+
+
+@functools.cache
+def _say_once(backend: str, device: str) -> bool:
+    _log.info("scan on %s uses the %s backend", device, backend)
+    return True
 
 
 def _run(scan: Scan, backend: str) -> tuple[Tensor, Tensor]:
@@ -172,6 +183,7 @@ def choose(scan: Scan, backend: str) -> str:
         chosen = "chunked"  # the fused kernels compute in float32
     if chosen == "cuda" and not cuda_scan.takes(scan):
         chosen = "chunked"
+    say_used(chosen, device)
     return chosen
 
 
@@ -179,9 +191,9 @@ def _why_not(backend: str, device: str) -> str:
     if backend not in BACKENDS:
         return f"scan: there is no backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}"
     needs = {
-        "cuda": "an NVIDIA GPU of sm_80 or later, a CUDA build of torch, and cuda-core with NVRTC "
-        "(pip install 'videomambapro[gpu]')",
-        "mamba_ssm": "a CUDA device and the mamba-ssm package (pip install 'videomambapro[gpu]')",
+        "cuda": "an NVIDIA GPU of sm_80 or later, a CUDA build of torch, and cuda-core with NVRTC; "
+        "`vmp doctor` says more",
+        "mamba_ssm": "a CUDA device and the mamba-ssm package; `vmp doctor` says more",
         "cpu": "tensors on the CPU and a C++ compiler (install g++ or set CXX)",
     }
     return f"scan: backend {backend!r} cannot run on {device} here: it needs {needs[backend]}"

@@ -28,7 +28,7 @@ from pipeline.data.augment import augment
 from pipeline.data.config import CropConfig, DataConfig
 from pipeline.data.decode import decode_frames
 from pipeline.data.errors import DataError
-from pipeline.data.ffcv_cache import CacheOptions, build_cache, import_ffcv
+from pipeline.data.ffcv.cache import CacheOptions, build_cache, import_ffcv
 from pipeline.data.loader import build_train_loader
 from pipeline.data.randomness import sample_rng
 from pipeline.data.reader import Sample

@@ -27,17 +27,18 @@ from model import VideoMamba, resolve_config
 from model.flops import training_flops
 from model.mixer import Mixer
 from model.scan import available_backends
-from pipeline import determinism, distributed
-from pipeline.assemble import build_engine, build_optimizer, build_task, initial_model
 from pipeline.bench.scan import best_of
 from pipeline.bench.step_report import Contender, StepReport, StepTime
 from pipeline.config import RunConfig
-from pipeline.data import Batch
+from pipeline.data.batch import Batch
 from pipeline.data.config import MixConfig
-from pipeline.distributed import World
-from pipeline.engine import resolve_precision
-from pipeline.health.guard import GuardConfig, NonFiniteGuard
-from pipeline.task import ClassificationTask
+from pipeline.training import determinism, distributed
+from pipeline.training.assemble import build_engine, build_optimizer, build_task, initial_model
+from pipeline.training.config import GuardConfig
+from pipeline.training.distributed import World
+from pipeline.training.engine import resolve_precision
+from pipeline.training.guard import NonFiniteGuard
+from pipeline.training.task import ClassificationTask
 
 _LONGEST_LOOP = 2_000  # tokens x blocks; beyond it the reference, a loop over tokens, is left out
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")

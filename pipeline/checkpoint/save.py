@@ -21,13 +21,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from pipeline.checkpoint import durable, layout
+from pipeline.checkpoint import layout
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.retention import prune
-from pipeline.distributed import World, any_rank, from_all_ranks, on_main
 from pipeline.errors import SaveError
-from pipeline.zero_state import Fragment
+from pipeline.rundir import durable
+from pipeline.training.distributed import World, any_rank, from_all_ranks, on_main
+from pipeline.training.zero_state import Fragment
 
 logger = logging.getLogger(__name__)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import yaml
 
 from model import VideoMamba, create_model
+from pipeline import rundir
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.load import newest_valid, read_weights
 from pipeline.config import RunConfig, apply_overrides, build_config
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.record import rundir
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -53,13 +54,14 @@ def load_trained(checkpoint: Path, config: RunConfig) -> VideoMamba:
 
     Raises CheckpointError for a damaged one, ConfigError when `config` is of another model.
     """
-    model = create_model(config.model)
     weights = read_weights(checkpoint, raw=not config.eval.use_ema)
+    with torch.device("meta"):
+        model = create_model(config.model)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ConfigError(
             f"checkpoint {checkpoint} is not of this model ({reason}): leave model.* as it was"
         ) from error
-    return model
+    return model.requires_grad_()

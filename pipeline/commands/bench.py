@@ -80,7 +80,7 @@ def bench_step_command(
 
     from pipeline.bench.step import StepBench, bench_step
     from pipeline.config import load_config
-    from pipeline.distributed import rank_by_environment
+    from pipeline.training.distributed import rank_by_environment
 
     given = [recipe, *(overrides or [])]
     if "=" in recipe:

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata, util
 from pathlib import Path
@@ -40,11 +41,51 @@ def _versions() -> Iterator[Finding]:
             yield Finding("OK", f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             yield Finding("BAD", f"{name} is missing: make venv")
-    for name, extra in (("mamba_ssm", "gpu"), ("ffcv", "ffcv"), ("torchcodec", "torchcodec")):
-        if util.find_spec(name):
-            yield Finding("OK", f"{name} is installed")
+
+
+class Extra(NamedTuple):
+    """A package that adds to the product and needs more of the machine than pip."""
+
+    module: str
+    use: str
+    install: str
+
+
+_PIP = f"{sys.executable} -m pip install -c constraints.txt"
+EXTRAS = (
+    Extra(
+        "ffcv",
+        "vmp data cache",
+        f"apt-get install libturbojpeg0-dev libopencv-dev pkg-config g++ && {_PIP} -e '.[ffcv]'",
+    ),
+    Extra(
+        "torchcodec",
+        "data.decoder=torchcodec",
+        f"apt-get install ffmpeg && {_PIP} -e '.[torchcodec]'",
+    ),
+    Extra(
+        "mamba_ssm",
+        "model.scan_backend=mamba_ssm, on a GPU",
+        "MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE CAUSAL_CONV1D_FORCE_BUILD=TRUE "
+        f"{_PIP} --no-build-isolation -e '.[gpu]'",
+    ),
+)
+
+
+def _optional() -> Iterator[Finding]:
+    """Import each package in a process of its own: being installed is no proof that it loads."""
+    for module, use, install in EXTRAS:
+        if util.find_spec(module) is None:
+            yield Finding("note", f"{module} is not installed ({use}); in the checkout: {install}")
+            continue
+        ran = subprocess.run(
+            [sys.executable, "-P", "-c", f"import {module}"], capture_output=True, text=True
+        )
+        if ran.returncode == 0:
+            yield Finding("OK", f"{module} loads ({use})")
         else:
-            yield Finding("note", f"{name} is not installed: pip install -e '.[{extra}]' for it")
+            reason = (ran.stderr.strip().splitlines() or [f"status {ran.returncode}"])[-1]
+            yield Finding("note", f"{module} does not load: {reason}; in the checkout: {install}")
 
 
 def _devices() -> Iterator[Finding]:
@@ -64,7 +105,10 @@ def _kernels() -> Iterator[Finding]:
     backends = available_backends()
     yield Finding("OK", f"scan backends: {', '.join(backends)}")
     if shutil.which("c++") is None and shutil.which("g++") is None:
-        yield Finding("note", "no C++ compiler: the CPU scan falls back to plain PyTorch; apt g++")
+        yield Finding(
+            "note",
+            "no C++ compiler: the scan on the CPU is plain PyTorch; apt-get install g++",
+        )
 
 
 def _disk() -> Iterator[Finding]:
@@ -78,7 +122,11 @@ def _disk() -> Iterator[Finding]:
 
 def _slurm() -> Iterator[Finding]:
     if shutil.which("sinfo") is None:
-        yield Finding("note", "no SLURM here: --cluster local works, --cluster slurm does not")
+        yield Finding(
+            "note",
+            "no SLURM here: --cluster local works, --cluster slurm needs sbatch on the PATH "
+            "(a login node has it; to try it on this machine: apt-get install slurm-wlm munge)",
+        )
         return
     answer = subprocess.run(["sinfo", "-h", "-o", "%P %a %D"], capture_output=True, text=True)
     if answer.returncode:
@@ -96,6 +144,7 @@ def _mlflow() -> Iterator[Finding]:
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _versions,
+    _optional,
     _devices,
     _kernels,
     _disk,

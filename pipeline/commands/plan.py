@@ -8,9 +8,10 @@ from rich.table import Table
 from model.config import ModelConfig
 from model.flops import activation_bytes, count_parameters, published_flops, training_flops
 from pipeline.config import RunConfig
-from pipeline.data import DataError, open_shards
+from pipeline.data.errors import DataError
+from pipeline.data.shards import open_shards
 from pipeline.errors import ConfigError
-from pipeline.schedule import Schedule
+from pipeline.training.schedule import Schedule
 
 # fp32 parameter, fp32 gradient, fp32 master copy, two Adam moments.
 _BYTES = {"parameters": 4, "gradients": 4, "optimizer": 12}

@@ -12,11 +12,15 @@ from pathlib import Path
 import torch
 import typer
 
-from pipeline import exits
+from pipeline import exits, rundir
+from pipeline.commands.program import vmp
 from pipeline.config import RunConfig, load_config
+from pipeline.finished import finished
 from pipeline.open_data import open_data
-from pipeline.record import aftermath, rundir
-from pipeline.record.metrics import METRICS_FILE, read_metrics
+from pipeline.prepare import check_same_run, prepare_run
+from pipeline.rundir.metrics import read_metrics
+from pipeline.rundir.paths import METRICS_FILE
+from pipeline.training import aftermath
 from slurm import launch
 from slurm.errors import ClusterError
 from slurm.profile import ClusterProfile, load_profile
@@ -73,11 +77,27 @@ def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
     if order.first is None:  # else the data may not exist yet
         for config in configs:
             open_data(config)
+        if order.then is None:
+            configs = _unfinished(configs)
+            if not configs:
+                return exits.DONE
     if order.cluster == "local":
         return max(_submit_one(config, profile, resources, order) for config in configs)
     if len(configs) == 1:
         return _submit_one(configs[0], profile, resources, order)
     return _submit_array(configs, profile, resources, order)
+
+
+def _unfinished(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """Without the runs that have nothing left to do, which are named."""
+    left = []
+    for config in configs:
+        summary = finished(config)
+        if summary is None:
+            left.append(config)
+        else:
+            typer.echo(summary.line(config.run_dir))
+    return left
 
 
 def _submit_one(
@@ -87,12 +107,12 @@ def _submit_one(
     submission = launch.find_running(run_dir)
     if submission is not None:
         how = "already submitted"
-        rundir.check_same_run(run_dir, config)
+        check_same_run(run_dir, config)
     else:
         how = "submitted"
         if order.cluster == "local":  # the lock of a lost node may last: a SLURM job waits for it
             rundir.refuse_active(run_dir)
-        rundir.prepare(config)
+        prepare_run(config)
         dependency = _dependency(run_dir, profile, order)
         (submission,) = launch.submit(
             [run_dir],
@@ -121,7 +141,7 @@ def _submit_array(
     configs: Sequence[RunConfig], profile: ClusterProfile, resources: Resources, order: Order
 ) -> int:
     """A sweep on SLURM: one array, not waited for; runs that have a job already are left out."""
-    run_dirs = [rundir.prepare(c) for c in configs if launch.find_running(c.run_dir) is None]
+    run_dirs = [prepare_run(c) for c in configs if launch.find_running(c.run_dir) is None]
     for config in configs:
         if config.run_dir not in run_dirs:
             typer.echo(f"already submitted: run {config.run_dir}")
@@ -137,7 +157,7 @@ def _submit_array(
     )
     for submission in submissions:
         typer.echo(f"submitted: job {submission.job_id} (slurm), run {submission.run_dir}")
-    typer.echo(f"watch them: vmp jobs list --runs {configs[0].runs_dir}")
+    typer.echo(f"watch them: {vmp()} jobs list --runs {configs[0].runs_dir}")
     return exits.DONE
 
 

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from pipeline import exits
+from pipeline import exits, rundir
 from pipeline.checkpoint import layout
+from pipeline.config import read_config
 from pipeline.errors import ConfigError
 from pipeline.health.failure import StopClass, first_failure
 from pipeline.health.heartbeat import read_heartbeats
 from pipeline.open_data import open_data
-from pipeline.record import rundir
-from pipeline.record.metrics import METRICS_FILE, read_metrics
+from pipeline.prepare import prepare_run
+from pipeline.rundir.metrics import read_metrics
+from pipeline.rundir.paths import METRICS_FILE
 from slurm import attempts, launch, nodes, queue
 from slurm.errors import ClusterError
 from slurm.follow import LogFollower
@@ -207,11 +209,11 @@ def resume(run_dir: Path) -> str:
     record = submission.record
     run_dir = run_dir.resolve()
     os.chdir(record.folder)
-    config = rundir.read_config(run_dir).model_copy(update={"runs_dir": run_dir.parent})
+    config = read_config(run_dir).model_copy(update={"runs_dir": run_dir.parent})
     open_data(config)
     if record.cluster == "local":
         rundir.refuse_active(run_dir)
-    rundir.prepare(config)
+    prepare_run(config)
     (again,) = launch.submit(
         [run_dir], record.cluster, record.profile, record.resources, then=record.then
     )

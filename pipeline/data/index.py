@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_prep.schema import INDEX_SCHEMA
-from pipeline.checkpoint.durable import rename
+from pipeline.rundir.durable import rename
 
 COLUMNS = ("key", "shard", "offset", "size", "sha256", "label", "frames", "keyframes")
 _BATCH_ROWS = 1 << 17

@@ -14,7 +14,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.clips import ClipMaker, EvalClips, Request, TrainClips, frame_decoder
 from pipeline.data.config import DataConfig
 from pipeline.data.errors import DataError
-from pipeline.data.ffcv_loader import CachedBatches
+from pipeline.data.ffcv.loader import CachedBatches
 from pipeline.data.order import ElasticBatches, ExactBatches, Slot
 from pipeline.data.reader import ShardReader
 from pipeline.data.shard_cache import ShardCache

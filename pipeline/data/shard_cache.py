@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_prep.schema import ShardRecord
-from pipeline.checkpoint.durable import rename, sync_file
 from pipeline.data.errors import DataError
+from pipeline.rundir.durable import rename, sync_file
 
 Download = Callable[[str, Path], None]
 """(shard name, local file to write)."""

@@ -21,3 +21,10 @@ class HealthConfig(BaseModel):
     """Free space that a run starts with, in its directory and in the temporary directory."""
     max_clock_skew_s: float = Field(default=60, gt=0)
     """How far the clock of a host may be from the median of all ranks."""
+
+
+class StopConfig(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    after_s: float | None = Field(default=None, gt=0)
+    """Stop and save after this many seconds, well before the scheduler would kill the job."""

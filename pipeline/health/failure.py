@@ -20,8 +20,8 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import exits
-from pipeline.checkpoint import durable
 from pipeline.errors import HangError, NodeFaultError, NonFiniteError, SaveError
+from pipeline.rundir import durable
 
 
 class StopClass(StrEnum):

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import torch
 
 from pipeline.config import RunConfig
-from pipeline.distributed import World, barrier, from_all_ranks, sum_over_ranks
 from pipeline.errors import NodeFaultError
+from pipeline.training.distributed import World, barrier, from_all_ranks, sum_over_ranks
 
 logger = logging.getLogger(__name__)
 

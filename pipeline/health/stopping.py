@@ -11,21 +11,13 @@ import time
 from types import FrameType
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from pipeline.health.config import StopConfig
 from pipeline.health.failure import StopClass
 
 # USR2: Submitit's time-out and preemption signal. TERM: what clusters without a user signal send.
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 # SLURM sends the signal that announces the time limit up to a minute early.
 _EARLY_S = 75.0
-
-
-class StopConfig(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    after_s: float | None = Field(default=None, gt=0)
-    """Stop and save after this many seconds, well before the scheduler would kill the job."""
 
 
 class Stop(NamedTuple):

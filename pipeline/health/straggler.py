@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from pipeline.distributed import World, from_all_ranks, sum_over_ranks
+from pipeline.training.distributed import World, from_all_ranks, sum_over_ranks
 
 logger = logging.getLogger(__name__)
 

@@ -10,16 +10,6 @@ import pytest
 from data_prep.options import ShardConfig
 from data_prep.synthetic import SynthOptions, synthesize
 
-REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def real_videos() -> Path:
-    path = REPOSITORY / "../shared/videos"
-    if not path.is_dir():
-        pytest.skip("../shared/videos is absent: no real clips to test with")
-    return path.resolve()
-
 
 @pytest.fixture(scope="session")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from pipeline import distributed
-from pipeline.distributed import World
+from pipeline.training import distributed
+from pipeline.training.distributed import World
 from pipeline.errors import NonFiniteError
-from pipeline.health.guard import GuardConfig, NonFiniteGuard
-from pipeline.engine import Engine, EngineConfig
-from pipeline.zero_state import EMA_KEY, STATE_KEYS
+from pipeline.training.config import GuardConfig
+from pipeline.training.guard import NonFiniteGuard
+from pipeline.training.engine import Engine
+from pipeline.training.config import EngineConfig
+from pipeline.training.zero_state import EMA_KEY, STATE_KEYS
 
 State = dict[str, dict[str, torch.Tensor]]
 KEYS = (*STATE_KEYS, EMA_KEY)

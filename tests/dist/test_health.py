@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.prepare import prepare_run
 import json
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from pipeline.config import load_config
 from pipeline.health.failure import Failure, StopClass, first_failure
-from pipeline.record import rundir
+from pipeline import rundir
 from tests import runs
 
 pytestmark = pytest.mark.dist
@@ -33,7 +34,7 @@ def prepare(root: Path, shards: Path, name: str, **fields: object) -> Path:
     recipe, *overrides = runs.overrides(
         root, shards, name, tracking__enabled=False, schedule__max_steps=10**6, **fields
     )
-    return rundir.prepare(load_config(recipe, overrides))
+    return prepare_run(load_config(recipe, overrides))
 
 
 def test_a_stopped_rank_makes_the_other_dump_its_stack_and_end_as_a_hang(

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from data_prep.schema import MANIFEST_NAME, Manifest
 from model import create_model, save_model
 from pipeline.checkpoint import layout
-from pipeline.evaluation.evaluate_checkpoint import evaluate_checkpoint
-from pipeline.predict import export_weights
-from pipeline.record.metrics import read_metrics
-from pipeline.record.recorder import read_samples
+from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
+from pipeline.inference.export import export_weights
+from pipeline.rundir.metrics import read_metrics
+from pipeline.training.recorder import read_samples
 from tests import runs
 
 pytestmark = pytest.mark.dist

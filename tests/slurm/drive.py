@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.record.metrics import read_metrics
-from pipeline.record.recorder import read_samples
+from pipeline.rundir.metrics import read_metrics
+from pipeline.training.recorder import read_samples
 from slurm import queue
 from tests import runs
 

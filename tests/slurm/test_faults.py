@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint import layout
-from pipeline.distributed import free_port
-from pipeline.record.recorder import read_samples
+from pipeline.training.distributed import free_port
+from pipeline.training.recorder import read_samples
 from slurm import attempts
 from tests import runs
 from tests.conftest import require

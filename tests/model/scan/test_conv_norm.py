@@ -9,7 +9,9 @@ from model.scan.conv import conv_op
 from model.scan.native import library
 from model.scan.norm import norm_op
 
-needs_compiler = pytest.mark.skipif(not library.is_available(), reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(
+    not library.is_available(), reason="no C++ compiler (apt-get install g++)"
+)
 
 
 def _compare(found: list[Tensor], expected: list[Tensor]) -> None:

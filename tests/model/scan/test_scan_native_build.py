@@ -14,7 +14,9 @@ from model.scan.build_cache import BuildError
 from model.scan.native import library
 from model.scan.native.build import build_library
 
-pytestmark = pytest.mark.skipif(not library.is_available(), reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(
+    not library.is_available(), reason="no C++ compiler (apt-get install g++)"
+)
 BUILD = "from model.scan.native.build import build_library; print(build_library())"
 
 

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint import durable, layout, save
+from pipeline.checkpoint import layout, save
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.load import newest_valid, read_full_state, read_weights
 from pipeline.checkpoint.save import CheckpointSaver
-from pipeline.distributed import World
 from pipeline.errors import CheckpointError, SaveError
-from pipeline.zero_state import STATE_KEYS, Fragment
+from pipeline.rundir import durable
+from pipeline.training.distributed import World
+from pipeline.training.zero_state import STATE_KEYS, Fragment
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 

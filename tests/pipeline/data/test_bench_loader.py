@@ -14,6 +14,7 @@ QUICK = bench.LoaderBench(
 )
 
 
+@pytest.mark.slow
 def test_every_contender_is_measured_in_every_round(shard_dir: Path) -> None:
     said: list[str] = []
     report = bench.bench_loader(shard_dir, QUICK, progress=said.append)

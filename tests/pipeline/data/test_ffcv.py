@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data import DataConfig, TrainLoader, build_train_loader, open_shards
-from pipeline.data.config import CropConfig, RandAugmentConfig
+from pipeline.data.config import CropConfig, DataConfig, RandAugmentConfig
 from pipeline.data.errors import DataError
-from pipeline.data.ffcv_cache import CacheOptions, StoredClips, build_cache, import_ffcv, open_cache
-from pipeline.data.shards import Shards
+from pipeline.data.ffcv.cache import CacheOptions, StoredClips, build_cache, import_ffcv, open_cache
+from pipeline.data.loader import TrainLoader, build_train_loader
+from pipeline.data.shards import Shards, open_shards
 
 try:
     ffcv_clips = import_ffcv()

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data import index, open_shards
+from pipeline.data import index
 from pipeline.data.errors import DataError
+from pipeline.data.shards import open_shards
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.data import DataConfig, build_eval_loader, build_train_loader, normalize, open_shards
-from pipeline.data.batch import Batch
-from pipeline.data.config import CropConfig
+from pipeline.data.batch import Batch, normalize
+from pipeline.data.config import CropConfig, DataConfig
 from pipeline.data.errors import DataError
 from pipeline.data.index import Index
-from pipeline.data.shards import Shards
+from pipeline.data.loader import build_eval_loader, build_train_loader
+from pipeline.data.shards import Shards, open_shards
 
 BASE = DataConfig(train="unused", workers=0, crop=CropConfig(scale=(0.3, 1.0)))
 

@@ -7,16 +7,11 @@ from itertools import islice
 import pytest
 import torch
 
-from pipeline.data import (
-    DataConfig,
-    DataError,
-    build_train_loader,
-    draw_mix,
-    mix_clips,
-    mix_targets,
-)
 from pipeline.data.batch import Batch
-from pipeline.data.config import MixConfig
+from pipeline.data.config import DataConfig, MixConfig
+from pipeline.data.errors import DataError
+from pipeline.data.loader import build_train_loader
+from pipeline.data.mix import draw_mix, mix_clips, mix_targets
 from pipeline.data.shards import Shards
 
 BOTH = MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0)

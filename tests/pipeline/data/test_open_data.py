@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import rundir
 from pipeline.checkpoint.layout import MARKER
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import ConfigError
 from pipeline.open_data import open_data
-from pipeline.record import rundir
 
 
 def _config(root: Path, shards: Path, *overrides: str) -> RunConfig:

@@ -7,8 +7,9 @@ from itertools import islice
 import pytest
 import torch
 
-from pipeline.data import DataConfig, build_train_loader
+from pipeline.data.config import DataConfig
 from pipeline.data.errors import DataError
+from pipeline.data.loader import build_train_loader
 from pipeline.data.ring import Ring
 from pipeline.data.shards import Shards
 

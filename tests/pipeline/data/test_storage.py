@@ -17,11 +17,12 @@ import pytest
 import torch
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.data import DataConfig, build_train_loader, open_shards
 from pipeline.data import reader as reader_module
+from pipeline.data.config import DataConfig
 from pipeline.data.errors import DataError
+from pipeline.data.loader import build_train_loader
 from pipeline.data.shard_cache import ShardCache
-from pipeline.data.shards import Shards
+from pipeline.data.shards import Shards, open_shards
 from pipeline.data.storage import LocalStorage
 
 

@@ -7,8 +7,8 @@ import logging
 import pytest
 import torch
 
-from pipeline.distributed import World
 from pipeline.health.straggler import OwnTime, StragglerWatch, describe, straggler
+from pipeline.training.distributed import World
 
 
 def test_the_slowest_rank_is_named_with_its_host_and_what_takes_its_time() -> None:

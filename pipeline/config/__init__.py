@@ -1,0 +1,17 @@
+"""One typed tree for a run: recipes, dotted overrides, and errors that name the dotted path."""
+
+from pipeline.config.load import build_config, load_config, shipped_recipes
+from pipeline.config.overrides import apply_overrides
+from pipeline.config.stored import read_config
+from pipeline.config.tree import RunConfig, config_difference, flatten
+
+__all__ = [
+    "RunConfig",
+    "apply_overrides",
+    "build_config",
+    "config_difference",
+    "flatten",
+    "load_config",
+    "read_config",
+    "shipped_recipes",
+]

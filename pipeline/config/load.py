@@ -1,0 +1,113 @@
+"""From a recipe to a validated tree; errors name the dotted path and the closest match."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from model.config import ModelConfig, resolve_config
+from model.errors import ModelConfigError
+from pipeline.config.overrides import apply_overrides
+from pipeline.config.tree import RunConfig
+from pipeline.errors import ConfigError
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The recipe (a YAML file or the name of a shipped one) with `a.b=c` overrides applied.
+
+    Raises ConfigError: unknown recipe, unknown key (with the closest match), bad value.
+    """
+    raw = _read_recipe(recipe)
+    apply_overrides(raw, overrides)
+    return build_config(raw, source=str(recipe))
+
+
+def build_config(raw: Mapping[str, Any], source: str) -> RunConfig:
+    """Validate a tree as read from YAML; `model.preset` is expanded here."""
+    tree = dict(raw)
+    if isinstance(tree.get("model"), Mapping):
+        fields = dict(tree["model"])
+        preset = fields.pop("preset", None)
+        if preset is not None and not isinstance(preset, str):
+            raise ConfigError(f"{source}: model.preset: must be a name (got {preset!r})")
+        for field in fields:
+            if field not in ModelConfig.model_fields:
+                raise ConfigError(
+                    f"{source}: {_unknown_key(f'model.{field}', ModelConfig.model_fields)}"
+                )
+        try:
+            base = resolve_config(preset).model_dump() if preset else {}
+        except ModelConfigError as error:
+            raise ConfigError(f"{source}: model.preset: {error}") from error
+        tree["model"] = base | fields
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_problem(error)}") from error
+
+
+def shipped_recipes() -> list[str]:
+    folder = resources.files("pipeline") / "recipes"
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if ".yaml" in p.name)
+
+
+def _read_recipe(recipe: str | Path) -> dict[str, Any]:
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"recipe {path}: cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"recipe {path}: not UTF-8 text ({error.reason})") from error
+    else:
+        known = shipped_recipes()
+        if str(recipe) not in known:
+            close = difflib.get_close_matches(str(recipe), known, n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise ConfigError(
+                f"unknown recipe '{recipe}': {hint}shipped are {', '.join(known)}; "
+                "or give the path of a .yaml file"
+            )
+        text = (resources.files("pipeline") / "recipes" / f"{recipe}.yaml").read_text()
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {recipe}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"recipe {recipe}: must be a mapping of sections")
+    return raw
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return _unknown_key(path, _fields_at(problem["loc"][:-1]))
+    if problem["type"] == "missing":
+        return f"{path} is missing: set it in the recipe or with {path}=..."
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{path}: {message} (got {problem['input']!r})" if path else message
+
+
+def _fields_at(path: Sequence[int | str]) -> Mapping[str, Any]:
+    node: type[BaseModel] = RunConfig
+    for part in path:
+        annotation = node.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return {}
+        node = annotation
+    return node.model_fields
+
+
+def _unknown_key(path: str, known: Mapping[str, Any]) -> str:
+    leaf = path.rpartition(".")[2]
+    close = difflib.get_close_matches(leaf, known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+    return f"unknown key {path}: {hint}"

@@ -1,1 +1,0 @@
-"""Scores of a model on shards: views, ranks, and the checkpoints of a run."""

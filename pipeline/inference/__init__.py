@@ -1,0 +1,1 @@
+"""Trained models at work: evaluation and export. Prediction is `pipeline.predict`."""

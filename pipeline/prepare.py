@@ -1,0 +1,45 @@
+"""The start of a run: its directory is made, or found to belong to the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline import provenance, rundir
+from pipeline.config import RunConfig, config_difference, read_config
+from pipeline.errors import ConfigError
+from pipeline.health.failure import forget_failures
+from pipeline.rundir import durable
+
+
+def prepare_run(config: RunConfig) -> Path:
+    """Make the run directory, or check that the one that exists belongs to the same run.
+
+    Raises ConfigError: not writable, or an existing run with another configuration (the
+    difference is listed).
+    """
+    run_dir = config.run_dir
+    try:
+        (run_dir / rundir.LOGS).mkdir(parents=True, exist_ok=True)
+        if (run_dir / rundir.CONFIG_FILE).exists():
+            check_same_run(run_dir, config)
+        forget_failures(run_dir)
+        # Each attempt may change what does not change the result: ranks, logging, saving.
+        durable.write_text(run_dir / rundir.CONFIG_FILE, config.to_yaml())
+        if not (run_dir / rundir.PROVENANCE_FILE).exists():
+            durable.write_json(run_dir / rundir.PROVENANCE_FILE, provenance.collect())
+    except OSError as error:
+        raise ConfigError(
+            f"run directory {run_dir}: cannot be written: {error.strerror}; "
+            "set runs_dir=... to a writable directory"
+        ) from error
+    return run_dir
+
+
+def check_same_run(run_dir: Path, config: RunConfig) -> None:
+    """Raises ConfigError, with the difference, when the directory holds another run."""
+    difference = config_difference(read_config(run_dir), config)
+    if difference:
+        raise ConfigError(
+            f"run directory {run_dir} holds a run with another configuration "
+            f"({'; '.join(difference)}): choose another name=... or remove it"
+        )

@@ -1,0 +1,11 @@
+"""The names of what lies in runs/<name>/."""
+
+CONFIG_FILE = "config.yaml"
+PROVENANCE_FILE = "provenance.json"
+SUMMARY_FILE = "summary.json"
+STATUS_FILE = "status.json"
+METRICS_FILE = "metrics.jsonl"
+ATTEMPTS_FILE = "attempts.jsonl"
+"""How earlier attempts ended; written by `slurm.supervise`."""
+CHECKPOINTS = "checkpoints"
+LOGS = "logs"

@@ -1,0 +1,194 @@
+"""Puts a trainer together from a configuration, and takes it to where its run left off."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch.optim import AdamW
+
+from model import VideoMamba, create_model, from_pretrained
+from model.convert import fit_model
+from pipeline import rundir
+from pipeline.checkpoint.layout import RunState
+from pipeline.checkpoint.load import newest_valid, read_full_state, read_weights
+from pipeline.checkpoint.save import CheckpointSaver
+from pipeline.checkpoint.trained import find_checkpoint
+from pipeline.config import RunConfig
+from pipeline.data.loader import build_train_loader
+from pipeline.errors import CheckpointError
+from pipeline.health.pulse import Pulse
+from pipeline.health.stopping import Stopper
+from pipeline.inference.loader import evaluation_loader
+from pipeline.open_data import data_digest, open_data
+from pipeline.training import determinism, distributed
+from pipeline.training.distributed import World
+from pipeline.training.engine import Engine
+from pipeline.training.guard import NonFiniteGuard
+from pipeline.training.optim import build_adamw, parameter_groups
+from pipeline.training.recorder import Recorder
+from pipeline.training.schedule import Schedule
+from pipeline.training.startup import do_without_compiler, step_without_compiler
+from pipeline.training.task import ClassificationTask
+from pipeline.training.trainer import Progress, Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def assemble(
+    config: RunConfig,
+    run_dir: Path,
+    world: World,
+    stopper: Stopper,
+    pulse: Pulse,
+    stack: ExitStack,
+) -> Trainer:
+    """All collaborators of a run, resumed from its newest intact checkpoint if it has one.
+
+    Collective: call on every rank. What needs closing is registered on `stack`.
+    Raises ConfigError, DataError, CheckpointError on every rank alike.
+    """
+    determinism.configure(
+        config.seed, deterministic=config.deterministic, threads=config.launch.threads_per_rank
+    )
+    train_shards, val_shards = open_data(config)
+    micro_batch, accumulation = config.batch_split(world.size)
+    checkpoint = distributed.on_main(lambda: newest_valid(run_dir / rundir.CHECKPOINTS))
+    # The weights that a run has begun with may be gone by the time it is resumed.
+    model = initial_model(config) if checkpoint is None else create_model(config.model)
+    engine = build_engine(config, model, world, micro_batch, accumulation)
+    saver = CheckpointSaver(run_dir / rundir.CHECKPOINTS, config.checkpoint, world)
+    guard = NonFiniteGuard(config.guard)
+    progress = Progress()
+    if checkpoint is not None:
+        progress = resume(config, engine, guard, checkpoint, data_digest(train_shards, val_shards))
+    train_loader = build_train_loader(
+        train_shards,
+        config.data,
+        img_size=config.model.img_size,
+        num_frames=config.model.num_frames,
+        seed=config.seed,
+        global_batch=config.batch.global_size,
+        micro_batch=micro_batch,
+        rank=world.rank,
+        world=world.size,
+        start=progress.position,
+    )
+    stack.callback(train_loader.close)
+    steps_per_epoch = train_loader.batches.batches_per_epoch
+    recorder = Recorder(config, run_dir, world, progress.step)
+    stack.push(recorder.close)
+    return Trainer(
+        config=config,
+        world=world,
+        engine=engine,
+        task=build_task(config, world.device),
+        train_loader=train_loader,
+        eval_loader=evaluation_loader(val_shards, config, world.rank, world.size),
+        schedule=Schedule(config.schedule, config.optim.lr, steps_per_epoch),
+        guard=guard,
+        saver=saver,
+        stopper=stopper,
+        pulse=pulse,
+        recorder=recorder,
+        progress=progress,
+        steps_per_epoch=steps_per_epoch,
+        accumulation=accumulation,
+    )
+
+
+def build_engine(
+    config: RunConfig, model: VideoMamba, world: World, micro_batch: int, accumulation: int
+) -> Engine:
+    """`model` and its AdamW as `config` says. Collective: call on every rank."""
+    do_without_compiler()
+    optimizer = build_optimizer(config, model)
+    step_without_compiler(optimizer)
+    return Engine(
+        model,
+        optimizer,
+        config.engine,
+        world=world,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        clip_grad=config.optim.clip_grad,
+        ema_decay=config.ema.decay,
+    )
+
+
+def build_optimizer(config: RunConfig, model: VideoMamba) -> AdamW:
+    groups = parameter_groups(
+        model.named_parameters(),
+        config.optim,
+        no_weight_decay=model.no_weight_decay(),
+        depth=config.model.depth,
+    )
+    return build_adamw(groups, config.optim)
+
+
+def build_task(config: RunConfig, device: torch.device) -> ClassificationTask:
+    return ClassificationTask(
+        config.loss,
+        config.data,
+        drop_path_rates=config.model.drop_path_rates,
+        seed=config.seed,
+        device=device,
+    )
+
+
+def initial_model(config: RunConfig) -> VideoMamba:
+    """Fresh weights from the seed, or those of `init_from` adapted to the model's shape.
+
+    Collective: call on every rank. Raises WeightsError or CheckpointError.
+    """
+    source = config.init_from
+    if source is None:
+        return create_model(config.model)
+    if not source.is_dir():
+        return from_pretrained(source, config=config.model)
+    # Rank 0 chooses for all: a run that still trains may have a newer one at any moment.
+    checkpoint = distributed.on_main(lambda: find_checkpoint(source))
+    model, report = fit_model(read_weights(checkpoint), config.model, checkpoint)
+    logger.info("weights of %s:\n%s", checkpoint, report)
+    return model
+
+
+def resume(
+    config: RunConfig, engine: Engine, guard: NonFiniteGuard, path: Path, digest: str
+) -> Progress:
+    """Load a checkpoint of this run, the same on every rank. Collective.
+
+    `digest`: of the data, see `data_digest`.
+    Raises CheckpointError when it belongs to another run.
+    """
+    state, tensors = read_full_state(path)
+    _check_same_run(state, config, path, digest)
+    if state.shapes != engine.state.shapes:
+        raise CheckpointError(f"checkpoint {path}: its parameters are not those of this model")
+    engine.state.load(tensors, state.adam_steps)
+    guard.skipped = state.skipped_steps
+    logger.warning("resuming from %s", path)
+    return Progress(
+        step=state.step,
+        position=state.position,
+        elapsed_s=state.elapsed_s,
+        metrics=state.metrics,
+        evaluated_step=state.evaluated_step,
+        best_top1=state.best_top1,
+        best_step=state.best_step,
+        saved_step=state.step,
+    )
+
+
+def _check_same_run(state: RunState, config: RunConfig, path: Path, digest: str) -> None:
+    if state.data_digest != digest:
+        raise CheckpointError(
+            f"checkpoint {path} was trained on other data (digest {state.data_digest[:12]}, "
+            f"now {digest[:12]}): restore the shards, or start a new run with init_from={path}"
+        )
+    if state.config_digest != config.digest():
+        raise CheckpointError(
+            f"checkpoint {path} belongs to another configuration: see config.yaml inside it"
+        )

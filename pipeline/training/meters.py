@@ -1,0 +1,79 @@
+"""What a step cost and what it achieved, accumulated on the device and read every few steps."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pipeline.health.straggler import OwnTime
+from pipeline.training.distributed import sum_over_ranks
+from pipeline.training.task import Report
+
+
+class Meters:
+    """Sums since the last `flush`. Spans time the phases of a step by their names."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.own_time = OwnTime(0.0, 0.0)
+        """Of this rank, over the steps before the last flush."""
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums = torch.zeros(3, device=self._device)
+        self._span_s: dict[str, float] = defaultdict(float)
+        self._device_spans: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._started = time.perf_counter()
+        self._steps = 0
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """A phase that this process waits for."""
+        begin = time.perf_counter()
+        yield
+        self._span_s[name] += time.perf_counter() - begin
+
+    @contextmanager
+    def device_span(self, name: str) -> Iterator[None]:
+        """A phase that the device works on; it is measured there and read at the next flush."""
+        if self._device.type != "cuda":
+            with self.span(name):
+                yield
+            return
+        begin = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
+        begin.record()
+        yield
+        end.record()
+        self._device_spans.append((name, begin, end))
+
+    def add(self, report: Report) -> None:
+        self._sums += torch.stack(report)
+
+    def count_step(self) -> None:
+        self._steps += 1
+
+    def flush(self) -> dict[str, float]:
+        """Means over the steps since the last flush, over all ranks. Collective."""
+        loss, correct, weight = sum_over_ranks(self._sums.cpu()).tolist()
+        elapsed = time.perf_counter() - self._started
+        for name, begin, end in self._device_spans:  # complete: reading the sums waited for them
+            self._span_s[name] += begin.elapsed_time(end) / 1000
+        steps = max(self._steps, 1)
+        self.own_time = OwnTime(self._span_s["data"] / steps, self._span_s["forward"] / steps)
+        seen = max(weight, 1.0)
+        values = {
+            "loss": loss / seen,
+            "top1": correct / seen,
+            "clips_per_s": weight / elapsed,
+            "step_s": elapsed / steps,
+            "data_wait_share": self._span_s["data"] / elapsed,
+        }
+        if self._device.type == "cuda":
+            values["memory_peak_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
+        self._reset()
+        return values

@@ -1,0 +1,58 @@
+"""AdamW and its parameter groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from pipeline.training.config import OptimConfig
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+EMBEDDINGS = ("patch_embed.", "pos_embed", "temporal_pos_embedding", "cls_token")
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    config: OptimConfig,
+    *,
+    no_weight_decay: Iterable[str],
+    depth: int,
+) -> list[dict[str, object]]:
+    """Groups for AdamW, each with `names`, `weight_decay` and `lr_scale`.
+
+    Args:
+        no_weight_decay: names that the `corrected` profile leaves undecayed.
+        depth: number of blocks, for the `parity` profile's embedding rate.
+    """
+    undecayed = frozenset(no_weight_decay)
+    groups: dict[tuple[float, float], dict[str, object]] = {}
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        lr_scale = 1.0
+        if config.profile == "corrected":
+            decayed = name not in undecayed
+        else:
+            # The published rule: vectors and the listed embeddings are not decayed, all else is.
+            decayed = parameter.ndim > 1 and not name.startswith(EMBEDDINGS[1:])
+            if name.startswith(EMBEDDINGS):
+                lr_scale = config.layer_decay ** (depth + 1)
+        weight_decay = config.weight_decay if decayed else 0.0
+        group = groups.setdefault(
+            (weight_decay, lr_scale),
+            {"params": [], "names": [], "weight_decay": weight_decay, "lr_scale": lr_scale},
+        )
+        group["params"].append(parameter)  # type: ignore[attr-defined]
+        group["names"].append(name)  # type: ignore[attr-defined]
+    return list(groups.values())
+
+
+def build_adamw(groups: list[dict[str, object]], config: OptimConfig) -> torch.optim.AdamW:
+    """Torch's own AdamW: DeepSpeed's fused one would compile C++ for minutes on first use."""
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)

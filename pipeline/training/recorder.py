@@ -1,0 +1,160 @@
+"""Where measurements go: metrics.jsonl first, MLflow from there, the sample log if asked."""
+
+from __future__ import annotations
+
+import logging
+import os
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from pipeline import rundir
+from pipeline.config import RunConfig, flatten
+from pipeline.health.failure import classify
+from pipeline.health.stopping import Stop
+from pipeline.rundir import durable
+from pipeline.rundir.metrics import MetricsLog, read_metrics
+from pipeline.tracking import Tracker
+from pipeline.training.distributed import World, from_main
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_TAG = 5000
+# In metrics.jsonl and in MLflow; a line of the log is for the eye.
+_UNSHOWN = ("step_s", "step_s_p50", "step_s_p95", "save_s", "save_blocked_s", "memory_peak_gib")
+
+
+class Pace(NamedTuple):
+    """How far a run has come; in the log "/1870, 0:05:40 left,"."""
+
+    total_steps: int
+    left_s: float
+
+    def __str__(self) -> str:
+        return f"/{self.total_steps}, {timedelta(seconds=round(self.left_s))} left,"
+
+
+class Recorder:
+    """Rank 0 writes rows, which reach the disk before MLflow hears of them; every rank may keep a
+    log of its samples."""
+
+    def __init__(self, config: RunConfig, run_dir: Path, world: World, resume_step: int) -> None:
+        """Collective. What an attempt that died logged after `resume_step` is dropped."""
+        self._run_dir = run_dir
+        self._rows: MetricsLog | None = None
+        self._samples: SampleLog | None = None
+        if world.is_main:
+            drop_samples_from(run_dir, resume_step)
+            self._rows = MetricsLog(run_dir, resume_step)
+            self._tracker = Tracker(
+                config.tracking,
+                run_dir,
+                params=dict(flatten(config.model_dump(mode="json"))),
+                tags=_tags(run_dir),
+            )
+            # What an earlier attempt could not deliver; MLflow is asked what it has already.
+            self._tracker.log_rows(read_metrics(run_dir))
+            self._tracker.log_artifact(run_dir / rundir.CONFIG_FILE)
+            if (run_dir / rundir.ATTEMPTS_FILE).exists():
+                self._tracker.log_artifact(run_dir / rundir.ATTEMPTS_FILE)
+        from_main(None)  # nobody appends before rank 0 has cut the sample logs
+        if config.log_samples:
+            self._samples = SampleLog(run_dir, world)
+
+    def record(
+        self, step: int, kind: str, values: dict[str, float], *, pace: Pace | None = None
+    ) -> None:
+        """One row of metrics; only rank 0's call writes. `pace` is for the log alone."""
+        if self._rows is None:
+            return
+        self._tracker.log_rows([self._rows.write(step, kind, values)])
+        keys = [key for key in values if key not in _UNSHOWN]
+        shown = "  ".join(f"{key} {values[key]:.4g}" for key in keys)
+        logger.info("step %d%s %s  %s", step, pace or "", kind, shown)
+
+    def samples(self, step: int, keys: list[str]) -> None:
+        """The samples that this rank trains on in `step`."""
+        if self._samples is not None:
+            self._samples.write(step, keys)
+
+    def sync(self) -> None:
+        """Bring what was recorded so far to the disk, before a checkpoint that builds on it."""
+        for log in (self._rows, self._samples):
+            if log is not None:
+                log.sync()
+
+    def note_stop(self, stop: Stop) -> None:
+        """Why the attempt ends early, as tags of the MLflow run."""
+        if self._rows is not None:
+            self._tracker.set_tag("stop.class", stop.stop_class.value)
+            self._tracker.set_tag("stop.reason", stop.reason[:_LONGEST_TAG])
+
+    def mlflow_run_id(self) -> str | None:
+        """Rank 0 only; None when no store has answered in `tracking.flush_timeout_s`."""
+        return self._tracker.await_run_id()
+
+    def close(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End of the attempt; the arguments are those of `__exit__`."""
+        if self._samples is not None:
+            self._samples.close()
+        if self._rows is None:
+            return
+        if error is not None:
+            self.note_stop(Stop(classify(error), " ".join(str(error).split())))
+        self._rows.close()
+        summary = self._run_dir / rundir.SUMMARY_FILE
+        if kind is None and summary.exists():
+            self._tracker.log_artifact(summary)
+            self._tracker.close("FINISHED")
+        else:
+            self._tracker.close("FAILED" if kind else "KILLED")
+
+
+class SampleLog:
+    """Which sample was trained on in which step: `step<TAB>key` lines, one file per rank.
+
+    The proof that no sample was lost or repeated.
+    """
+
+    def __init__(self, run_dir: Path, world: World) -> None:
+        self._file = (run_dir / rundir.LOGS / f"samples-rank{world.rank:05d}.tsv").open("a")
+
+    def write(self, step: int, keys: list[str]) -> None:
+        self._file.writelines(f"{step}\t{key}\n" for key in keys)
+        self._file.flush()  # a rank that is killed must not take what a checkpoint counts as seen
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def drop_samples_from(run_dir: Path, step: int) -> None:
+    """Forget the sample log from `step` on, in the files of every rank."""
+    for path in (run_dir / rundir.LOGS).glob("samples-rank*.tsv"):
+        lines = path.read_text().splitlines(keepends=True)
+        complete = [line for line in lines if line.endswith("\n")]
+        path.write_text("".join(x for x in complete if int(x.split("\t")[0]) < step))
+
+
+def read_samples(run_dir: Path) -> dict[int, list[str]]:
+    """Step -> the keys of its global batch, sorted."""
+    steps: dict[int, list[str]] = {}
+    for path in (run_dir / rundir.LOGS).glob("samples-rank*.tsv"):
+        for line in path.read_text().splitlines():
+            step, key = line.split("\t")
+            steps.setdefault(int(step), []).append(key)
+    return {step: sorted(keys) for step, keys in sorted(steps.items())}
+
+
+def _tags(run_dir: Path) -> dict[str, str]:
+    """Provenance as MLflow tags."""
+    record = durable.read_json(run_dir / rundir.PROVENANCE_FILE)
+    return {f"provenance.{key}": str(value) for key, value in flatten(record)}

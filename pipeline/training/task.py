@@ -1,0 +1,100 @@
+"""The objective: a batch and a model in, a loss and its report out. Knows nothing of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.data.batch import Batch, normalize
+from pipeline.data.config import DataConfig
+from pipeline.data.mix import Mix, draw_mix, mix_clips, mix_targets
+from pipeline.data.randomness import sample_rng
+from pipeline.training.config import LossConfig
+
+Forward = Callable[..., Tensor]
+"""clips (B, 3, T, H, W) float, drop_path_keep (B, depth) bool or None -> logits (B, classes)."""
+
+
+class Report(NamedTuple):
+    """Sums over a micro-batch, on the device: adding them needs no synchronisation."""
+
+    loss: Tensor
+    correct: Tensor
+    weight: Tensor
+
+
+class ClassificationTask:
+    """Cross entropy over the views of labelled clips."""
+
+    def __init__(
+        self,
+        loss: LossConfig,
+        data: DataConfig,
+        *,
+        drop_path_rates: tuple[float, ...],
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.loss = loss
+        self.data = data
+        self.drop_path_rates = drop_path_rates
+        self.seed = seed
+        self.device = device
+
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Report]:
+        """Mean loss of the micro-batch for backward, and its sums for the meters.
+
+        The mean divides by the number of clips, zero-weight ones included: the gradient of a
+        sample then never depends on which rank or micro-batch its neighbours are in.
+        """
+        views = batch.clips.shape[1]
+        clips = normalize(
+            batch.clips.to(self.device, non_blocking=True), self.data.mean, self.data.std
+        )
+        label = batch.label.to(self.device)
+        weight = batch.weight.to(self.device).repeat_interleave(views)
+        mix = self._draw_mix(batch)
+        if mix is not None:
+            clips = mix_clips(clips, mix, views)
+        logits = forward(clips, drop_path_keep=self._drop_path_keep(batch, views)).float()
+        if mix is not None:
+            smoothing = self.loss.label_smoothing
+            targets = mix_targets(label, mix, views, logits.shape[-1], smoothing)
+            losses = F.cross_entropy(logits, targets, reduction="none")
+        else:
+            losses = F.cross_entropy(
+                logits,
+                label.repeat_interleave(views),
+                reduction="none",
+                label_smoothing=self.loss.label_smoothing,
+            )
+        weighted = losses * weight
+        correct = (logits.detach().argmax(-1) == label.repeat_interleave(views)) * weight
+        report = Report(weighted.detach().sum(), correct.sum(), weight.sum())
+        return weighted.mean(), report
+
+    def _draw_mix(self, batch: Batch) -> Mix | None:
+        if not self.data.mix.is_on:
+            return None
+        return Mix(
+            *(tensor.to(self.device) for tensor in draw_mix(batch, self.data.mix, self.seed))
+        )
+
+    def _drop_path_keep(self, batch: Batch, views: int) -> Tensor | None:
+        """Which blocks each clip passes through: a pure function of (seed, epoch, key, view)."""
+        if not any(self.drop_path_rates):
+            return None
+        draws = [
+            sample_rng(self.seed, int(epoch), key, view, "drop_path").random(
+                len(self.drop_path_rates)
+            )
+            for key, epoch in zip(batch.keys, batch.epoch, strict=True)
+            for view in range(views)
+        ]
+        keep = np.stack(draws) >= np.asarray(self.drop_path_rates)
+        return torch.from_numpy(keep).to(self.device)

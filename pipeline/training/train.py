@@ -1,0 +1,174 @@
+"""From a prepared run directory to its outcome.
+
+`python -m pipeline.training.train RUN_DIR` is one rank.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import traceback
+from contextlib import ExitStack
+from pathlib import Path
+
+from pipeline import exits, rundir
+from pipeline.config import read_config
+from pipeline.errors import RunInUseError
+from pipeline.health import preflight
+from pipeline.health.failure import Failure, StopClass, record_failure, timed_out
+from pipeline.health.heartbeat import HeartbeatWriter, forget_heartbeats
+from pipeline.health.pulse import Pulse
+from pipeline.health.stopping import Stop, Stopper
+from pipeline.health.watchdog import Watchdog, call_for_stacks
+from pipeline.rundir import attempt_id, durable
+from pipeline.training import distributed
+from pipeline.training.assemble import assemble
+from pipeline.training.distributed import World
+from pipeline.training.trainer import Outcome, Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def train(run_dir: Path, deadline: float | None = None) -> tuple[Outcome, Stop | None]:
+    """Train, or go on training, the run of a prepared directory. Collective: call on every rank.
+
+    Rank 0 holds the lock of the run: `rundir.exclusive`.
+
+    Args:
+        deadline: when to stop and save, in seconds since the epoch; null = never.
+    Returns how it ended and, when it was stopped, why.
+    """
+    config = read_config(run_dir)
+    pulse = Pulse(distributed.rank_by_environment())
+    with Stopper(config.stop, deadline) as stopper, ExitStack() as stack:
+        stack.enter_context(HeartbeatWriter(run_dir, pulse))
+        watchdog = Watchdog(
+            run_dir,
+            pulse,
+            config.health,
+            lambda failure: _leave_failure(run_dir, failure),
+            start_timeout_s=config.engine.init_timeout_s,
+        )
+        stack.enter_context(watchdog)
+        world = distributed.join(
+            timeout_s=config.engine.init_timeout_s, logs=(run_dir / rundir.LOGS).resolve()
+        )
+        stack.callback(distributed.leave)
+        watchdog.heed_others()
+        _start_logs(world, run_dir)
+        preflight.check(config, run_dir, world)
+        distributed.on_main(lambda: forget_heartbeats(run_dir, from_rank=world.size))
+        trainer = assemble(config, run_dir, world, stopper, pulse, stack)
+        outcome = trainer.fit()
+        if outcome is Outcome.FINISHED and world.is_main:
+            write_summary(trainer, run_dir)
+            logger.info("finished: %s", _result(trainer.progress.metrics))
+        return outcome, trainer.stopped_by
+
+
+def write_summary(trainer: Trainer, run_dir: Path) -> None:
+    """summary.json: the result of a finished run."""
+    state = trainer.state()
+    metrics = state.metrics
+    durable.write_json(
+        run_dir / rundir.SUMMARY_FILE,
+        {
+            "top1": metrics["top1"],
+            "top5": metrics["top5"],
+            "num_samples": int(metrics["num_samples"]),
+            "steps": state.step,
+            "epochs": state.step / trainer.steps_per_epoch,
+            "checkpoint": str(trainer.saver.path_of(state.step)),
+            "mlflow_run_id": trainer.recorder.mlflow_run_id(),
+            "wall_s": round(state.elapsed_s, 3),
+        },
+    )
+
+
+def _result(metrics: dict[str, float]) -> str:
+    return f"top-1 {metrics['top1']:.1%} of {metrics['num_samples']:.0f} validation videos"
+
+
+def run(run_dir: Path, deadline: float | None = None) -> int:
+    """`train` as an exit status; rank 0 leaves the state of the run in status.json."""
+    with ExitStack() as lock:
+        return _run(run_dir, deadline, lock)
+
+
+def _run(run_dir: Path, deadline: float | None, lock: ExitStack) -> int:
+    rank = distributed.rank_by_environment()
+    try:
+        if rank == 0:
+            # Before anything is written, and until the end has been: both are the owner's.
+            lock.enter_context(rundir.exclusive(run_dir))
+            rundir.write_status(run_dir, "running")
+        outcome, stop = train(run_dir, deadline)
+    except Exception as error:  # the boundary of the process: report, then fail
+        if isinstance(error, RunInUseError) and not attempt_id():
+            print(f"error: {error}", file=sys.stderr)
+            return exits.BAD_INPUT  # a SLURM job owes its supervisor a record, nobody else does
+        bad_input = isinstance(error, exits.USER_ERRORS)
+        if bad_input:
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            logger.error("this rank has failed", exc_info=True)
+        failure = record_failure(run_dir, rank, error)
+        if timed_out(error):
+            call_for_stacks(run_dir, f"rank {rank} on {failure.host}, which waited too long")
+        end = Stop(failure.stop_class, str(error) if bad_input else str(failure))
+        return _end(run_dir, rank, "failed", exits.BAD_INPUT if bad_input else exits.FAILED, end)
+    if outcome is Outcome.STOPPED:
+        return _end(run_dir, rank, "stopped", exits.RESUMABLE, stop)
+    return _end(run_dir, rank, "finished", exits.DONE, Stop(StopClass.FINISHED, ""))
+
+
+def _leave_failure(run_dir: Path, failure: Failure) -> None:
+    end = Stop(failure.stop_class, str(failure))
+    _end(run_dir, failure.rank, "failed", exits.FAILED, end)
+
+
+def _end(run_dir: Path, rank: int, state: str, status: int, stop: Stop | None) -> int:
+    if rank == 0:
+        stop = stop or Stop(StopClass.PREEMPTED, "")
+        try:
+            rundir.write_status(
+                run_dir,
+                state,
+                exit_status=status,
+                stop_class=stop.stop_class.value,
+                reason=stop.reason,
+            )
+        except OSError:  # a full disk may be what ended the run: the log and the status have it
+            traceback.print_exc()
+    return status
+
+
+def _start_logs(world: World, run_dir: Path) -> None:
+    """What rank 0 has to say goes to stderr, and the warnings of all; logs/rank00000.log has the
+    rank's own share whatever has launched it."""
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setLevel(logging.INFO if world.is_main else logging.WARNING)
+    kept = logging.FileHandler(run_dir / rundir.LOGS / f"rank{world.rank:05d}.log")
+    for handler in (shown, kept):
+        handler.addFilter(_is_ours_or_a_warning)
+    logging.basicConfig(
+        level=logging.INFO,
+        format=f"%(asctime)s rank{world.rank} %(message)s",
+        datefmt="%H:%M:%S",
+        handlers=[shown, kept],
+        force=True,
+    )
+    where = (socket.gethostname(), os.getpid(), world.device)
+    logger.info("one of %d ranks: host %s, pid %d, %s", world.size, *where)
+
+
+def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:
+    """Libraries tell how they call the compiler, and worse."""
+    ours = record.name.partition(".")[0] in ("model", "pipeline", "slurm", "data_prep", "__main__")
+    return ours or record.levelno >= logging.WARNING
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(Path(sys.argv[1])))

@@ -1,0 +1,238 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pipeline.checkpoint.layout import RunState
+from pipeline.checkpoint.save import CheckpointSaver
+from pipeline.config import RunConfig
+from pipeline.data.batch import Batch
+from pipeline.data.loader import EvalLoader, TrainLoader
+from pipeline.health.failure import StopClass
+from pipeline.health.pulse import Phase, Pulse
+from pipeline.health.stopping import Stop, Stopper
+from pipeline.health.straggler import StragglerWatch
+from pipeline.inference.evaluate import evaluate
+from pipeline.open_data import data_digest
+from pipeline.training.distributed import World, any_rank, from_all_ranks, limit_collectives
+from pipeline.training.engine import Engine
+from pipeline.training.guard import NonFiniteGuard
+from pipeline.training.meters import Meters
+from pipeline.training.recorder import Pace, Recorder
+from pipeline.training.schedule import Schedule
+from pipeline.training.task import ClassificationTask
+
+logger = logging.getLogger(__name__)
+
+
+class Outcome(StrEnum):
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    """Asked to stop; a checkpoint is committed and the run can be resumed."""
+
+
+@dataclass
+class Progress:
+    """What moves while a run goes on."""
+
+    step: int = 0
+    position: int = 0
+    elapsed_s: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last evaluation."""
+    evaluated_step: int = -1
+    """Step of the last evaluation."""
+    best_top1: float = -1.0
+    """Of all evaluations so far."""
+    best_step: int = -1
+    """Step of the evaluation that gave it."""
+    saved_step: int = -1
+    """Step of the newest checkpoint that was begun."""
+
+    def note_evaluation(self, metrics: dict[str, float]) -> None:
+        """The metrics, the same on every rank, of the weights of this step."""
+        self.metrics = metrics
+        self.evaluated_step = self.step
+        if metrics["top1"] > self.best_top1:
+            self.best_top1, self.best_step = metrics["top1"], self.step
+
+
+@dataclass
+class Trainer:
+    """All collaborators of a run; `fit` is the story. Every rank runs the same code."""
+
+    config: RunConfig
+    world: World
+    engine: Engine
+    task: ClassificationTask
+    train_loader: TrainLoader
+    eval_loader: EvalLoader
+    schedule: Schedule
+    guard: NonFiniteGuard
+    saver: CheckpointSaver
+    stopper: Stopper
+    pulse: Pulse
+    recorder: Recorder
+    progress: Progress
+    steps_per_epoch: int
+    accumulation: int
+
+    def __post_init__(self) -> None:
+        self._meters = Meters(self.world.device)
+        self._stragglers = StragglerWatch(
+            self.config.health.straggler_factor, self.world, self.pulse.host
+        )
+        self._attempt_started = time.monotonic()
+        self._first_step = self.progress.step
+        self._warming_up = True
+        self.stopped_by: Stop | None = None
+
+    def fit(self) -> Outcome:
+        """Train to the end of the schedule or until any rank is asked to stop. Collective.
+
+        Raises NonFiniteError or SaveError on every rank alike. A DataError (too many
+        unreadable samples) rises on the rank that met it; the others lose it and fail.
+        """
+        self.pulse.begin(self.progress.step, self.schedule.total_steps)
+        if self.progress.step and self._evaluation_is_due() and not self._evaluate():
+            return self._stop_early()
+        while self.progress.step < self.schedule.total_steps:
+            with self.pulse.timed_step():
+                self._train_step()
+            if self._warming_up:
+                self._warm_up_is_over()
+            if self._due(self.config.log_every_steps):
+                self._log()
+            if any_rank(self.stopper.requested or self.saver.failed):
+                return self._stop_early()
+            if self._evaluation_is_due() and not self._evaluate():
+                return self._stop_early()
+            if self._due(self.config.checkpoint.every_steps) or self._must_keep_best():
+                self._save()
+        self._save_and_commit()
+        return Outcome.FINISHED
+
+    def _train_step(self) -> None:
+        step = self.progress.step
+        self.engine.train()
+        for _ in range(self.accumulation):
+            with self._meters.span("data"):
+                batch = next(self.train_loader)
+            with self._meters.device_span("forward"):
+                loss, report = self.task(self.engine, batch)
+            self.engine.backward(loss)
+            self._meters.add(report)
+            self.recorder.samples(step, batch.keys)
+        if self.guard.rejects(step, loss, self.engine.gradients_are_finite()):
+            self.engine.discard_gradients()
+        else:
+            self.engine.step(self.schedule.lr(step))
+        self.progress.step += 1
+        self.progress.position += self.config.batch.global_size
+        self._meters.count_step()
+
+    def _warm_up_is_over(self) -> None:
+        """After the first step all is compiled, connected and allocated: now slow means broken."""
+        self._warming_up = False
+        limit_collectives(self.config.engine.step_timeout_s)
+
+    def _due(self, every_steps: int) -> bool:
+        return self.progress.step % every_steps == 0
+
+    def _evaluation_is_due(self) -> bool:
+        every = max(1, round(self.config.eval.every_epochs * self.steps_per_epoch))
+        due = self._due(every) or self.progress.step == self.schedule.total_steps
+        return due and self.progress.evaluated_step != self.progress.step
+
+    def _must_keep_best(self) -> bool:
+        return self.config.checkpoint.keep_best and self.progress.best_step == self.progress.step
+
+    def _log(self) -> None:
+        step = self.progress.step
+        values = self._meters.flush()
+        self._stragglers.compare(self._meters.own_time)
+        values |= self.pulse.step_percentiles() | self.saver.timings
+        values["lr"] = self.schedule.lr(step - 1)
+        values["epoch"] = step / self.steps_per_epoch
+        values["skipped_steps"] = float(self.guard.skipped)
+        self.recorder.record(step, "train", values, pace=self._pace())
+
+    def _pace(self) -> Pace:
+        """At the mean pace of this attempt, its evaluations and saves included."""
+        total = self.schedule.total_steps
+        done = self.progress.step - self._first_step
+        elapsed_s = time.monotonic() - self._attempt_started
+        return Pace(total, (total - self.progress.step) * elapsed_s / done)
+
+    def _evaluate(self) -> bool:
+        """False when a rank was asked to stop meanwhile: the next attempt begins with it."""
+        began = time.monotonic()
+        self.engine.train(False)
+        averaged = self.engine.state.averaged_weights(self.config.eval.use_ema)
+        with self.pulse.during(Phase.EVAL), averaged:
+            batches = self._evaluation_batches()
+            result = evaluate(self.engine, batches, self.config.data, self.world.device)
+        if any_rank(self.stopper.requested):
+            return False
+        self.progress.note_evaluation(result.metrics())
+        seconds = {"seconds": time.monotonic() - began}
+        self.recorder.record(self.progress.step, "eval", self.progress.metrics | seconds)
+        return True
+
+    def _evaluation_batches(self) -> Iterator[Batch]:
+        """All batches, or those before any rank was asked to stop. Collective."""
+        for batch in self.pulse.each(self.eval_loader):
+            if any_rank(self.stopper.requested):
+                return
+            yield batch
+
+    def _save(self) -> None:
+        if self.progress.saved_step == self.progress.step:
+            return
+        with self.pulse.during(Phase.SAVE):
+            self.recorder.sync()
+            self.saver.save(self.engine.state.fragments(), self.state(), self.config.to_yaml())
+        self.progress.saved_step = self.progress.step
+
+    def _save_and_commit(self) -> None:
+        self._save()
+        with self.pulse.during(Phase.SAVE):
+            self.saver.finish()
+
+    def _stop_early(self) -> Outcome:
+        self.stopped_by = self._why()
+        logger.warning("stopping at step %d: %s", self.progress.step, self.stopped_by.reason)
+        self._save_and_commit()
+        self.recorder.note_stop(self.stopped_by)
+        return Outcome.STOPPED
+
+    def _why(self) -> Stop:
+        """What stopped the run, the same on every rank. Collective."""
+        asked = [stop for stop in from_all_ranks(self.stopper.stop) if stop is not None]
+        return asked[0] if asked else Stop(StopClass.DISK_FULL, "a checkpoint failed")
+
+    def state(self) -> RunState:
+        """What a checkpoint of this moment records beside the tensors."""
+        attempt_s = time.monotonic() - self._attempt_started
+        return RunState(
+            step=self.progress.step,
+            position=self.progress.position,
+            adam_steps=self.engine.state.adam_steps,
+            world_size=self.world.size,
+            zero_stage=self.engine.stage,
+            shapes=self.engine.state.shapes,
+            classes=self.train_loader.shards.classes,
+            data_digest=data_digest(self.train_loader.shards, self.eval_loader.shards),
+            config_digest=self.config.digest(),
+            skipped_steps=self.guard.skipped,
+            metrics=self.progress.metrics,
+            evaluated_step=self.progress.evaluated_step,
+            best_top1=self.progress.best_top1,
+            best_step=self.progress.best_step,
+            elapsed_s=self.progress.elapsed_s + attempt_s,
+        )

@@ -1,0 +1,119 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import build_config, config_difference, load_config, shipped_recipes
+from pipeline.errors import ConfigError
+from pipeline.training.config import BatchConfig
+
+
+@pytest.mark.parametrize("recipe", shipped_recipes())
+def test_shipped_recipes_are_valid_and_survive_yaml(recipe: str) -> None:
+    config = load_config(recipe)
+    again = build_config(yaml.safe_load(config.to_yaml()), source="round trip")
+    assert again == config
+    assert again.digest() == config.digest()
+
+
+def test_overrides_reach_nested_fields_with_their_types() -> None:
+    config = load_config("demo", ["optim.lr=1e-3", "data.crop.kind=random", "eval.crops=3"])
+    assert config.optim.lr == 1e-3
+    assert config.data.crop.kind == "random"
+    assert config.eval.crops == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.depht=3", "unknown key model.depht: did you mean 'depth'?"),
+        ("optim.learning=3", "unknown key optim.learning: "),
+        ("data.crop.knd=none", "unknown key data.crop.knd: did you mean 'kind'?"),
+        ("optim.lr=fast", "optim.lr: "),
+        ("optim.lr", "must have the form section.field=value"),
+        ("seed.x=1", "'seed' is a value, not a section"),
+        ("model.preset=videomambapro-n", "model.preset: "),
+        ("name=a/b", "name: must be a plain directory name"),
+        ("schedule.warmup_epochs=99", "must be smaller than epochs"),
+        ("model.preset=5", "model.preset: must be a name (got 5)"),
+        ("eval.every_epochs=inf", "eval.every_epochs: must be a finite number"),
+        ("schedule.epochs=.inf", "schedule.epochs: must be a finite number"),
+        ("engine.step_timeout_s=inf", "engine.step_timeout_s: must be a finite number"),
+        ("data.crop.short_side=[1,inf]", "data.crop.short_side: must be a finite number"),
+        ("optim.betas=[2,3]", "optim.betas.0: "),
+        ("data.std=[0.2,0,0.2]", "data.std.1: "),
+        ("eval.crops=2", "eval.crops: Input should be 1 or 3"),
+    ],
+)
+def test_a_bad_override_is_named_by_its_dotted_path(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config("demo", [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
+    with pytest.raises(ConfigError, match="unknown recipe 'demmo': did you mean 'demo'"):
+        load_config("demmo")
+
+
+def test_a_recipe_file_that_is_absent_or_no_mapping(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes("name: d\xe9mo\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin.yaml: not UTF-8"):
+        load_config(tmp_path / "latin.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        load_config(tmp_path / "list.yaml")
+
+
+def test_a_missing_field_says_how_to_set_it(tmp_path: Path) -> None:
+    path = tmp_path / "short.yaml"
+    path.write_text("name: x\nmodel: {preset: videomambapro-nano}\ndata: {}\n")
+    with pytest.raises(ConfigError, match=r"data.train is missing: set it .* data.train=\.\.\."):
+        load_config(path)
+
+
+def test_identity_ignores_what_does_not_change_the_result() -> None:
+    base = load_config("demo")
+    same = load_config(
+        "demo", ["engine.zero_stage=3", "batch.max_micro=4", "data.workers=2", "log_every_steps=1"]
+    )
+    other = load_config("demo", ["optim.lr=1e-9"])
+    assert same.digest() == base.digest()
+    assert other.digest() != base.digest()
+    (line,) = config_difference(base, other)
+    assert line == f"optim.lr: {base.optim.lr} -> 1e-09"
+
+
+def test_a_run_from_before_there_was_an_average_is_the_same_run(tmp_path: Path) -> None:
+    base = load_config("demo")
+    old = base.model_dump(mode="json")
+    del old["ema"], old["health"], old["eval"]["use_ema"], old["engine"]["step_timeout_s"]
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(old))
+    assert load_config(tmp_path / "old.yaml") == base
+    assert not [key for key in base.identity() if "ema" in key or "health" in key]
+
+    watched = load_config("demo", ["health.hang_timeout_s=5", "engine.step_timeout_s=5"])
+    assert watched.digest() == base.digest()
+    averaged = load_config("demo", ["ema.decay=0.999"])
+    assert config_difference(base, averaged) == ["ema.decay: None -> 0.999"]
+    raw = load_config("demo", ["ema.decay=0.999", "eval.use_ema=false"])
+    assert raw.digest() == averaged.digest()
+
+
+@pytest.mark.parametrize(
+    ("world", "expected"), [(1, (8, 3)), (2, (6, 2)), (3, (8, 1)), (8, (3, 1)), (24, (1, 1))]
+)
+def test_the_global_batch_stays_whatever_the_world(world: int, expected: tuple[int, int]) -> None:
+    micro, accumulation = BatchConfig(global_size=24, max_micro=8).split(world)
+    assert (micro, accumulation) == expected
+    assert micro * accumulation * world == 24
+
+
+def test_a_global_batch_that_cannot_be_dealt_out_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be dealt to 5 ranks"):
+        BatchConfig(global_size=24).split(5)
+    with pytest.raises(ConfigError, match="multiple of 2"):
+        BatchConfig(global_size=24).split(8, multiple_of=2)
