@@ -18,18 +18,22 @@ from model.scan.problem import ScanError
 Pointer = ctypes.c_void_p
 Int = ctypes.c_int
 Long = ctypes.c_longlong
+Unsigned = ctypes.c_uint
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _LARGE_SHARED = 48 * 1024  # more than this per block must be asked for
 
 
 class Strided(ctypes.Structure):
-    """A (B, D, L) tensor of any strides, in elements; all zero when absent."""
+    """A (B, D, L) tensor of any strides, in bytes; all zero when absent."""
 
-    _fields_ = [("data", Pointer), ("batch", Long), ("channel", Long), ("token", Long)]
+    _fields_ = [("data", Pointer), ("batch", Long), ("channel", Unsigned), ("token", Unsigned)]
 
     @classmethod
     def of(cls, tensor: Tensor | None) -> "Strided":
-        return cls() if tensor is None else cls(tensor.data_ptr(), *tensor.stride())
+        if tensor is None:
+            return cls()
+        size = tensor.element_size()
+        return cls(tensor.data_ptr(), *(size * stride for stride in tensor.stride()))
 
 
 class Kernels(Protocol):

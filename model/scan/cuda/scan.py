@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.scan.cuda import launch
-from model.scan.cuda.launch import Int, Long, Pointer, Strided
+from model.scan.cuda.launch import Int, Long, Pointer, Strided, Unsigned
 from model.scan.problem import Direction, Forward, Scan, ScanError, placed, token_major
 
 MAX_STATES = 64
@@ -18,20 +18,22 @@ _REDUCE_THREADS = 128
 _MAX_JOBS = 10
 _MIN_SEGMENT_CHUNKS = 8
 # Blocks of 2 * warps warps that share a multiprocessor, by registers and shared memory.
-_BACKWARD_BLOCKS = {1: 9, 2: 4, 3: 3, 4: 2}
+_BACKWARD_BLOCKS = {4: 2, 3: 3, 1: 9}
 _ACTIVATIONS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
 class _Rows(ctypes.Structure):
     _fields_ = [
         ("data", Pointer),
-        *((name, Long) for name in ("batch", "group", "state", "token")),
+        *((name, Long) for name in ("batch", "group")),
+        *((name, Unsigned) for name in ("state", "token")),
     ]
 
     @classmethod
     def of(cls, tensor: Tensor) -> "_Rows":
         """(B, groups, N, L)."""
-        return cls(tensor.data_ptr(), *tensor.stride())
+        strides = (tensor.element_size() * step for step in tensor.stride())
+        return cls(tensor.data_ptr(), *strides)
 
 
 class _Direction(ctypes.Structure):
@@ -148,7 +150,7 @@ class Plan(NamedTuple):
             blocks = tiles * batch * backward
             return _ceil(blocks, multiprocessors) * warps * (1 + 0.2 / warps)
 
-        return cls(segments(6), backward, min((4, 3, 2, 1), key=cost))
+        return cls(segments(6), backward, min(_BACKWARD_BLOCKS, key=cost))
 
 
 def _ceil(a: int, b: int) -> int:

@@ -19,6 +19,8 @@ constexpr int WARP_TILE = 64 / LPT;        // channels of a warp
 constexpr int BACKWARD_TILE = WARPS * WARP_TILE;
 constexpr int PAIRS = CHUNK / 2;
 constexpr int ROWS = 32 / WARP_TILE;       // tokens that a warp prepares at a time
+// Tokens that a lane prepares at a time; more of them need registers that spill.
+constexpr int BATCH = 2;
 
 // Shared memory of one warp, in floats. The sums for B and C of a pair of tokens take the place of
 // the state before it, once that has been read; the first pair's state is read from memory.
@@ -186,13 +188,13 @@ __device__ __forceinline__ void locate(Sample& to, const Scan& q, const Directio
   long long dense = (long long)part.b * q.length * q.channels;
   int tiles = gridDim.x / q.batch / q.segments;
   long long row = (long long)(part.b * q.directions + direction) * tiles + part.tile;
-  to.u = d.u.data + part.b * d.u.batch;
-  to.delta = d.delta.data + part.b * d.delta.batch;
-  to.z = q.z.data + part.b * q.z.batch;
-  to.dout = q.dout.data + part.b * q.dout.batch;
-  to.du = d.du.data + part.b * d.du.batch;
-  to.ddelta = d.ddelta.data + part.b * d.ddelta.batch;
-  to.dz = q.dz.data + part.b * q.dz.batch;
+  to.dout = q.dout.at(part.b, 0, 0);
+  to.u = d.u.at(part.b, 0, 0);
+  to.delta = d.delta.at(part.b, 0, 0);
+  to.z = q.z.data ? q.z.at(part.b, 0, 0) : to.dout;  // what is not there is not used
+  to.du = d.du.at(part.b, 0, 0);
+  to.ddelta = d.ddelta.at(part.b, 0, 0);
+  to.dz = q.dz.at(part.b, 0, 0);
   to.y = q.y + dense;
   to.some_du = q.du + dense;
   to.some_ddelta = q.ddelta + dense;
@@ -201,7 +203,7 @@ __device__ __forceinline__ void locate(Sample& to, const Scan& q, const Directio
 }
 template <class T>
 __device__ __forceinline__ Column<T> column(T* sample, const Strided<T>& of, int channel) {
-  return {(T*)((const char*)sample + (long long)channel * int(of.channel * sizeof(T))), of.token};
+  return {address((const char*)sample, channel, of.channel), of.token};
 }
 struct Yes {
   static constexpr bool value = true;
@@ -252,6 +254,7 @@ __device__ __forceinline__ void backward(const Scan& q) {
   }
   // What the segments after this one, in the order of the scan, send back.
   int after = d.reverse ? part.segment : q.segments - 1 - part.segment;
+#pragma unroll 1
   for (int i = 0; i < after; i++) {
     int segment = d.reverse ? i : q.segments - 1 - i;
     long long row = (long long)(part.b * q.directions + direction) * q.segments + segment;
@@ -280,50 +283,53 @@ __device__ __forceinline__ void backward(const Scan& q) {
       int at = min(channel0, last_channel);
       bool low = me.lane < CHUNK;
       prefetch(column(low ? sample.u : sample.delta, low ? d.u : d.delta, at).at(token));
-      if (low || q.z.data)
-        prefetch(column(low ? sample.dout : sample.z, low ? q.dout : q.z, at).at(token));
+      prefetch(column(low ? sample.dout : sample.z, low ? q.dout : q.z, at).at(token));
     }
-    stage_BC(rows, q, d, part, way, me.lane, warp, WARPS);
-    Column<const Act> us = column(sample.u, d.u, channel), zs = column(sample.z, q.z, channel);
-    Column<const Act> deltas = column(sample.delta, d.delta, channel);
-    Column<const Act> douts = column(sample.dout, q.dout, channel);
-    auto gradient = [&](int token) {  // of the sum of the read-outs, before the gate
-      float dy = value(*douts.at(token));
-      if (!q.z.data) return dy;
-      float z = value(*zs.at(token));
-      return dy * z * sigmoid(z);
-    };
-#pragma unroll 4
-    for (int j = 0; j < CHUNK / ROWS; j++) {
-      int p = j * ROWS + r, token = way.token(p);
-      bool has = token <= last && has_channel, read = has && token != unread;
-      token = min(token, last);
-      float u = value(*us.at(token)), raw = value(*deltas.at(token)) + bias;
-      float dy = gradient(token), dt = has ? (q.softplus ? softplus(raw) : raw) : 0.f;
-      me.step[p * WARP_TILE + e] = dt;
-      me.add[p * WARP_TILE + e] = dt * u;
-      me.grad[p * WARP_TILE + e] = read ? dy : 0.f;
+    stage_BC<WARPS>(rows, q, d, part, way, me.lane, warp);
+    bool gated = q.z.data;
+#pragma unroll 1
+    for (int batch = 0; batch < CHUNK / ROWS; batch += BATCH) {
+      Column<const Act> us = column(sample.u, d.u, channel), zs = column(sample.z, q.z, channel);
+      Column<const Act> deltas = column(sample.delta, d.delta, channel);
+      Column<const Act> douts = column(sample.dout, q.dout, channel);
+      Act u[BATCH], delta[BATCH], dout[BATCH], z[BATCH];  // all in flight at once
+#pragma unroll
+      for (int j = 0; j < BATCH; j++) {
+        int token = min(way.token((batch + j) * ROWS + r), last);
+        u[j] = *us.at(token), delta[j] = *deltas.at(token);
+        dout[j] = *douts.at(token), z[j] = *zs.at(token);
+      }
+#pragma unroll
+      for (int j = 0; j < BATCH; j++) {
+        int p = (batch + j) * ROWS + r, token = way.token(p);
+        bool has = token <= last && has_channel;
+        float raw = value(delta[j]) + bias, gate = value(z[j]) * sigmoid(value(z[j]));
+        float dt = has ? (q.softplus ? softplus(raw) : raw) : 0.f;
+        float dy = value(dout[j]) * (gated ? gate : 1.f);
+        me.step[p * WARP_TILE + e] = dt;
+        me.add[p * WARP_TILE + e] = dt * value(u[j]);
+        me.grad[p * WARP_TILE + e] = has && token != unread ? dy : 0.f;
+      }
     }
     const float* kept =
-        (const float*)opaque((const char*)sample.kept) + fours(q, 0, 0, 0, chunk, me.s, 0);
+        (const float*)address((const char*)sample.kept, chunk * NP / 4 + me.s, q.channels * 16);
     int c0 = channel0 + 2 * me.group, c1 = min(c0 + 1, last_channel);
     c0 = min(c0, last_channel);
     {
-      float4 f = load4(kept + 4ll * c0), g = load4(kept + 4ll * c1);
+      float4 f = load4(kept + 4 * c0), g = load4(kept + 4 * c1);
       me.h[0][0] = f.x, me.h[0][1] = f.y, me.h[0][2] = f.z, me.h[0][3] = f.w;
       me.h[1][0] = g.x, me.h[1][1] = g.y, me.h[1][2] = g.z, me.h[1][3] = g.w;
     }
     __syncthreads();
     sweep(me);
     // The second channel of a tile may not exist; the first one's state does as well for it.
-    const float* start = kept + 4ll * c0;
+    const float* start = kept + 4 * c0;
     if (d.masked)
       back<true>(me, start);
     else
       back<false>(me, start);
-    bool at_start = q.first_token && i + 1 == chunks &&
-                    part.segment == (d.reverse ? q.segments - 1 : 0);
-    if (at_start) {
+    bool at_start = i + 1 == chunks && part.segment == (d.reverse ? q.segments - 1 : 0);
+    if (at_start && q.first_token) {
       float sum[2] = {me.dh[0][0] + me.dh[0][1] + me.dh[0][2] + me.dh[0][3],
                       me.dh[1][0] + me.dh[1][1] + me.dh[1][2] + me.dh[1][3]};
       spread_sum<LPT, 1>(sum, me.lane);
@@ -334,49 +340,73 @@ __device__ __forceinline__ void backward(const Scan& q) {
     // The sums of all warps for B and C.
 #pragma unroll
     for (int v = me.lane % COLUMNS; v < 2 * NP; v += COLUMNS) {
-      Column<float> sums(sample.dBC + v, 2 * NP);
-#pragma unroll 2
+      Column<float> sums = dense_column(sample.dBC + v, 2 * NP);
+#pragma unroll 1
       for (int p = warp * ROWS_AT_ONCE + me.lane / COLUMNS; p < CHUNK; p += WARPS * ROWS_AT_ONCE) {
+        int token = way.token(p);
         const float* from = scratch + 4 * TILE + sums_at(p / 2) + p % 2 * 2 * NP + v;
         float sum = 0.f;
 #pragma unroll
         for (int w = 0; w < WARPS; w++) sum += from[w * WARP_FLOATS];
-        if (way.token(p) <= last) *sums.at(way.token(p)) = sum;
+        if (token <= last) *sums.at(token) = sum;
       }
     }
     if (together && second) __syncthreads();
     int first = at_start ? (d.reverse ? last : 0) : -1;
-    bool shared_u = q.shared_u, shared_delta = q.shared_delta, gated = q.z.data;
+    bool shared_u = q.shared_u, shared_delta = q.shared_delta;
     auto finish = [&](auto is_second) {
       constexpr bool Second = decltype(is_second)::value;
-      Column<float> ys(sample.y + channel, q.channels);
-      Column<float> some_du(sample.some_du + channel, q.channels);
-      Column<float> some_ddelta(sample.some_ddelta + channel, q.channels);
+      Column<const Act> us = column(sample.u, d.u, channel), zs = column(sample.z, q.z, channel);
+      Column<const Act> douts = column(sample.dout, q.dout, channel);
+      Column<float> ys = dense_column(sample.y + channel, q.channels);
+      Column<float> some_du = dense_column(sample.some_du + channel, q.channels);
+      Column<float> some_ddelta = dense_column(sample.some_ddelta + channel, q.channels);
       Column<Act> dus = column(sample.du, d.du, channel), dzs = column(sample.dz, q.dz, channel);
       Column<Act> ddeltas = column(sample.ddelta, d.ddelta, channel);
-#pragma unroll 2
-      for (int j = 0; j < CHUNK / ROWS; j++) {
-        int p = j * ROWS + r, at = p * WARP_TILE + e, token = way.token(p);
-        if (token > last || !has_channel) continue;
-        float u = value(*us.at(token)), dt = me.step[at], dy = me.grad[at];
-        if (token == unread) dy = gradient(token);  // the skip reads it all the same
-        float du = fmaf(dt, me.add[at], skip * dy);
-        float slope = q.softplus ? 1.f - ex2(-dt * LOG2E) : 1.f;
-        float ddelta = fmaf(u, me.add[at], LN2 * me.decayed[at]) * slope;
-        if (token == first) du += me.first[e];
-        dbias += ddelta;
-        dskip = fmaf(dy, u, dskip);
-        if (!Second && shared_u)
-          *some_du.at(token) = du;
-        else
-          store(dus.at(token), Second && shared_u ? du + *some_du.at(token) : du);
-        if (!Second && shared_delta)
-          *some_ddelta.at(token) = ddelta;
-        else
-          store(ddeltas.at(token), Second && shared_delta ? ddelta + *some_ddelta.at(token) : ddelta);
-        if (Second && gated) {
-          float z = value(*zs.at(token)), gate = sigmoid(z), dout = value(*douts.at(token));
-          store(dzs.at(token), dout * *ys.at(token) * gate * fmaf(z, 1.f - gate, 1.f));
+#pragma unroll 1
+      for (int batch = 0; batch < CHUNK / ROWS; batch += BATCH) {
+        Act u[BATCH], z[BATCH], dout[BATCH];  // all in flight at once
+        float y[BATCH], other_du[BATCH], other_ddelta[BATCH];
+#pragma unroll
+        for (int j = 0; j < BATCH; j++) {
+          int token = min(way.token((batch + j) * ROWS + r), last);
+          u[j] = *us.at(token);
+          if (Second && gated) z[j] = *zs.at(token), dout[j] = *douts.at(token), y[j] = *ys.at(token);
+          if (Second && shared_u) other_du[j] = *some_du.at(token);
+          if (Second && shared_delta) other_ddelta[j] = *some_ddelta.at(token);
+        }
+#pragma unroll
+        for (int j = 0; j < BATCH; j++) {
+          int p = (batch + j) * ROWS + r, at = p * WARP_TILE + e, token = way.token(p);
+          bool has = token <= last && has_channel;
+          float x = value(u[j]), dt = me.step[at], dy = me.grad[at];
+          float du = fmaf(dt, me.add[at], skip * dy);
+          float slope = q.softplus ? 1.f - ex2(-dt * LOG2E) : 1.f;
+          float ddelta = has ? fmaf(x, me.add[at], LN2 * me.decayed[at]) * slope : 0.f;
+          dbias += ddelta;
+          dskip = fmaf(dy, x, dskip);
+          if (token == first && has) {
+            if (q.first_token) du += me.first[e];
+            if (d.masked) {  // only the skip reads it
+              float g = value(*zs.at(token)), unseen = value(*douts.at(token));
+              if (gated) unseen *= g * sigmoid(g);
+              du = fmaf(skip, unseen, du);
+              dskip = fmaf(unseen, x, dskip);
+            }
+          }
+          if (!has) continue;
+          if (shared_u && !Second)
+            *some_du.at(token) = du;
+          else
+            store(dus.at(token), Second && shared_u ? du + other_du[j] : du);
+          if (shared_delta && !Second)
+            *some_ddelta.at(token) = ddelta;
+          else
+            store(ddeltas.at(token), Second && shared_delta ? ddelta + other_ddelta[j] : ddelta);
+          if (Second && gated) {
+            float g = value(z[j]), open = sigmoid(g), slope = open * fmaf(g, 1.f - open, 1.f);
+            store(dzs.at(token), value(dout[j]) * y[j] * slope);
+          }
         }
       }
     };
