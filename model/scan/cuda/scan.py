@@ -50,7 +50,21 @@ class _Scan(ctypes.Structure):
     _fields_ = [
         ("direction", _Direction * 2),
         *((name, Strided) for name in ("z", "dout", "out", "dz")),
-        *((name, Pointer) for name in ("y", "du", "ddelta", "kept", "last", "ends", "steps")),
+        *(
+            (name, Pointer)
+            for name in (
+                "y",
+                "du",
+                "ddelta",
+                "kept",
+                "last",
+                "start",
+                "dlast",
+                "dstart",
+                "ends",
+                "steps",
+            )
+        ),
         *((name, Pointer) for name in ("dBC", "dA", "dD")),
         *((name, Int) for name in ("batch", "channels", "length", "states", "groups")),
         *((name, Int) for name in ("directions", "segments", "segment_chunks")),
@@ -84,18 +98,10 @@ def padded(size: int) -> int:
 def takes(scan: Scan) -> bool:
     """Whether the kernels can run ``scan``.
 
-    They know neither constant B and C, nor a state that is given or that gradients come back to,
-    nor a state size that does not fit into a lane's registers.
+    They know neither constant B and C, nor a state size that does not fit into a lane's registers.
     """
     mixing = [t for d in scan.directions() for t in (d.B, d.C)]
-    has_gradient = any(tensor.requires_grad for _, tensor in scan.tensors())
-    state_gradient = scan.return_last_state and has_gradient and torch.is_grad_enabled()
-    return (
-        all(tensor.dim() == 4 for tensor in mixing)
-        and scan.initial_state is None
-        and not state_gradient
-        and scan.shape[3] <= MAX_STATES
-    )
+    return all(tensor.dim() == 4 for tensor in mixing) and scan.shape[3] <= MAX_STATES
 
 
 def states_shape(scan: Scan) -> Sequence[int]:
@@ -157,11 +163,14 @@ def _ceil(a: int, b: int) -> int:
     return (a + b - 1) // b
 
 
-def macros(dtype: torch.dtype, size: int, backward_warps: int) -> dict[str, str | int]:
+def macros(
+    dtype: torch.dtype, size: int, backward_warps: int, states_given: bool = False
+) -> dict[str, str | int]:
     """What the sources are compiled with."""
     return {
         "ACTIVATION": _ACTIVATIONS[dtype],
         "STATES": padded(size),
+        "STATES_GIVEN": int(states_given),
         "BACKWARD_WARPS": backward_warps,
         "BACKWARD_BLOCKS": _BACKWARD_BLOCKS[backward_warps],
     }
@@ -201,6 +210,10 @@ def backward(
     call = _Call(scan)
     job, grads = call.job, dict[str, Tensor]()
     job.dout, job.kept = call.strided(dout), states.data_ptr()
+    job.dlast = call.dense(dlast_state)
+    if scan.initial_state is not None:
+        grads["initial_state"] = call.floats(call.batch, call.channels, call.size)
+        job.dstart = grads["initial_state"].data_ptr()
     if scan.z is not None:
         dz = call.memory("z", into)
         grads["z"] = call.activation() if dz is None else dz
@@ -249,6 +262,7 @@ class _Call:
         job.batch, job.channels, job.length, job.states = scan.shape
         job.groups = scan.groups
         job.directions = len(directions)
+        job.start = self.dense(scan.initial_state)
         job.softplus, job.first_token = scan.delta_softplus, scan.first_token
         for direction, to in zip(directions, job.direction, strict=False):
             self._fill(direction, to)
@@ -257,15 +271,15 @@ class _Call:
         self.plan = Plan.of(
             len(directions), *scan.shape, job.groups, launch.multiprocessors(scan.u.device)
         )
-        self.kernels = launch.load(
-            "scan.cu", macros(self.dtype, self.size, self.plan.backward_warps), scan.u.device
-        )
+        states_given = scan.initial_state is not None or scan.return_last_state
+        variant = macros(self.dtype, self.size, self.plan.backward_warps, states_given)
+        self.kernels = launch.load("scan.cu", variant, scan.u.device)
 
     def _fill(self, direction: Direction, to: _Direction) -> None:
         to.u, to.delta = self.strided(direction.u), self.strided(direction.delta)
         to.B, to.C = (_Rows.of(self._kept(tensor)) for tensor in (direction.B, direction.C))
-        to.A, to.D = self._dense(direction.A), self._dense(direction.D)
-        to.bias = self._dense(direction.delta_bias)
+        to.A, to.D = self.dense(direction.A), self.dense(direction.D)
+        to.bias = self.dense(direction.delta_bias)
         to.reverse, to.masked = direction.reverse, direction.mask_current
 
     def _kept(self, tensor: Tensor) -> Tensor:
@@ -281,7 +295,7 @@ class _Call:
         tensor = (into or {}).get(name)
         return tensor if tensor is not None and tensor.dtype == self.dtype else None
 
-    def _dense(self, tensor: Tensor | None) -> int | None:
+    def dense(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None
         self._alive.append(tensor.to(torch.float32).contiguous())
