@@ -4,7 +4,7 @@
 #include "scan_reduce.cuh"
 
 // Enough blocks per multiprocessor that 16 samples of VideoMambaPro-M are resident at once.
-KERNEL(scan_forward, Scan, 64, 9) { walk<READ>(q); }
+KERNEL(scan_forward, Scan, 64, NP <= 16 ? 9 : NP == 32 ? 8 : 6) { walk<READ>(q); }
 KERNEL(scan_ends, Scan, 64, 9) { walk<END>(q); }
 KERNEL(scan_adjoint_ends, Scan, 64, 9) { walk<ADJOINT>(q); }
 KERNEL(scan_backward, Scan, 64 * BACKWARD_WARPS, BACKWARD_BLOCKS) { backward(q); }

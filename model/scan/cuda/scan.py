@@ -2,7 +2,7 @@
 
 import ctypes
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,8 +17,9 @@ _CHUNK = 16  # tokens between kept states
 _REDUCE_THREADS = 128
 _MAX_JOBS = 10
 _MIN_SEGMENT_CHUNKS = 8
-# Blocks of 2 * warps warps that share a multiprocessor, by registers and shared memory.
-_BACKWARD_BLOCKS = {4: 2, 3: 3, 1: 9}
+# By padded state size: warps per direction of a block of the backward kernel, and how many such
+# blocks share a multiprocessor; ptxas fits the registers to that without spilling.
+_BACKWARD_BLOCKS = {8: {3: 3, 1: 9}, 16: {4: 2, 3: 3, 1: 9}, 32: {3: 2, 1: 9}, 64: {3: 2, 1: 6}}
 _ACTIVATIONS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
@@ -32,8 +33,8 @@ class _Rows(ctypes.Structure):
     @classmethod
     def of(cls, tensor: Tensor) -> "_Rows":
         """(B, groups, N, L)."""
-        strides = (tensor.element_size() * step for step in tensor.stride())
-        return cls(tensor.data_ptr(), *strides)
+        size = tensor.element_size()
+        return cls(tensor.data_ptr(), *(size * stride for stride in tensor.stride()))
 
 
 class _Direction(ctypes.Structure):
@@ -156,7 +157,7 @@ class Plan(NamedTuple):
             blocks = tiles * batch * backward
             return _ceil(blocks, multiprocessors) * warps * (1 + 0.2 / warps)
 
-        return cls(segments(6), backward, min(_BACKWARD_BLOCKS, key=cost))
+        return cls(segments(6), backward, min(_BACKWARD_BLOCKS[padded(size)], key=cost))
 
 
 def _ceil(a: int, b: int) -> int:
@@ -172,8 +173,13 @@ def macros(
         "STATES": padded(size),
         "STATES_GIVEN": int(states_given),
         "BACKWARD_WARPS": backward_warps,
-        "BACKWARD_BLOCKS": _BACKWARD_BLOCKS[backward_warps],
+        "BACKWARD_BLOCKS": _BACKWARD_BLOCKS[padded(size)][backward_warps],
     }
+
+
+def variants() -> Iterator[tuple[int, int]]:
+    """The state sizes and warps per block of the backward kernel that ``macros`` knows."""
+    return ((size, warps) for size, blocks in _BACKWARD_BLOCKS.items() for warps in blocks)
 
 
 def forward(scan: Scan, keep: bool) -> Forward:
