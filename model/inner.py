@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.config import ModelConfig
@@ -22,6 +23,8 @@ from model.scan.cuda.scan import MAX_STATES
 from model.scan.dispatch import say_used
 from model.scan.fused import fused_backend
 from model.scan.problem import Scan
+
+_SUFFIXES = ("", "_b")  # of the scan's arguments, by direction
 
 
 class Way(NamedTuple):
@@ -102,6 +105,7 @@ class _Inner(torch.autograd.Function):
         return done.out.transpose(1, 2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         options: Options = ctx.options
         xz, A, A_b, pre_gate, states, *rest = ctx.saved_tensors
@@ -112,7 +116,7 @@ class _Inner(torch.autograd.Function):
         # Of x_proj's output: its columns are those of the low-rank step, B and C.
         dprojected = [torch.empty_like(activations[3 * i + 1]) for i in range(count)]
         into = {"z": dz}
-        for suffix, buffer in zip(("", "_b"), dprojected, strict=False):
+        for suffix, buffer in zip(_SUFFIXES, dprojected, strict=False):
             _, into["B" + suffix], into["C" + suffix] = _columns(buffer, ways[0])
         with _as_given(xz):
             scan = _scan(options, xz, A, A_b, ways, activations)
@@ -120,38 +124,42 @@ class _Inner(torch.autograd.Function):
             grads = kernels.backward(scan, dout.transpose(1, 2), None, pre_gate, states, into)
             dparameters: list[Tensor] = []
             for index, way in enumerate(ways):
-                suffix = "_b" if index == 1 else ""
                 convolved, projected, _ = activations[3 * index : 3 * index + 3]
-                ddelta = _rows(grads["delta" + suffix], xz.dtype)
-                dprojected_rows = dprojected[index].flatten(0, 1)
-                low_rank = projected.flatten(0, 1)[:, : way.dt_proj.shape[1]]
-                torch.mm(ddelta, way.dt_proj, out=dprojected_rows[:, : way.dt_proj.shape[1]])
-                if options.scans_input:
-                    dconvolved = dprojected_rows @ way.x_proj
-                else:
-                    dconvolved = _rows(grads["u" + suffix], xz.dtype)
-                    dconvolved.addmm_(dprojected_rows, way.x_proj)
+                suffix, product = _SUFFIXES[index], dprojected[index].flatten(0, 1)
+                step_grads = _step_backward(grads["delta" + suffix], projected, way, product)
+                du = None if options.scans_input else grads["u" + suffix]
+                dconvolved = _projection_backward(du, way, product)
                 taps = way.conv_weight.flatten(1)
                 dx_of_way, dconv = conv.kernels(options.conv_backend).backward(
-                    dconvolved.view_as(xz[..., : dx.shape[1]]).transpose(1, 2),
+                    dconvolved.view(*xz.shape[:2], -1).transpose(1, 2),
                     *(_halves(xz)[0], taps, way.conv_bias, index == 1),
                     dx if index == 0 else None,
                 )
-                if index == 1:
+                if index > 0:
                     dx += dx_of_way
                 dweight, dbias = dconv.split([taps.numel(), len(taps)])
-                dparameters += [
-                    dweight.view_as(way.conv_weight),
-                    dbias,
-                    dprojected_rows.t() @ _rows(convolved, xz.dtype),
-                    ddelta.t() @ low_rank,
-                    grads["delta_bias" + suffix],
-                    grads["D" + suffix],
-                ]
+                dparameters += [dweight.view_as(way.conv_weight), dbias]
+                dparameters += [product.t() @ _rows(convolved, xz.dtype), step_grads]
+                dparameters += [grads["delta_bias" + suffix], grads["D" + suffix]]
             if options.scans_input:
                 dx += grads["u"]
         typed = [grad.to(dtype) for grad, dtype in zip(dparameters, ctx.dtypes, strict=True)]
         return (None, dxz, grads["A"].to(A.dtype), grads["A_b"].to(A_b.dtype), *typed)
+
+
+def _step_backward(ddelta: Tensor, projected: Tensor, way: Way, product: Tensor) -> Tensor:
+    """The gradient of dt_proj; that of its input goes into the first columns of ``product``."""
+    rank = way.dt_proj.shape[1]
+    rows = _rows(ddelta, product.dtype)
+    torch.mm(rows, way.dt_proj, out=product[:, :rank])
+    return rows.t() @ projected.flatten(0, 1)[:, :rank]
+
+
+def _projection_backward(du: Tensor | None, way: Way, product: Tensor) -> Tensor:
+    """The gradient (B L, D) of what is convolved; ``du`` is the scan's part where it reads that."""
+    if du is None:
+        return product @ way.x_proj
+    return _rows(du, product.dtype).addmm_(product, way.x_proj)
 
 
 @contextmanager
@@ -205,7 +213,7 @@ def _scan(
     x, z = _halves(xz)
     given: dict[str, Any] = {}
     for index, way in enumerate(ways):
-        suffix = "_b" if index == 1 else ""
+        suffix = _SUFFIXES[index]
         convolved, projected, delta = activations[3 * index : 3 * index + 3]
         _, given["B" + suffix], given["C" + suffix] = _columns(projected, way)
         given["delta" + suffix] = delta.transpose(1, 2)

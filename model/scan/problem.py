@@ -86,12 +86,6 @@ class Scan:
         return next((t.shape[1] for _, t in self._mixing() if t.dim() == 4), 1)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it needs nothing but B and C of one group: no state given or wanted."""
-        states = self.initial_state is not None or self.return_last_state
-        return not states and all(t.dim() == 3 for _, t in self._mixing())
-
-    @property
     def state_dtype(self) -> torch.dtype:
         """float64 when any input is, else float32: the state is never kept in half precision."""
         is_double = any(tensor.dtype == torch.float64 for _, tensor in self.tensors())
