@@ -2,7 +2,7 @@
 
 import ctypes
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.scan.cuda import launch
 from model.scan.cuda.launch import Card, Int, Long, Pointer, Strided, Unsigned
-from model.scan.problem import Direction, Forward, Scan, ScanError, token_major
+from model.scan.problem import Direction, Forward, Scan, ScanError, placed, token_major
 
 MAX_STATES = 64
 _CHUNK = 16  # tokens between kept states
@@ -51,7 +51,21 @@ class _Scan(ctypes.Structure):
     _fields_ = [
         ("direction", _Direction * 2),
         *((name, Strided) for name in ("z", "dout", "out", "dz")),
-        *((name, Pointer) for name in ("y", "du", "ddelta", "kept", "last", "ends", "steps")),
+        *(
+            (name, Pointer)
+            for name in (
+                "y",
+                "du",
+                "ddelta",
+                "kept",
+                "last",
+                "start",
+                "dlast",
+                "dstart",
+                "ends",
+                "steps",
+            )
+        ),
         *((name, Pointer) for name in ("dBC", "dA", "dD")),
         *((name, Int) for name in ("batch", "channels", "length", "states", "groups")),
         *((name, Int) for name in ("directions", "segments", "segment_chunks")),
@@ -85,18 +99,10 @@ def padded(size: int) -> int:
 def takes(scan: Scan) -> bool:
     """Whether the kernels can run ``scan``.
 
-    They know neither constant B and C, nor a state that is given or that gradients come back to,
-    nor a state size that does not fit into a lane's registers.
+    They know neither constant B and C, nor a state size that does not fit into a lane's registers.
     """
     mixing = [t for d in scan.directions() for t in (d.B, d.C)]
-    has_gradient = any(tensor.requires_grad for _, tensor in scan.tensors())
-    state_gradient = scan.return_last_state and has_gradient and torch.is_grad_enabled()
-    return (
-        all(tensor.dim() == 4 for tensor in mixing)
-        and scan.initial_state is None
-        and not state_gradient
-        and scan.shape[3] <= MAX_STATES
-    )
+    return all(tensor.dim() == 4 for tensor in mixing) and scan.shape[3] <= MAX_STATES
 
 
 def states_shape(scan: Scan) -> Sequence[int]:
@@ -174,11 +180,14 @@ def backward_blocks(size: int, warps: int, shared: int) -> int:
     return max(1, min(fit, _BACKWARD_BLOCKS[padded(size)][warps]))
 
 
-def macros(dtype: torch.dtype, size: int, warps: int, shared: int) -> dict[str, str | int]:
+def macros(
+    dtype: torch.dtype, size: int, warps: int, shared: int, states_given: bool = False
+) -> dict[str, str | int]:
     """What the sources are compiled with, for a multiprocessor's ``shared`` memory."""
     return {
         "ACTIVATION": _ACTIVATIONS[dtype],
         "STATES": padded(size),
+        "STATES_GIVEN": int(states_given),
         "BACKWARD_WARPS": warps,
         "BACKWARD_BLOCKS": backward_blocks(size, warps, shared),
     }
@@ -212,14 +221,24 @@ def forward(scan: Scan, keep: bool) -> Forward:
 
 
 def backward(
-    scan: Scan, dout: Tensor, dlast_state: Tensor | None, pre_gate: Tensor, states: Tensor
+    scan: Scan,
+    dout: Tensor,
+    dlast_state: Tensor | None,
+    pre_gate: Tensor,
+    states: Tensor,
+    into: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """See ``op.Kernels``. No atomics: partial sums are added in a fixed order."""
     call = _Call(scan)
     job, grads = call.job, dict[str, Tensor]()
     job.dout, job.kept = call.strided(dout), states.data_ptr()
+    job.dlast = call.dense(dlast_state)
+    if scan.initial_state is not None:
+        grads["initial_state"] = call.floats(call.batch, call.channels, call.size)
+        job.dstart = grads["initial_state"].data_ptr()
     if scan.z is not None:
-        grads["z"] = call.activation()
+        dz = call.memory("z", into)
+        grads["z"] = call.activation() if dz is None else dz
         job.y, job.dz = pre_gate.data_ptr(), Strided.of(grads["z"])
     directions = scan.directions()
     for direction, to in zip(directions, job.direction, strict=False):
@@ -247,7 +266,7 @@ def backward(
     warps = call.plan.backward_warps
     shared = backward_shared(call.size, warps, job.directions)
     call.launch("scan_backward", tiles, 32 * warps * job.directions, shared)
-    return grads | _Reducer(call, scan).run(dBC, dA, dD)
+    return placed(grads | _Reducer(call, scan, into).run(dBC, dA, dD), into)
 
 
 _SHARED = {"du": "shared_u", "ddelta": "shared_delta"}
@@ -266,6 +285,7 @@ class _Call:
         job.batch, job.channels, job.length, job.states = scan.shape
         job.groups = scan.groups
         job.directions = len(directions)
+        job.start = self.dense(scan.initial_state)
         job.softplus, job.first_token = scan.delta_softplus, scan.first_token
         for direction, to in zip(directions, job.direction, strict=False):
             self._fill(direction, to)
@@ -273,14 +293,16 @@ class _Call:
             job.z = self.strided(scan.z)
         card = launch.card(scan.u.device)
         self.plan = Plan.of(len(directions), *scan.shape, job.groups, card)
-        chosen = macros(self.dtype, self.size, self.plan.backward_warps, card.shared)
-        self.kernels = launch.load("scan.cu", chosen, scan.u.device)
+        states_given = scan.initial_state is not None or scan.return_last_state
+        warps = self.plan.backward_warps
+        variant = macros(self.dtype, self.size, warps, card.shared, states_given)
+        self.kernels = launch.load("scan.cu", variant, scan.u.device)
 
     def _fill(self, direction: Direction, to: _Direction) -> None:
         to.u, to.delta = self.strided(direction.u), self.strided(direction.delta)
         to.B, to.C = (_Rows.of(self._kept(tensor)) for tensor in (direction.B, direction.C))
-        to.A, to.D = self._dense(direction.A), self._dense(direction.D)
-        to.bias = self._dense(direction.delta_bias)
+        to.A, to.D = self.dense(direction.A), self.dense(direction.D)
+        to.bias = self.dense(direction.delta_bias)
         to.reverse, to.masked = direction.reverse, direction.mask_current
 
     def _kept(self, tensor: Tensor) -> Tensor:
@@ -291,7 +313,12 @@ class _Call:
         """An activation as the kernels take it, copied only when its type is another."""
         return Strided.of(self._kept(tensor))
 
-    def _dense(self, tensor: Tensor | None) -> int | None:
+    def memory(self, name: str, into: Mapping[str, Tensor] | None) -> Tensor | None:
+        """Where a gradient shall go, when the kernels can write there."""
+        tensor = (into or {}).get(name)
+        return tensor if tensor is not None and tensor.dtype == self.dtype else None
+
+    def dense(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None
         self._alive.append(tensor.to(torch.float32).contiguous())
@@ -347,8 +374,8 @@ def _common_dtype(scan: Scan) -> torch.dtype:
 class _Reducer:
     """Adds up the partial sums of a backward pass in one launch."""
 
-    def __init__(self, call: _Call, scan: Scan) -> None:
-        self._call, self._scan = call, scan
+    def __init__(self, call: _Call, scan: Scan, into: Mapping[str, Tensor] | None) -> None:
+        self._call, self._scan, self._into = call, scan, into
         self._reduction = _Reduction()
         self._blocks = 0
 
@@ -363,7 +390,7 @@ class _Reducer:
         for owner, of in owners.items():
             name = owner.removesuffix("_b")
             if name in ("B", "C"):
-                grads[owner] = self._rows(dBC, of, (name == "C") * padded(call.size))
+                grads[owner] = self._rows(dBC, owner, of, (name == "C") * padded(call.size))
             elif name == "A":
                 grads[owner] = self._parameter(dA, of, 0, call.size, padded(call.size))
             else:
@@ -372,12 +399,16 @@ class _Reducer:
         call.kernels.launch("scan_reduce", self._blocks, _REDUCE_THREADS, 0, self._reduction)
         return grads
 
-    def _rows(self, partial: Tensor, of: list[int], offset: int) -> Tensor:
+    def _rows(self, partial: Tensor, owner: str, of: list[int], offset: int) -> Tensor:
         """dB or dC (B, groups, N, L), over tiles and directions."""
         call = self._call
         groups, tiles = int(call.job.groups), partial.shape[2]
         shape = (call.batch, call.length, groups, call.size)
-        out = call._like.new_empty(shape, dtype=call.dtype)
+        memory = call.memory(owner, self._into)
+        if memory is None:
+            out = call._like.new_empty(shape, dtype=call.dtype)
+        else:
+            out = (memory if memory.dim() == 4 else memory[:, None]).permute(0, 3, 1, 2)
         per_batch, per_direction, per_tile, per_token, _ = partial.stride()
         per_group = tiles // groups
         axes = [

@@ -250,6 +250,8 @@ __device__ __forceinline__ void backward(const Scan& q) {
       int state = me.s * 4 + n;
       me.A[c][n] = state < q.states ? d.A[(long long)mine * q.states + state] * LOG2E : 0.f;
       me.dh[c][n] = me.dA[c][n] = 0.f;
+      if (STATES_GIVEN && q.dlast && state < q.states)
+        me.dh[c][n] = q.dlast[((long long)part.b * q.channels + mine) * q.states + state];
     }
   }
   // What the segments after this one, in the order of the scan, send back.
@@ -388,7 +390,7 @@ __device__ __forceinline__ void backward(const Scan& q) {
           if (token == first && has) {
             if (q.first_token) du += me.first[e];
             if (d.masked) {  // only the skip reads it
-              float g = value(*zs.at(token)), unseen = value(*douts.at(token));
+              float g = gated ? value(*zs.at(token)) : 0.f, unseen = value(*douts.at(token));
               if (gated) unseen *= g * sigmoid(g);
               du = fmaf(skip, unseen, du);
               dskip = fmaf(unseen, x, dskip);
@@ -417,6 +419,15 @@ __device__ __forceinline__ void backward(const Scan& q) {
     if (together && !second) __syncthreads();
   }
 
+  if (STATES_GIVEN && q.dstart && part.segment == (d.reverse ? q.segments - 1 : 0))
+#pragma unroll
+    for (int c = 0; c < 2; c++)
+#pragma unroll
+      for (int n = 0; n < 4; n++) {
+        int mine = channel0 + 2 * me.group + c, state = me.s * 4 + n;
+        if (mine <= last_channel && state < q.states)
+          q.dstart[((long long)part.b * q.channels + mine) * q.states + state] = me.dh[c][n];
+      }
   long long row = (long long)(part.b * q.directions + direction) * q.segments + part.segment;
 #pragma unroll
   for (int c = 0; c < 2; c++)
