@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from model.scan.cuda.compile import ARCHITECTURES, build_cubin
-from model.scan.cuda.scan import macros
+from model.scan.cuda.plan import macros
 
 Instruction = tuple[int, str]
 

@@ -15,7 +15,7 @@ from model.errors import ModelError
 from model.scan.cuda.compile import ARCHITECTURES, Macros, build_cubin, resources
 from model.scan.cuda.elements import TYPES
 from model.scan.cuda.launch import architecture
-from model.scan.cuda.scan import macros, variants
+from model.scan.cuda.plan import macros, variants
 
 
 def _units(shared: int) -> Iterator[tuple[str, Macros]]:

@@ -2,6 +2,7 @@
 //
 // ACTIVATION is the type of u, delta, B, C, z and the gradients of these. STATES is the state size
 // N padded to a power of two, 8 to 64. The state, the parameters and every sum are float32.
+// STATES_GIVEN is 1 for a scan that is given its start or a gradient of its last state, else 0.
 //
 // A block owns a tile of neighbouring channels of one sample and one segment of its tokens, in both
 // directions at once. A direction is a way to count: position p of chunk k is token k * CHUNK + p
@@ -40,6 +41,8 @@ struct Scan {
   float *du, *ddelta;  // (B, L, D): partial sums of what both directions share
   float* kept;         // (B, directions, chunks, NP / 4, D, 4): the state before each chunk
   float* last;         // (B, directions, D, N): the state after the last token
+  const float *start, *dlast;  // (B, D, N) of one direction, or null: the state before the first
+  float* dstart;               // token, and the gradients of the last state and of that one
   float *ends, *steps; // (B, directions, segments, NP / 4, D, 4) and (.., D): see `scan_walk`
   float *dBC;          // (B, directions, tiles, L, 2 NP): partial sums
   float *dA, *dD;      // (B, directions, segments, D, NP) and (.., 2, D): D's, then the bias's

@@ -44,6 +44,11 @@ __device__ __forceinline__ void start_state(Lane& me, const Scan& q, const Direc
   float first = value(*d.u.column(part.b, me.channel).at(d.reverse ? q.length - 1 : 0));
 #pragma unroll
   for (int n = 0; n < 8; n++) me.h[n] = q.first_token && me.s * 8 + n < q.states ? first : 0.f;
+  if (STATES_GIVEN && q.start) {
+    const float* start = q.start + ((long long)part.b * q.channels + me.channel) * q.states;
+#pragma unroll
+    for (int n = 0; n < 8; n++) me.h[n] = me.s * 8 + n < q.states ? start[me.s * 8 + n] : 0.f;
+  }
   int before = d.reverse ? q.segments - 1 - part.segment : part.segment;
 #pragma unroll 1
   for (int i = 0; i < before; i++) {

@@ -16,7 +16,7 @@ from torch import Tensor
 from model.scan import bidirectional_scan, dispatch, op, selective_scan
 from model.scan.cuda import launch
 from model.scan.cuda import scan as cuda_scan
-from model.scan.cuda.scan import Plan
+from model.scan.cuda.plan import Plan, backward_blocks
 from tests.model.scan.cuda_host import host_kernels
 
 Make = Callable[..., dict[str, Tensor]]
@@ -239,8 +239,8 @@ def test_the_plan_depends_on_shapes_alone() -> None:
     assert 8 <= long.backward_segments <= 32
     assert Plan.of(**h100, batch=1, length=10)[:2] == (1, 1)
     # Shared memory for one block of 8 warps, for two with that of an H100.
-    assert cuda_scan.backward_blocks(16, 4, 100 * 1024) == 1
-    assert cuda_scan.backward_blocks(16, 4, launch.Card().shared) == 2
+    assert backward_blocks(16, 4, 100 * 1024) == 1
+    assert backward_blocks(16, 4, launch.Card().shared) == 2
 
 
 def test_more_blocks_than_a_grid_takes_is_said(random_scan: Make) -> None:

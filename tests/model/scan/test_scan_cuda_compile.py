@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.scan.cuda.compile import ARCHITECTURES, build_cubin, resources
-from model.scan.cuda.scan import macros, variants
+from model.scan.cuda.plan import macros, variants
 
 bf16, f16, f32 = torch.bfloat16, torch.float16, torch.float32
 CASES = [
