@@ -28,6 +28,27 @@ _VERDICTS = {
 }
 
 
+_OF_MACHINE = frozenset(
+    {
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.EROFS,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+
+
+def is_of_machine(error: OSError) -> bool:
+    """Whether what is written or read does not matter: disk full, I/O error, stale handle."""
+    return error.errno in _OF_MACHINE
+
+
 def verdict(error: OSError, path: str | os.PathLike[str]) -> tuple[str, str]:
     """(code, detail), when the error is a property of the file at `path`.
 

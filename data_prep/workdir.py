@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from data_prep.annotation import Problem
 from data_prep.durable import move, publish
-from data_prep.errors import DataError
+from data_prep.errors import refused
 from data_prep.jobs.pool import Caps
 from data_prep.plan import PlannedClip, PlannedShard
 from data_prep.video.clip import EncodeSettings
@@ -98,7 +98,7 @@ class Workdir:
                 path.mkdir(parents=True, exist_ok=True)
             publish(self.root / "writable", b"")
         except OSError as error:
-            raise DataError(f"{self.root}: cannot be written ({error.strerror})") from None
+            raise refused(error, f"{self.root}: cannot be written") from None
 
     def save_plan(
         self, plan: SplitPlan, shards: list[PlannedShard], problems: list[Problem]

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.errors import DataError
+from data_prep.errors import DataError, MachineTrouble
 from data_prep.jobs.claims import Claim, Claims
 from data_prep.jobs.pool import ClipPool
 from data_prep.jobs.progress import JobProgress, progress_bar
@@ -161,13 +161,17 @@ def run_jobs(work: Path, *, jobs: int, decoders: int, show_progress: bool) -> No
         command = [sys.executable, "-m", "data_prep.jobs.job", str(work), str(decoders)]
         processes = [subprocess.Popen(command) for _ in range(jobs)]
         try:
-            for process in processes:
-                process.wait()
+            statuses = [process.wait() for process in processes]
         finally:
             for process in processes:
                 process.terminate()
                 process.wait()
+        if all(statuses):
+            raise MachineTrouble(f"{work}: all {jobs} jobs stopped; each says above why")
 
 
 if __name__ == "__main__":
-    run_shard_worker(Path(sys.argv[1]), decoders=int(sys.argv[2]))
+    try:
+        run_shard_worker(Path(sys.argv[1]), decoders=int(sys.argv[2]))
+    except MachineTrouble as trouble:
+        sys.exit(f"error: {trouble}")

@@ -13,7 +13,7 @@ import av
 from av.video.stream import VideoStream
 
 from data_prep.annotation import IMAGE_SUFFIXES
-from data_prep.errors import MachineTrouble, verdict
+from data_prep.errors import MachineTrouble, is_of_machine, verdict
 from data_prep.video.clip import ClipRequest, EncodeSettings, PreparedClip, RejectedClip
 from data_prep.video.decode import (
     DecodedFrame,
@@ -111,9 +111,10 @@ def _encode(request: ClipRequest, *, seek: bool, constant_rate: bool) -> Prepare
             )
         except MemoryError:  # FFmpeg's own is also an FFmpegError
             raise
-        except OSError as error:
-            raise MachineTrouble(f"{request.path!r}: its clip cannot be kept ({error})") from None
-        except av.FFmpegError as error:
+        except (OSError, av.FFmpegError) as error:
+            if isinstance(error, OSError) and is_of_machine(error):
+                detail = f"{request.path!r}: its clip cannot be kept ({error})"
+                raise MachineTrouble(detail) from None
             raise Rejection("encode", str(error)) from None
         timeline.check_length()
     return _prepared(clip, timeline.fps(nominal), picture, original)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +13,27 @@ import typer
 if TYPE_CHECKING:
     from data_prep.options import ShardConfig
     from data_prep.schema import Manifest
+
+
+@contextmanager
+def machine_trouble_in_one_line() -> Iterator[None]:
+    """A full disk, an I/O error or too little memory: status 1, and nothing is lost."""
+    from data_prep.errors import MachineTrouble, is_of_machine
+    from pipeline import exits
+
+    try:
+        yield
+    except MachineTrouble as error:
+        line = str(error)
+    except OSError as error:
+        if not is_of_machine(error):
+            raise
+        line = f"{error}; run the same command again when there is room"
+    else:
+        return
+    typer.echo(f"error: {line}", err=True)
+    sys.exit(exits.FAILED)
+
 
 app = typer.Typer(no_args_is_help=True, help="Make and inspect shard directories.")
 
@@ -29,7 +52,8 @@ def data_synth(
     from data_prep.synthetic import SynthOptions, synthesize
 
     options = SynthOptions(clips_per_split={"train": train, "val": val}, seed=seed)
-    typer.echo(synthesize(out, options))
+    with machine_trouble_in_one_line():
+        typer.echo(synthesize(out, options))
 
 
 @app.command("shard")
@@ -79,7 +103,8 @@ def data_shard(
         encode=EncodeSettings(copy_suitable=copy),
         work=work,
     )
-    manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)
+    with machine_trouble_in_one_line():
+        manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)
     counts = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
     typer.echo(f"{out}: {len(manifest.classes)} classes; samples: {counts}")
 
@@ -125,7 +150,8 @@ def data_verify(
     """
     from data_prep.sealed.verify import verify
 
-    found = verify(shards, fix=fix)
+    with machine_trouble_in_one_line():
+        found = verify(shards, fix=fix)
     for name in found.rebuilt:
         typer.echo(f"rebuilt {name}")
     for finding in found.findings:
@@ -143,7 +169,8 @@ def data_report(shards: Annotated[str, typer.Argument(help="Shard directory.")])
     """
     from data_prep.sealed.report import report
 
-    typer.echo(report(shards))
+    with machine_trouble_in_one_line():
+        typer.echo(report(shards))
 
 
 @app.command("cache")
