@@ -29,6 +29,8 @@ _CONTAINERS = (
 )
 _SMPTE2084, _ARIB_STD_B67 = 16, 18
 _PREROLL_S = 2.0
+ROUNDING_S = Fraction(1, 1000)
+"""A frame may come this much before the time that names it, in decimals or in container ticks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,7 @@ def frames(
         if previous is not None and time < previous:
             raise TimesContradictOrder
         previous = time
-        if time >= Fraction(start_s) - Fraction(1, 1000):
+        if time >= Fraction(start_s) - ROUNDING_S:
             if frame.is_corrupt:
                 raise Rejection("corrupt", f"damaged data in frame {number}")
             yield DecodedFrame(frame, time)

@@ -26,7 +26,7 @@ BT601, LIMITED_RANGE = 6, 1  # AVCOL_SPC_SMPTE170M, AVCOL_RANGE_MPEG: the encode
 SHORT_SIDE = 256
 MIN_SIDE = 16
 _UNSPECIFIED = 0
-_BT601_TAGS = frozenset({2, 5, 6})  # unspecified, BT.470BG, SMPTE 170M
+BT601_TAGS = frozenset({2, 5, 6})  # unspecified, BT.470BG, SMPTE 170M
 # Tag of a frame (AVCOL_SPC) -> name of its matrix for the scaler, which has other numbers.
 # Untagged, reserved and "RGB" on planes of luma and chroma are BT.601, as everywhere in FFmpeg.
 _MATRICES = {
@@ -111,7 +111,7 @@ def is_stored_picture(frame: VideoFrame) -> bool:
     """Whether the frame needs neither turning nor another matrix or range to be stored."""
     return (
         not turn_upright(frame)
-        and frame.colorspace in _BT601_TAGS
+        and frame.colorspace in BT601_TAGS
         and frame.color_range in (_UNSPECIFIED, LIMITED_RANGE)
     )
 

@@ -16,6 +16,7 @@ from data_prep.annotation import IMAGE_SUFFIXES
 from data_prep.errors import MachineTrouble, is_of_machine, verdict
 from data_prep.video.clip import ClipRequest, EncodeSettings, PreparedClip, RejectedClip
 from data_prep.video.decode import (
+    ROUNDING_S,
     DecodedFrame,
     Original,
     TimesContradictOrder,
@@ -148,7 +149,7 @@ def _trimmed(
     end_s = request.trim_end_s
     reached: Fraction | None = None
     for item in decoded:
-        if end_s is not None and item.time_s >= Fraction(end_s):
+        if end_s is not None and item.time_s >= Fraction(end_s) - ROUNDING_S:
             _look_ahead(decoded, stream)
             return
         yield item

@@ -149,6 +149,7 @@ def data_verify(
     Example: vmp data verify shards
     """
     from data_prep.sealed.verify import verify
+    from data_prep.video.picture import PICTURE_VERSION
 
     with machine_trouble_in_one_line():
         found = verify(shards, fix=fix)
@@ -156,6 +157,12 @@ def data_verify(
         typer.echo(f"rebuilt {name}")
     for finding in found.findings:
         typer.echo(finding)
+    if found.picture_version < PICTURE_VERSION:
+        typer.echo(f"made by an earlier version (pictures {found.picture_version})")
+        for older in found.affected or ["none of its samples is affected by that"]:
+            typer.echo(f"  {older}")
+        if found.affected:
+            typer.echo('  what to do: docs/data.md, "Shards of earlier versions"')
     state = "unsound" if found.findings else "sound"
     typer.echo(f"{shards}: {state}; {found.shards} shards, {found.samples} samples")
     sys.exit(1 if found.findings else 0)

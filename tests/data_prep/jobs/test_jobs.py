@@ -119,7 +119,7 @@ def test_overdue_files_are_remembered(
 def test_a_machine_without_space_quarantines_nothing(
     csv_config: ShardConfig, tmp_path: Path
 ) -> None:
-    """A limit on file sizes stands for the full disk: one line, status 1, and then as if nothing."""
+    """A limit on file sizes stands for the full disk: one line, status 1, nothing lost."""
     undisturbed = shard(csv_config, show_progress=False)
     assert csv_config.annotations is not None
     out = tmp_path / "full"
