@@ -21,7 +21,14 @@ from rich.progress import track
 
 from data_prep.errors import DataError
 from data_prep.options import work_dir
-from data_prep.schema import INDEX_NAME, INDEX_SCHEMA, MANIFEST_NAME, SCHEMA_VERSION, Manifest
+from data_prep.schema import (
+    INDEX_NAME,
+    INDEX_SCHEMA,
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    Manifest,
+    how_to_seal,
+)
 from data_prep.sealed.affected import Affected, affected, picture_version
 from data_prep.sealed.check_shard import Finding, check_shard
 from data_prep.sealed.rebuild import rebuild
@@ -115,7 +122,7 @@ def _manifest(store: Store, out: str) -> Manifest:
         return Manifest.model_validate_json(store.read(MANIFEST_NAME))
     except FileNotFoundError:
         raise DataError(
-            f"{out}: no {MANIFEST_NAME}; not a sealed shard directory, run `vmp data shard`"
+            f"{out}: no {MANIFEST_NAME}; not a sealed shard directory; {how_to_seal(store.names())}"
         ) from None
     except ValueError as error:
         first = str(error).splitlines()[0]

@@ -159,10 +159,10 @@ def data_verify(
         typer.echo(finding)
     if found.picture_version < PICTURE_VERSION:
         typer.echo(f"made by an earlier version (pictures {found.picture_version})")
-        for older in found.affected or ["none of its samples is affected by that"]:
+        for older in found.affected:
             typer.echo(f"  {older}")
-        if found.affected:
-            typer.echo('  what to do: docs/data.md, "Shards of earlier versions"')
+        advice = "what to do" if found.affected else "none of its samples is affected"
+        typer.echo(f'  {advice}: docs/data.md, "Shards of earlier versions"')
     state = "unsound" if found.findings else "sound"
     typer.echo(f"{shards}: {state}; {found.shards} shards, {found.samples} samples")
     sys.exit(1 if found.findings else 0)
