@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -142,6 +143,40 @@ def test_a_machine_without_space_quarantines_nothing(
     manifest = Manifest.model_validate_json((out / "manifest.json").read_text())
     assert manifest.splits == undisturbed.splits
     assert (out / "quarantine.jsonl").read_text() == ""
+
+
+def test_two_calls_at_once_on_one_output(csv_config: ShardConfig, tmp_path: Path) -> None:
+    undisturbed = shard(csv_config, show_progress=False)
+    for attempt in range(2):
+        config = csv_config.model_copy(update={"out": str(tmp_path / f"{attempt}"), "decoders": 1})
+        command = [sys.executable, "-c", RUN, config.model_dump_json()]
+        calls = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+        said = [call.communicate()[1] for call in calls]
+        assert [call.returncode for call in calls] == [0, 0, 0], said
+        assert shard(config, show_progress=False) == undisturbed
+        assert verify(config.out, workers=1, show_progress=False).findings == []
+
+
+def test_a_suspended_job_wakes_after_its_claim_was_taken(csv_config: ShardConfig) -> None:
+    """Another node takes its shards over meanwhile; it goes on as one job among others."""
+    work = prepare(csv_config)
+    command = [sys.executable, "-m", "data_prep.jobs.job", str(work), "1"]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    claims = Workdir(work).claims
+    while not list(claims.glob("*.tar.*")):
+        time.sleep(0.01)
+    job.send_signal(signal.SIGSTOP)
+    for path in claims.glob("*.tar.*"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "host": "far-away"}))
+        os.utime(path, (0, 0))
+    run_shard_worker(work, decoders=1)
+    first = seal(work)
+    job.send_signal(signal.SIGCONT)
+    _, said = job.communicate(timeout=60)
+    assert (job.returncode, said) == (0, "")
+    assert seal(work) == first
+    assert verify(csv_config.out, workers=1, show_progress=False).findings == []
+    assert [name for name in os.listdir(csv_config.out) if name.endswith(".tmp")] == []
 
 
 @pytest.mark.slow
