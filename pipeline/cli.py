@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipeline.commands import bench, data, jobs
+from pipeline.isolation import isolate
 
 app = typer.Typer(
     name="vmp",
@@ -36,6 +37,7 @@ Cluster = Literal["local", "slurm"]
 
 def main() -> None:
     """Run a command; bad input becomes one line on stderr and exit status 2."""
+    isolate()
     try:
         app()
     except ValueError as error:
@@ -67,6 +69,7 @@ def train(
     if print_config:
         typer.echo(config.to_yaml(), nl=False)
         return
+    from pipeline.finished import finished
     from pipeline.open_data import open_data
     from pipeline.prepare import prepare_run
     from pipeline.training import distributed, spawn
@@ -76,8 +79,13 @@ def train(
         os.environ.update(slurm_ranks.of_own_step())
 
     open_data(config)  # a wrong path or head is said once, here, before any rank starts
-    if distributed.rank_by_environment() == 0:  # to the others, rank 0 is such a process
+    is_first = distributed.rank_by_environment() == 0
+    if is_first:  # to the others, rank 0 is such a process
         rundir.refuse_active(config.run_dir)
+    if (summary := finished(config)) is not None:
+        if is_first:
+            typer.echo(summary.line(config.run_dir))
+        return
     run_dir = prepare_run(config)
 
     ranks = spawn.ranks_here(config.launch)

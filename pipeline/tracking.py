@@ -29,6 +29,8 @@ from pipeline.rundir import durable
 logger = logging.getLogger(__name__)
 
 RUN_ID_FILE = "mlflow_run_id"
+PENDING_FILE = "mlflow_pending"
+"""Exists while the store lacks rows of a run that has ended."""
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -113,7 +115,9 @@ class Tracker:
                 self.uri,
                 self.run_dir / "metrics.jsonl",
             )
+            (self.run_dir / PENDING_FILE).touch()
             return False
+        (self.run_dir / PENDING_FILE).unlink(missing_ok=True)
         return True
 
     # --- the delivering thread -------------------------------------------------------------------
@@ -282,7 +286,7 @@ def serve_ui(runs_dir: Path, port: int) -> int:
         # Its job runner would start seven more processes that nothing here uses.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", resolve_uri(TrackingConfig(), runs_dir)]
     return subprocess.run(command, env=environment, check=False).returncode

@@ -231,7 +231,7 @@ class ClipPool(Generic[T]):
         stderr = open(os.memfd_create("stderr"), "w+b")  # noqa: SIM115
         memory = int(self._caps.memory_gib * 2**30)
         numbers = (theirs.fileno(), memory, self._caps.timeout_s, os.getpid())
-        command = [sys.executable, "-m", "data_prep.jobs.child", *map(str, numbers)]
+        command = [sys.executable, "-P", "-m", "data_prep.jobs.child", *map(str, numbers)]
         process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=stderr
         )

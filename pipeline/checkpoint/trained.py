@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import yaml
 
 from model import VideoMamba, create_model
@@ -53,13 +54,14 @@ def load_trained(checkpoint: Path, config: RunConfig) -> VideoMamba:
 
     Raises CheckpointError for a damaged one, ConfigError when `config` is of another model.
     """
-    model = create_model(config.model)
     weights = read_weights(checkpoint, raw=not config.eval.use_ema)
+    with torch.device("meta"):
+        model = create_model(config.model)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ConfigError(
             f"checkpoint {checkpoint} is not of this model ({reason}): leave model.* as it was"
         ) from error
-    return model
+    return model.requires_grad_()

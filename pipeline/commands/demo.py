@@ -15,16 +15,17 @@ from rich.panel import Panel
 
 from data_prep.options import ShardConfig
 from data_prep.shard import shard
-from data_prep.synthetic import SynthOptions, synthesize
+from data_prep.synthetic import CLASSES, SynthOptions, synthesize
 from data_prep.video.clip import EncodeSettings
 from pipeline import exits, rundir
 from pipeline.commands.program import vmp
 from pipeline.commands.submit import Order, submit_run
-from pipeline.config import load_config
+from pipeline.config import RunConfig, load_config
+from pipeline.errors import ConfigError
 from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
 
 console = Console(highlight=False)
-_CHANCE = 1 / 8
+_CHANCE = 1 / len(CLASSES)
 
 
 def run_demo(root: Path, overrides: Sequence[str], clips_per_split: Mapping[str, int]) -> int:
@@ -32,6 +33,8 @@ def run_demo(root: Path, overrides: Sequence[str], clips_per_split: Mapping[str,
     videos, shards = root / "demo" / "videos", root / "demo" / "shards"
     overrides = [f"data.train={shards}", f"runs_dir={root / 'runs'}", *overrides]
     started = time.monotonic()
+    config = load_config("demo", overrides)
+    _check(config, clips_per_split["train"])
 
     console.rule("1/4  rendering videos whose class is the motion")
     annotations = synthesize(videos, SynthOptions(clips_per_split=clips_per_split))
@@ -54,7 +57,7 @@ def run_demo(root: Path, overrides: Sequence[str], clips_per_split: Mapping[str,
         return status
 
     console.rule("4/4  evaluating the checkpoint, frames in order and shuffled")
-    run_dir = load_config("demo", overrides).run_dir
+    run_dir = config.run_dir
     summary = json.loads((run_dir / rundir.SUMMARY_FILE).read_text())
     checkpoint = Path(summary["checkpoint"])
     ordered = evaluate_checkpoint(checkpoint, shards)
@@ -86,3 +89,18 @@ def run_demo(root: Path, overrides: Sequence[str], clips_per_split: Mapping[str,
         soft_wrap=True,
     )
     return exits.DONE
+
+
+def _check(config: RunConfig, train_clips: int) -> None:
+    """What can be known before minutes of rendering: raises ConfigError."""
+    config.batch_split(config.launch.ranks_per_node or 1)
+    if config.model.num_classes != len(CLASSES):
+        raise ConfigError(
+            f"model.num_classes={config.model.num_classes}: the demo's videos have {len(CLASSES)} "
+            "classes; leave it out"
+        )
+    if config.batch.global_size > train_clips:
+        raise ConfigError(
+            f"batch.global_size={config.batch.global_size} is more than --train-clips "
+            f"{train_clips}: lower one or raise the other"
+        )

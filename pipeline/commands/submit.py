@@ -15,6 +15,7 @@ import typer
 from pipeline import exits, rundir
 from pipeline.commands.program import vmp
 from pipeline.config import RunConfig, load_config
+from pipeline.finished import finished
 from pipeline.open_data import open_data
 from pipeline.prepare import check_same_run, prepare_run
 from pipeline.rundir.metrics import read_metrics
@@ -76,11 +77,27 @@ def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
     if order.first is None:  # else the data may not exist yet
         for config in configs:
             open_data(config)
+        if order.then is None:
+            configs = _unfinished(configs)
+            if not configs:
+                return exits.DONE
     if order.cluster == "local":
         return max(_submit_one(config, profile, resources, order) for config in configs)
     if len(configs) == 1:
         return _submit_one(configs[0], profile, resources, order)
     return _submit_array(configs, profile, resources, order)
+
+
+def _unfinished(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """Without the runs that have nothing left to do, which are named."""
+    left = []
+    for config in configs:
+        summary = finished(config)
+        if summary is None:
+            left.append(config)
+        else:
+            typer.echo(summary.line(config.run_dir))
+    return left
 
 
 def _submit_one(

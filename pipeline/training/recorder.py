@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from pipeline import rundir
 from pipeline.config import RunConfig, flatten
@@ -19,6 +21,18 @@ from pipeline.training.distributed import World, from_main
 logger = logging.getLogger(__name__)
 
 _LONGEST_TAG = 5000
+# In metrics.jsonl and in MLflow; a line of the log is for the eye.
+_UNSHOWN = ("step_s", "step_s_p50", "step_s_p95", "save_s", "save_blocked_s", "memory_peak_gib")
+
+
+class Pace(NamedTuple):
+    """How far a run has come; in the log "/1870, 0:05:40 left,"."""
+
+    total_steps: int
+    left_s: float
+
+    def __str__(self) -> str:
+        return f"/{self.total_steps}, {timedelta(seconds=round(self.left_s))} left,"
 
 
 class Recorder:
@@ -48,13 +62,16 @@ class Recorder:
         if config.log_samples:
             self._samples = SampleLog(run_dir, world)
 
-    def record(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """One row of metrics; only rank 0's call writes."""
+    def record(
+        self, step: int, kind: str, values: dict[str, float], *, pace: Pace | None = None
+    ) -> None:
+        """One row of metrics; only rank 0's call writes. `pace` is for the log alone."""
         if self._rows is None:
             return
         self._tracker.log_rows([self._rows.write(step, kind, values)])
-        shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
-        logger.info("step %d %s  %s", step, kind, shown)
+        keys = [key for key in values if key not in _UNSHOWN]
+        shown = "  ".join(f"{key} {values[key]:.4g}" for key in keys)
+        logger.info("step %d%s %s  %s", step, pace or "", kind, shown)
 
     def samples(self, step: int, keys: list[str]) -> None:
         """The samples that this rank trains on in `step`."""

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import sys
 import traceback
 from contextlib import ExitStack
@@ -55,13 +57,14 @@ def train(run_dir: Path, deadline: float | None = None) -> tuple[Outcome, Stop |
         )
         stack.callback(distributed.leave)
         watchdog.heed_others()
-        _log_to_stderr(world)
+        _start_logs(world, run_dir)
         preflight.check(config, run_dir, world)
         distributed.on_main(lambda: forget_heartbeats(run_dir, from_rank=world.size))
         trainer = assemble(config, run_dir, world, stopper, pulse, stack)
         outcome = trainer.fit()
         if outcome is Outcome.FINISHED and world.is_main:
             write_summary(trainer, run_dir)
+            logger.info("finished: %s", _result(trainer.progress.metrics))
         return outcome, trainer.stopped_by
 
 
@@ -82,6 +85,10 @@ def write_summary(trainer: Trainer, run_dir: Path) -> None:
             "wall_s": round(state.elapsed_s, 3),
         },
     )
+
+
+def _result(metrics: dict[str, float]) -> str:
+    return f"top-1 {metrics['top1']:.1%} of {metrics['num_samples']:.0f} validation videos"
 
 
 def run(run_dir: Path, deadline: float | None = None) -> int:
@@ -106,7 +113,7 @@ def _run(run_dir: Path, deadline: float | None, lock: ExitStack) -> int:
         if bad_input:
             print(f"error: {error}", file=sys.stderr)
         else:
-            traceback.print_exc()
+            logger.error("this rank has failed", exc_info=True)
         failure = record_failure(run_dir, rank, error)
         if timed_out(error):
             call_for_stacks(run_dir, f"rank {rank} on {failure.host}, which waited too long")
@@ -138,14 +145,29 @@ def _end(run_dir: Path, rank: int, state: str, status: int, stop: Stop | None) -
     return status
 
 
-def _log_to_stderr(world: World) -> None:
+def _start_logs(world: World, run_dir: Path) -> None:
+    """What rank 0 has to say goes to stderr, and the warnings of all; logs/rank00000.log has the
+    rank's own share whatever has launched it."""
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setLevel(logging.INFO if world.is_main else logging.WARNING)
+    kept = logging.FileHandler(run_dir / rundir.LOGS / f"rank{world.rank:05d}.log")
+    for handler in (shown, kept):
+        handler.addFilter(_is_ours_or_a_warning)
     logging.basicConfig(
-        level=logging.INFO if world.is_main else logging.WARNING,
+        level=logging.INFO,
         format=f"%(asctime)s rank{world.rank} %(message)s",
         datefmt="%H:%M:%S",
-        stream=sys.stderr,
+        handlers=[shown, kept],
         force=True,
     )
+    where = (socket.gethostname(), os.getpid(), world.device)
+    logger.info("one of %d ranks: host %s, pid %d, %s", world.size, *where)
+
+
+def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:
+    """Libraries tell how they call the compiler, and worse."""
+    ours = record.name.partition(".")[0] in ("model", "pipeline", "slurm", "data_prep", "__main__")
+    return ours or record.levelno >= logging.WARNING
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pipeline.training.distributed import World, any_rank, from_all_ranks, limit
 from pipeline.training.engine import Engine
 from pipeline.training.guard import NonFiniteGuard
 from pipeline.training.meters import Meters
-from pipeline.training.recorder import Recorder
+from pipeline.training.recorder import Pace, Recorder
 from pipeline.training.schedule import Schedule
 from pipeline.training.task import ClassificationTask
 
@@ -88,6 +88,7 @@ class Trainer:
             self.config.health.straggler_factor, self.world, self.pulse.host
         )
         self._attempt_started = time.monotonic()
+        self._first_step = self.progress.step
         self._warming_up = True
         self.stopped_by: Stop | None = None
 
@@ -159,7 +160,14 @@ class Trainer:
         values["lr"] = self.schedule.lr(step - 1)
         values["epoch"] = step / self.steps_per_epoch
         values["skipped_steps"] = float(self.guard.skipped)
-        self.recorder.record(step, "train", values)
+        self.recorder.record(step, "train", values, pace=self._pace())
+
+    def _pace(self) -> Pace:
+        """At the mean pace of this attempt, its evaluations and saves included."""
+        total = self.schedule.total_steps
+        done = self.progress.step - self._first_step
+        elapsed_s = time.monotonic() - self._attempt_started
+        return Pace(total, (total - self.progress.step) * elapsed_s / done)
 
     def _evaluate(self) -> bool:
         """False when a rank was asked to stop meanwhile: the next attempt begins with it."""

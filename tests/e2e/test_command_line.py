@@ -90,12 +90,13 @@ def test_the_demo_goes_the_whole_road_and_a_second_call_is_done_at_once(tmp_path
     output = runs.run(*demo)
 
     assert "VideoMambaPro demo" in output
-    assert "step 4 train" in output
+    assert "step 4/4, 0:00:00 left, train" in output
     summary = json.loads((tmp_path / "runs/demo/summary.json").read_text())
     assert summary["steps"] == 4
     assert summary["mlflow_run_id"]
     again = runs.run(*demo)
-    assert "step 4 train" not in again
+    assert "is finished: top-1" in again
+    assert "submitted: job" not in again  # no rank was started to find that out
     assert "VideoMambaPro demo" in again
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.tracking import Tracker, TrackingConfig
+from pipeline.tracking import PENDING_FILE, Tracker, TrackingConfig
 from pipeline.training.distributed import free_port
 
 
@@ -61,8 +61,10 @@ def test_an_absent_server_loses_nothing_and_stops_nobody(run_dir: Path) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
     assert not attempt(run_dir, 1, 2, uri=nobody)
     assert not (run_dir / "mlflow_run_id").exists()
+    assert (run_dir / PENDING_FILE).exists()
 
     assert attempt(run_dir, 1, 2, 3)  # the next attempt reads metrics.jsonl from the start
+    assert not (run_dir / PENDING_FILE).exists()
 
     run_id = (run_dir / "mlflow_run_id").read_text().strip()
     assert [step for step, _ in history(run_dir, run_id)] == [1, 2, 3]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.scan import ScanError, available_backends, bidirectional_scan, selective_scan
+from model.scan import ScanError, available_backends, bidirectional_scan, dispatch, selective_scan
 from model.scan.native import library
 
 Make = Callable[..., dict[str, Tensor]]
@@ -28,7 +28,8 @@ Make = Callable[..., dict[str, Tensor]]
         ({"z": torch.zeros(2, 5, 7, dtype=torch.long)}, r"z is .* int64; it must be floating"),
         ({"C": torch.zeros(2, 4, 7, device="meta")}, "C is on meta, u is on cpu"),
         ({"initial_state": "one"}, "initial_state is 'one'"),
-        ({"backend": "cuda"}, "no backend 'cuda'; choose one of auto, "),
+        ({"backend": "gpu"}, "no backend 'gpu'; choose one of auto, "),
+        ({"backend": "cuda"}, "'cuda' cannot run on cpu here: it needs an NVIDIA GPU"),
     ],
 )
 def test_bad_arguments(random_scan: Make, change: dict[str, Any], message: str) -> None:
@@ -57,10 +58,9 @@ def test_without_a_compiler_it_warns_once_and_falls_back(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from model.scan import dispatch
     from model.scan.native import build
 
-    caches = (library.builds, build.build_library, dispatch.probe)
+    caches = (library.builds, build.build_library, dispatch.probe, dispatch._say_once)
     for cache in caches:
         cache.cache_clear()
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -76,3 +76,17 @@ def test_without_a_compiler_it_warns_once_and_falls_back(
     assert len(warnings) == 1
     assert "no-such-compiler" in warnings[0].getMessage()
     assert "chunked" in caplog.text
+
+
+def test_the_log_names_the_backend_that_is_used_and_once(
+    random_scan: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    dispatch._say_once.cache_clear()
+    arguments = random_scan((1, 2, 3, 2))
+    del arguments["A_b"]
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            selective_scan(**arguments, backend="reference")
+    assert [record.message for record in caplog.records] == [
+        "scan on cpu uses the reference backend"
+    ]
