@@ -6,6 +6,17 @@ import errno
 import os
 
 
+def one_line(text: object) -> str:
+    """For a terminal: what does not print, as labels and file names may hold, is escaped.
+
+    Control sequences, line ends and turns of direction of Unicode, bytes that are no text.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in str(text)
+    )
+
+
 class DataError(ValueError):
     """Bad input: one line that says what, where, why and what to do."""
 

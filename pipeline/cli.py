@@ -188,11 +188,11 @@ def predict(
         try:
             classes = predictor(video)
         except DataError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {exits.one_line(error)}", err=True)
             status = exits.BAD_INPUT
             continue
         shown = ", ".join(f"{label} {share:.3f}" for label, share in classes[:top])
-        typer.echo(f"{video}: {shown}")
+        typer.echo(exits.one_line(f"{video}: {shown}"))
     sys.exit(status)
 
 

@@ -7,6 +7,7 @@ from textwrap import shorten
 from pydantic import ValidationError
 
 from data_prep.errors import DataError as PrepError
+from data_prep.errors import one_line as one_line
 from model.errors import ModelError
 from pipeline.data.errors import DataError
 from pipeline.errors import CheckpointError, ConfigError
@@ -30,5 +31,5 @@ def user_error(error: ValueError) -> str | None:
         problem = error.errors()[0]
         where = ".".join([error.title, *map(str, problem["loc"])])
         got = shorten(repr(problem["input"]), 80)
-        return f"{where}: {problem['msg'].removeprefix('Value error, ')} (got {got})"
-    return str(error) if isinstance(error, USER_ERRORS) else None
+        return one_line(f"{where}: {problem['msg'].removeprefix('Value error, ')} (got {got})")
+    return one_line(error) if isinstance(error, USER_ERRORS) else None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @contextmanager
 def machine_trouble_in_one_line() -> Iterator[None]:
     """A full disk, an I/O error or too little memory: status 1, and nothing is lost."""
-    from data_prep.errors import MachineTrouble, is_of_machine
+    from data_prep.errors import MachineTrouble, is_of_machine, one_line
     from pipeline import exits
 
     try:
@@ -31,7 +31,7 @@ def machine_trouble_in_one_line() -> Iterator[None]:
         line = f"{error}; run the same command again when there is room"
     else:
         return
-    typer.echo(f"error: {line}", err=True)
+    typer.echo(f"error: {one_line(line)}", err=True)
     sys.exit(exits.FAILED)
 
 
@@ -111,7 +111,7 @@ def data_shard(
 
 def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
     """Plan here, work in a SLURM array, seal here."""
-    from data_prep.errors import DataError
+    from data_prep.errors import DataError, one_line
     from data_prep.jobs.progress import progress_bar
     from data_prep.sealed.seal import seal
     from data_prep.shard import prepare, sealed
@@ -135,7 +135,7 @@ def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
     except DataError as error:
         if outcome.all_completed:
             raise
-        typer.echo(f"error: {error} ({outcome})", err=True)
+        typer.echo(f"error: {one_line(f'{error} ({outcome})')}", err=True)
         sys.exit(exits.FAILED)
 
 
@@ -148,15 +148,16 @@ def data_verify(
 
     Example: vmp data verify shards
     """
+    from data_prep.errors import one_line
     from data_prep.sealed.verify import verify
     from data_prep.video.picture import PICTURE_VERSION
 
     with machine_trouble_in_one_line():
         found = verify(shards, fix=fix)
     for name in found.rebuilt:
-        typer.echo(f"rebuilt {name}")
+        typer.echo(one_line(f"rebuilt {name}"))
     for finding in found.findings:
-        typer.echo(finding)
+        typer.echo(one_line(finding))
     if found.picture_version < PICTURE_VERSION:
         typer.echo(f"made by an earlier version (pictures {found.picture_version})")
         for older in found.affected:

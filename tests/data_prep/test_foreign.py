@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -60,3 +62,42 @@ def test_digests_are_digests(tmp_path: Path, field: str) -> None:
     for act in (open_shards, lambda path: report(str(path))):
         with pytest.raises((DataError, PrepError), match=r"manifest|Manifest"):
             act(tmp_path)
+
+
+HOSTILE = "a\x1b]0;owned\x07\x1b[31m\u202e\u2028<img src=x onerror=alert(1)>"
+
+
+def test_labels_and_names_reach_neither_terminal_nor_page_as_commands(
+    csv_config: ShardConfig, tmp_path: Path
+) -> None:
+    """Escape sequences of a terminal, a line end and a turn of Unicode, markup."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("good", HOSTILE.replace("/", "")):
+        (videos / f"{name}.mp4").write_bytes((csv_config.videos / "val/000000.mp4").read_bytes())
+    table = tmp_path / "table.csv"
+    table.write_text(f"path,label\ngood.mp4,{HOSTILE}\n{HOSTILE}.mp4,{HOSTILE}\n{HOSTILE},b\n")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "pipeline.cli", "data"]
+    options = f"shard --format csv --videos {videos} --annotations {table} --out {out}".split()
+    refused = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.rstrip("\n").isprintable()
+    assert r"\x1b" in refused.stderr
+    options += ["--max-missing", "0.5"]
+    assert subprocess.run([*command, *options], capture_output=True).returncode == 0
+    (out / "train-000000.tar").write_bytes(b"")
+    found = subprocess.run([*command, "verify", str(out)], capture_output=True, text=True)
+    assert found.returncode == 1
+    assert all(line.isprintable() for line in found.stdout.split("\n"))
+    assert (out / "quarantine.jsonl").read_text().isascii()
+
+
+def test_the_page_shows_markup_as_text(csv_config: ShardConfig, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text(f"path,label,split\nval/000000.mp4,{HOSTILE},train\n")
+    changed = {"annotations": table, "dataset": HOSTILE}
+    shard(csv_config.model_copy(update=changed), show_progress=False)
+    html = report(csv_config.out).read_text()
+    assert "onerror=alert(1)" in html
+    assert "<img src=x" not in html

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from PIL import Image
+from PIL import Image, ImageCms
 
 FRAMES = 40
 # Quadrants of every picture: red, green, blue, white, read row by row when upright.
@@ -234,6 +234,7 @@ ROTATIONS: dict[int, Any] = {
     270: lambda image: np.rot90(image, 1),
 }
 EXIF_ORIENTATION = 0x0112
+ICC_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 # orientation -> how an upright picture lies in the file
 LIES: dict[int, Any] = {
     1: lambda image: image,
@@ -291,6 +292,10 @@ CASES = [
         Case(f"EXIF orientation {number}.{suffix}", _exif(number, **options), 1)
         for number in LIES
         for suffix, options in (("jpg", {"quality": 95}), ("png", {}), ("webp", {"quality": 95}))
+    ),
+    *(
+        Case(f"colour profile.{suffix}", _exif(6, icc_profile=ICC_PROFILE), 1)
+        for suffix in ("jpg", "png", "webp")
     ),
     Case("pixels 2 to 1.mp4", _video(sample_aspect_ratio=Fraction(2)), FRAMES),
     Case("variable rate.mp4", _video(times=lambda n: n * n), FRAMES),
