@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 
 import av.logging
 
-from data_prep.errors import MachineTrouble
+from data_prep.errors import MachineTrouble, is_of_machine
 from data_prep.video.clip import ClipRequest, PreparedClip, RejectedClip, Trouble
 from data_prep.video.prepare import prepare_clip
 
@@ -57,6 +57,8 @@ def _answer(request: ClipRequest) -> PreparedClip | RejectedClip | Trouble:
     except MachineTrouble as error:
         return Trouble(str(error))
     except Exception as error:
+        if isinstance(error, OSError) and is_of_machine(error):
+            return Trouble(f"{request.path!r}: {error}")
         reason = str(error).partition("\n")[0]
         return RejectedClip("unexpected", f"{type(error).__name__}: {reason}")
 

@@ -121,8 +121,8 @@ class Claims:
             for path in tuple(self._held):
                 try:
                     os.utime(path)
-                except FileNotFoundError:
-                    continue  # released in between
+                except OSError:
+                    continue  # released in between; or the disk has hiccups, and the next counts
 
     def _path(self, shard: str, generation: int) -> Path:
         return self._directory / f"{shard}.{generation}"
