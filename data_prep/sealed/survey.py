@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from data_prep.errors import DataError
 from data_prep.jobs.record import SampleRow, ShardResult, record_name
 from data_prep.schema import MANIFEST_NAME, QUARANTINE_NAME, Manifest, how_to_seal
-from data_prep.storage import Store
+from data_prep.storage import Store, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +88,9 @@ def survey(store: Store, out: str) -> Survey:
         ) from None
     found.quarantine = [json.loads(line) for line in lines]
     return found
+
+
+def reasons(out: str) -> Counter[str]:
+    """Inputs left out of a sealed directory per code."""
+    lines = open_store(out, Path()).read(QUARANTINE_NAME).splitlines()
+    return Counter(json.loads(line)["code"] for line in lines)

@@ -86,6 +86,7 @@ def data_shard(
     Example: vmp data shard --format folder --videos my_videos --out shards
     """
     from data_prep.options import ShardConfig
+    from data_prep.sealed.survey import reasons
     from data_prep.shard import shard
     from data_prep.video.clip import EncodeSettings
 
@@ -107,6 +108,10 @@ def data_shard(
         manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)
     counts = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
     typer.echo(f"{out}: {len(manifest.classes)} classes; samples: {counts}")
+    left_out = reasons(out)
+    if left_out:
+        listed = ", ".join(f"{count} {code}" for code, count in left_out.most_common())
+        typer.echo(f"left out: {listed}; each with its reason in quarantine.jsonl")
 
 
 def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
