@@ -1,4 +1,4 @@
-"""Exit statuses, and the errors that mean the user asked for something that cannot work."""
+"""Exit statuses of `vmp`, and the line that tells a user of bad input."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ from textwrap import shorten
 
 from pydantic import ValidationError
 
-from data_prep.errors import DataError as PrepError
-from data_prep.errors import one_line as one_line
-from model.errors import ModelError
-from pipeline.data.errors import DataError
-from pipeline.errors import CheckpointError, ConfigError
-from slurm.errors import ClusterError
+from data_prep.errors import one_line
+from pipeline.rundir.exits import BAD_INPUT, DONE, FAILED, RESUMABLE
 
-DONE = 0
-FAILED = 1
-BAD_INPUT = 2
-RESUMABLE = 75
-"""Stopped early with a committed checkpoint: the same command goes on."""
+__all__ = ["BAD_INPUT", "DONE", "FAILED", "RESUMABLE", "is_bad_input", "one_line", "user_error"]
 
-USER_ERRORS = (ConfigError, CheckpointError, DataError, PrepError, ModelError, ClusterError)
+
+def is_bad_input(error: BaseException) -> bool:
+    """Does the error say so itself? Those that mean bad input carry `exit_status`."""
+    return getattr(error, "exit_status", FAILED) == BAD_INPUT
 
 
 def user_error(error: ValueError) -> str | None:
@@ -32,4 +27,4 @@ def user_error(error: ValueError) -> str | None:
         where = ".".join([error.title, *map(str, problem["loc"])])
         got = shorten(repr(problem["input"]), 80)
         return one_line(f"{where}: {problem['msg'].removeprefix('Value error, ')} (got {got})")
-    return one_line(error) if isinstance(error, USER_ERRORS) else None
+    return one_line(error) if is_bad_input(error) else None
