@@ -10,6 +10,8 @@ from pipeline.errors import ConfigError
 from pipeline.open_data import open_data
 from pipeline.rundir import durable
 from pipeline.rundir.paths import TRACKING_ID_FILE, TRACKING_PENDING_FILE
+from pipeline.rundir.private import set_umask
+from pipeline.tracking import hand_on_secrets, resolve_uri
 
 
 def check_start(config: RunConfig, num_ranks: int, *, data_exists: bool = True) -> None:
@@ -36,12 +38,18 @@ def prepare_run(config: RunConfig) -> Path:
     """Make the run directory, or check that the one that exists belongs to the same run.
 
     A run that has no committed checkpoint makes way for one of another configuration.
-    Raises ConfigError: not writable, or an existing run with another configuration (the
-    difference is listed).
+    Raises ConfigError: not writable, a tracking URI whose secret is not there, or an existing run
+    with another configuration (the difference is listed).
     """
     run_dir = config.run_dir
+    if config.tracking.enabled:
+        resolve_uri(config.tracking, config.runs_dir)
+        hand_on_secrets(config.tracking)
+    set_umask(private=config.private)
     try:
         (run_dir / rundir.LOGS).mkdir(parents=True, exist_ok=True)
+        if config.private:  # it may be there from before it was
+            run_dir.chmod(0o700)
         if (run_dir / rundir.CONFIG_FILE).exists():
             if rundir.committed(run_dir / rundir.CHECKPOINTS) or rundir.is_active(run_dir):
                 check_same_run(run_dir, config)

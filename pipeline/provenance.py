@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pipeline.redact import redact
+
 PACKAGES = ("videomambapro", "torch", "deepspeed", "mlflow", "submitit", "webdataset", "av")
 
 
@@ -19,7 +21,7 @@ def collect() -> dict[str, Any]:
     import torch
 
     return {
-        "argv": sys.argv,
+        "argv": [redact(argument) for argument in sys.argv],
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": platform.python_version(),

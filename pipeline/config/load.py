@@ -7,14 +7,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from model.config import ModelConfig, resolve_config
-from model.errors import ModelConfigError
+from model.errors import ModelConfigError, brief
 from model.invalid import did_you_mean, first_problem, section_type
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.tree import RunConfig
+from pipeline.config.yaml_text import parse_yaml
 from pipeline.errors import ConfigError
 
 PRESET = "preset"
@@ -41,7 +41,7 @@ def build_config(raw: Mapping[str, Any], source: str) -> RunConfig:
         fields = dict(tree["model"])
         preset = fields.pop(PRESET, None)
         if preset is not None and not isinstance(preset, str):
-            raise ConfigError(f"{source}: model.preset: must be a name (got {preset!r})")
+            raise ConfigError(f"{source}: model.preset: must be a name (got {brief(preset)})")
         try:
             base = resolve_config(preset).model_dump() if preset else {}
         except ModelConfigError as error:
@@ -76,10 +76,7 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
                 f"unknown recipe '{recipe}': {hint} (or give the path of a .yaml file)"
             )
         text = (resources.files("pipeline") / "recipes" / f"{recipe}.yaml").read_text()
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {recipe}: not YAML: {' '.join(str(error).split())}") from error
+    raw = parse_yaml(text, f"recipe {recipe}")
     if not isinstance(raw, dict):
         raise ConfigError(f"recipe {recipe}: must be a mapping of sections")
     return raw

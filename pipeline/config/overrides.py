@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel
-
-from model.invalid import section_type
+from model.errors import brief
 from pipeline.config.tree import RunConfig
+from pipeline.config.yaml_text import parse_yaml
 from pipeline.errors import ConfigError
 
-_NOTHING = ("", "null", "~")
+_NULL = ("", "~", "null", "Null", "NULL")
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Set dotted keys in a tree as read from YAML, in place.
-
-    The text of a field that holds a string or a path is taken as it stands: `name=1e5` is a name.
-    Any other is read as YAML. Raises ConfigError.
-    """
+    """Set dotted keys in a tree as read from YAML, in place."""
     for override in overrides:
         _apply(raw, override)
 
@@ -31,7 +25,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override '{override}' must have the form section.field=value")
-    value = _parse(override, text, set(_types_at(key)))
+    value = _value(key, text)
     *parents, leaf = key.split(".")
     node = raw
     for parent in parents:
@@ -42,37 +36,25 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     node[leaf] = value
 
 
-def _parse(override: str, text: str, accepted: set[type]) -> Any:
-    if accepted and accepted <= {str, Path, type(None)}:
-        return None if type(None) in accepted and text in _NOTHING else text
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override '{override}': the value is not YAML") from error
-    return _number(value) if isinstance(value, str) else value
+def _value(key: str, text: str) -> Any:
+    """What the text after = stands for: itself in a field of text, else YAML."""
+    kinds = _kinds_at(key.split("."))
+    is_text = bool(kinds) and kinds <= {str, Path, NoneType}
+    if is_text and not (NoneType in kinds and text in _NULL) and text[:1] not in ("'", '"'):
+        return text  # else '1e5' would be a number, and 'a #b' end at its comment
+    value = parse_yaml(text, f"override {brief(f'{key}={text}')}")
+    return _number(value) if isinstance(value, str) and not is_text else value
 
 
-def _types_at(key: str) -> Iterator[type]:
-    """The types that the field of a dotted key may hold; none for a key that is no field."""
-    *parents, leaf = key.split(".")
-    node: type[BaseModel] | None = RunConfig
-    for parent in parents:
-        node = section_type(node, parent) if node is not None else None
-    if node is not None and leaf in node.model_fields:
-        yield from _members(node.model_fields[leaf].annotation)
-
-
-def _members(annotation: Any) -> Iterator[type]:
-    origin = get_origin(annotation)
-    if origin in (Union, types.UnionType):
-        for member in get_args(annotation):
-            yield from _members(member)
-    elif origin is Literal:
-        yield from map(type, get_args(annotation))
-    elif origin is Annotated:  # inside a union
-        yield from _members(get_args(annotation)[0])
-    else:
-        yield origin or annotation
+def _kinds_at(path: Sequence[str]) -> set[Any]:
+    """The types that the field at a dotted path takes; none when there is no such field."""
+    node: Any = RunConfig
+    for part in path:
+        fields = getattr(node, "model_fields", {})
+        if part not in fields:
+            return set()
+        node = fields[part].annotation
+    return set(get_args(node)) if get_origin(node) in (Union, UnionType) else {node}
 
 
 def _number(text: str) -> str | float:

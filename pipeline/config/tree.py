@@ -47,6 +47,9 @@ class RunConfig(BaseModel):
     init_from: Path | None = None
     """Weights to start from, adapted to the model: .safetensors of `vmp convert` or `vmp export`, a
     checkpoint, or a run directory. A run that has a checkpoint of its own reads them no more."""
+    private: Annotated[bool, OPERATIONAL] = False
+    """Nobody else can read the files of the run (umask 077); otherwise your umask decides. Never
+    can everybody write them."""
     log_every_steps: Annotated[int, OPERATIONAL] = Field(default=10, gt=0)
     """Optimizer steps from one row of metrics to the next."""
     log_samples: Annotated[bool, OPERATIONAL] = False
@@ -71,7 +74,7 @@ class RunConfig(BaseModel):
     @field_validator("name")
     @classmethod
     def _name_is_one_path_component(cls, name: str) -> str:
-        if not name or name != Path(name).name or name.startswith("."):
+        if not name or name != Path(name).name or name.startswith(".") or not name.isprintable():
             raise ValueError(f"must be a plain directory name, not {name!r}")
         return name
 
