@@ -53,9 +53,31 @@ def read_container(path: Path) -> Container:
         raise WeightsError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    content = _read_torch(path)
+    stored = content.get(CONFIG_METADATA) if isinstance(content, Mapping) else None
+    return Container(_strip_prefixes(_unwrap(content, path), path), _config(stored, path))
+
+
+def read_metadata(path: Path, key: str) -> str | None:
+    """A text that `save_model` was given to keep beside the weights; None when there is none.
+
+    Raises WeightsError as `read_container` does.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return (file.metadata() or {}).get(key)
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{path}: damaged safetensors file ({error})") from error
+    content = _read_torch(path)
+    text = content.get(key) if isinstance(content, Mapping) else None
+    return text if isinstance(text, str) else None
+
+
+def _read_torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
         lines = f"{type(error).__name__}: {error}".strip().splitlines()
         reason = next((line.strip() for line in lines if "GLOBAL" in line), lines[0])
@@ -63,7 +85,6 @@ def read_container(path: Path) -> Container:
             f"{path}: not loaded, as it is damaged or holds more than tensors ({reason}); "
             "re-save it as a plain state_dict if you trust it"
         ) from error
-    return Container(_strip_prefixes(_unwrap(content, path), path), None)
 
 
 def _read_safetensors(path: Path) -> Container:
@@ -75,11 +96,18 @@ def _read_safetensors(path: Path) -> Container:
         raise WeightsError(f"{path}: damaged safetensors file ({error})") from error
     if stored is None:
         return Container(_strip_prefixes(tensors, path), None)
+    return Container(tensors, _config(stored, path))
+
+
+def _config(stored: Any, path: Path) -> ModelConfig | None:
+    """Of a file that `save_model` wrote."""
+    if stored is None:
+        return None
     try:
         fields = json.loads(stored)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, TypeError) as error:
         raise WeightsError(f"{path}: its {CONFIG_METADATA} metadata is not JSON") from error
-    return Container(tensors, resolve_config(ModelConfig(), **fields))
+    return resolve_config(ModelConfig(), **fields)
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:

@@ -148,7 +148,9 @@ def submit(
 
 @app.command("eval")
 def eval_command(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run directory.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run directory, a checkpoint, or an exported file.")
+    ],
     data: Annotated[Path, typer.Argument(help="Shard directory.")],
     overrides: Overrides = None,
 ) -> None:
@@ -167,7 +169,9 @@ def eval_command(
 
 @app.command()
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run directory.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run directory, a checkpoint, or an exported file.")
+    ],
     videos: Annotated[list[Path], typer.Argument(help="Video files of any format.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to show per video.")] = 5,
     raw: Raw = False,
@@ -217,10 +221,10 @@ def convert(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory, or a checkpoint.")],
-    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors or .pth file to write.")],
     raw: Raw = False,
 ) -> None:
-    """Write the weights of a run as one safetensors file with its model configuration.
+    """Write the weights of a run as one file with classes, sampling and model configuration.
 
     Example: vmp export runs/demo demo.safetensors
     """
