@@ -28,6 +28,9 @@ VIDEO_SUFFIXES = frozenset(
 )
 IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".webp"])
 
+HARMLESS = frozenset({"duplicate_row", "in_other_split", "outside", "unknown_suffix"})
+"""Codes of what is left out without being a sign that something is wrong with the data set."""
+
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
 """Splits name files: shards, plans, caches."""
 

@@ -1,5 +1,54 @@
-"""What callers of this package catch."""
+"""What callers of this package catch, and whose fault an `OSError` is."""
+
+from __future__ import annotations
+
+import errno
+import os
 
 
 class DataError(ValueError):
     """Bad input: one line that says what, where, why and what to do."""
+
+
+class MachineTrouble(Exception):  # noqa: N818 - nobody's error in the input or the program
+    """The machine failed (disk, memory, network): nothing may be concluded about the input.
+
+    One line. Work stops, keeps what is done, and goes on when the same command is run again.
+    """
+
+
+_VERDICTS = {
+    errno.ENOENT: "missing",
+    errno.ENOTDIR: "missing",
+    errno.ELOOP: "missing",
+    errno.ENAMETOOLONG: "missing",
+    errno.EACCES: "unreadable",
+    errno.EPERM: "unreadable",
+    errno.EISDIR: "not_video",
+}
+
+
+def verdict(error: OSError, path: str | os.PathLike[str]) -> tuple[str, str]:
+    """(code, detail), when the error is a property of the file at `path`.
+
+    Raises `MachineTrouble` for any other: no space, I/O errors, stale handles, too many open files.
+    """
+    reason = error.strerror or str(error)
+    code = _VERDICTS.get(error.errno or 0)
+    if code is None:
+        raise MachineTrouble(
+            f"{os.fspath(path)!r} cannot be read ({reason}); run the same command again when the "
+            "machine is well, or take the file away to go on without it"
+        ) from error
+    return code, reason
+
+
+def refused(error: OSError, message: str) -> DataError:
+    """`message` with the reason, as bad input; `MachineTrouble` is raised when it is not that.
+
+    For what a user named and cannot be used: no such place, no permission, read-only.
+    """
+    text = f"{message} ({error.strerror or error})"
+    if error.errno in _VERDICTS or error.errno in (errno.EEXIST, errno.EROFS, errno.EINVAL):
+        return DataError(text)
+    raise MachineTrouble(text) from error

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 
-from data_prep.annotation import Annotation, Listing, Problem
+from data_prep.annotation import HARMLESS, Problem
 from data_prep.datasets import read_listing
+from data_prep.datasets.holdout import with_validation_split
 from data_prep.datasets.inputs import Inputs
+from data_prep.datasets.presence import present
 from data_prep.durable import publish
 from data_prep.errors import DataError
 from data_prep.options import ShardConfig, absolute_out
 from data_prep.plan import PlannedShard, plan_shards
 from data_prep.sealed.seal import shaping
+from data_prep.video.picture import PICTURE_VERSION
 from data_prep.workdir import SplitPlan, Workdir, fingerprint
 
-# Left out, but no sign that something is wrong with the data set as a whole.
-_HARMLESS = frozenset({"duplicate_row", "in_other_split", "unknown_suffix"})
 _REFUSED_NAME = "refused.jsonl"
 
 PlannedSplit = tuple[SplitPlan, list[PlannedShard], list[Problem]]
@@ -34,7 +33,9 @@ def plan_inputs(
     Raises `DataError` when too many inputs are absent or malformed.
     """
     inputs = Inputs(config.videos, config.annotations, config.split, config.fold)
-    listing = _without_missing(read_listing(config.format, inputs), config.videos)
+    listing = present(read_listing(config.format, inputs), inputs)
+    if config.val_fraction:
+        listing = with_validation_split(listing, config.val_fraction)
     splits = {item.split for item in listing.annotations}
     others = [plan for plan in known.values() if plan.split not in splits]
     if others:
@@ -49,27 +50,17 @@ def plan_inputs(
         clips_per_shard=config.clips_per_shard,
         taken=frozenset().union(*(workdir.keys(other) for other in others)),
     )
-    total = len(listing.annotations) + len(listing.problems)
+    total = sum(len(shard.clips) for shard in plan.shards) + sum(
+        problem.code not in HARMLESS for problem in plan.problems
+    )
     _refuse_too_many(config, workdir, plan.problems, total)
     return list(_per_split(config, dataset, listing.classes, plan.shards, plan.problems))
-
-
-def _without_missing(listing: Listing, videos: Path) -> Listing:
-    present: list[Annotation] = []
-    problems = list(listing.problems)
-    for item in listing.annotations:
-        if os.path.isfile(os.path.join(videos, item.path)):
-            present.append(item)
-        else:
-            detail = f"no file {item.path} in {videos}"
-            problems.append(Problem(item.where, "missing", detail, item.path, item.split))
-    return Listing(present, problems, listing.classes)
 
 
 def _refuse_too_many(
     config: ShardConfig, workdir: Workdir, problems: list[Problem], total: int
 ) -> None:
-    serious = [problem for problem in problems if problem.code not in _HARMLESS]
+    serious = [problem for problem in problems if problem.code not in HARMLESS]
     if len(serious) <= config.max_missing * total and len(serious) < total:
         return
     listed = workdir.root / _REFUSED_NAME
@@ -111,6 +102,8 @@ def _per_split(
             videos=config.videos.absolute(),
             out=absolute_out(config.out),
             caps=config.caps,
+            max_missing=config.max_missing,
+            picture_version=PICTURE_VERSION,
             num_shards=len(ours),
             num_clips=sum(len(shard.clips) for shard in ours),
             fingerprint="",

@@ -28,6 +28,8 @@ class ShardConfig(BaseModel):
     """Part of every key; the name of the video directory by default."""
     split: str = "train"
     """For clips whose annotation does not say."""
+    val_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training videos that become the split `val`, chosen by a hash of their paths."""
     fold: int = Field(default=1, ge=1, le=3)
     """Official division of ucf101 and hmdb51."""
     clips_per_shard: int = Field(default=256, ge=1)

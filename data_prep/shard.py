@@ -50,6 +50,8 @@ def prepare(config: ShardConfig) -> Path:
             workdir.save_plan(plan, shards, problems)
         elif known[plan.split].fingerprint != plan.fingerprint:
             raise DataError(_difference(known[plan.split], plan))
+        else:
+            workdir.allow_missing(known[plan.split], config.max_missing)
     _reopen_lost(store, workdir.plans())
     workdir.forget_progress()
     return workdir.root
@@ -57,6 +59,12 @@ def prepare(config: ShardConfig) -> Path:
 
 def _difference(old: SplitPlan, new: SplitPlan) -> str:
     content = "the inputs"
+    if old.picture_version != new.picture_version:
+        return (
+            f"--out {old.out}: holds split {old.split!r} as an earlier version made it; see with "
+            "`vmp data verify` whether its pictures are affected, and choose another --out to make "
+            "them anew"
+        )
     for field in ("dataset", "classes", "format", "fold", "encode", "clips_per_shard", "num_clips"):
         before, now = getattr(old, field), getattr(new, field)
         if before != now:

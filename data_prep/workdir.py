@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,10 @@ class SplitPlan(BaseModel):
     videos: Path
     out: str
     caps: Caps
+    max_missing: float = 1.0
+    """Share of listed clips that may be lost, at the latest while they are decoded."""
+    picture_version: int = 1
+    """`data_prep.video.picture.PICTURE_VERSION` when it was planned."""
     num_shards: int
     num_clips: int
     fingerprint: str
@@ -116,6 +120,12 @@ class Workdir:
         headers = sorted(self.root.glob("plan-*.json"))
         return [SplitPlan.model_validate_json(header.read_text()) for header in headers]
 
+    def allow_missing(self, plan: SplitPlan, max_missing: float) -> None:
+        """Another bound for a plan that is otherwise the same."""
+        if plan.max_missing != max_missing:
+            changed = plan.model_copy(update={"max_missing": max_missing})
+            publish(self._header_path(plan.split), changed.model_dump_json(indent=1).encode())
+
     def relocate(self, out: str) -> None:
         """Shards that were moved together with their plans are continued where they are now."""
         for plan in self.plans():
@@ -131,6 +141,11 @@ class Workdir:
     def keys(self, plan: SplitPlan) -> frozenset[str]:
         table = pq.read_table(self._clips_path(plan.split), columns=["key"])
         return frozenset(table["key"].to_pylist())
+
+    def sources(self, plan: SplitPlan) -> Iterator[str]:
+        """Paths of all its clips."""
+        table = pq.read_table(self._clips_path(plan.split), columns=["path"])
+        return (os.fsdecode(path) for path in table["path"].to_pylist())
 
     def problems(self, split: str) -> list[Problem]:
         text = (self.root / f"problems-{split}.jsonl").read_text()

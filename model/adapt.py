@@ -7,6 +7,7 @@ is an error, never skipped.
 
 from __future__ import annotations
 
+import math
 import re
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.config import ModelConfig
-from model.errors import WeightsError
+from model.errors import WeightsError, brief
 from model.key_report import KeyReport
 
 # The masked-pretraining stage names the final norm differently.
@@ -56,7 +57,7 @@ def adapt_state_dict(
         if result is not None:
             fitted[key] = result.float().contiguous()
     if remaining:
-        raise _mismatch(f"the model has no '{next(iter(remaining))}'", source, config)
+        raise _mismatch(f"the model has no {brief(next(iter(remaining)))}", source, config)
     return fitted, report
 
 
@@ -112,10 +113,11 @@ def _fit(
         return tensor
     change = f"{tuple(tensor.shape)} -> {tuple(shape)}"
     if key.startswith("head."):
-        if (len(tensor), shape[0]) == (_K710, _K400) and tensor.shape[1:] == shape[1:]:
+        rows = tensor.shape[0] if tensor.ndim else 0
+        if (rows, shape[0]) == (_K710, _K400) and tensor.shape[1:] == shape[1:]:
             report.add("resized", key, key, f"{change}, Kinetics-400 rows of Kinetics-710")
             return tensor[:_K400]
-        report.add("dropped", key, None, f"{len(tensor)}-way head")
+        report.add("dropped", key, None, f"{rows}-way head")
         report.add("initialised", None, key, "fresh head")
         return None
     resized = None
@@ -127,7 +129,7 @@ def _fit(
         resized = F.interpolate(
             tensor.float().transpose(1, 2), size=shape[1], mode="linear", align_corners=False
         ).transpose(1, 2)
-    if resized is None:
+    if resized is None or resized.shape != shape:
         raise WeightsError(
             f"'{key}' cannot be fitted: {change}; choose a model of the same embed_dim, "
             "patch_size, d_state and d_conv"
@@ -151,7 +153,7 @@ def _inflate(weight: Tensor, shape: torch.Size) -> Tensor | None:
 def _resize_positions(embedding: Tensor, tokens: int) -> Tensor | None:
     """Bicubic resize of the square grid (1, 1 + side^2, d); the CLS position is kept."""
     old, new = _side(embedding.shape[1] - 1), _side(tokens - 1)
-    if old is None or new is None:
+    if old is None or new is None or embedding.shape[0] != 1:
         return None
     embedding = embedding.float()
     cls, grid = embedding[:, :1], embedding[:, 1:].transpose(1, 2).reshape(1, -1, old, old)
@@ -160,12 +162,12 @@ def _resize_positions(embedding: Tensor, tokens: int) -> Tensor | None:
 
 
 def _side(area: int) -> int | None:
-    side = round(area**0.5)
-    return side if side * side == area else None
+    side = math.isqrt(max(area, 0))
+    return side if side and side * side == area else None
 
 
 def _mismatch(what: str, source: dict[str, Tensor], config: ModelConfig) -> WeightsError:
-    blocks = {int(m[1]) for key in source if (m := re.match(r"layers\.(\d+)\.", key))}
+    blocks = {m[1] for key in source if (m := re.match(r"layers\.(\d+)\.", key))}
     return WeightsError(
         f"the weights do not fit the model: {what} (file: {len(blocks)} blocks, model: depth "
         f"{config.depth}, layout '{config.layout}')"

@@ -9,13 +9,13 @@ from typing import Any, Literal, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
-    NonNegativeFloat,
+    Field,
     PositiveInt,
     ValidationError,
     model_validator,
 )
 
-from model.errors import ModelConfigError
+from model.errors import ModelConfigError, brief
 
 ScanBackend = Literal["auto", "reference", "chunked", "cpu", "triton", "mamba_ssm"]
 
@@ -23,30 +23,31 @@ ScanBackend = Literal["auto", "reference", "chunked", "cpu", "triton", "mamba_ss
 class ModelConfig(BaseModel):
     """Everything that decides a model's parameters and its function.
 
-    The defaults are VideoMambaPro-M on 8 frames with the Kinetics-400 head.
+    The defaults are VideoMambaPro-M on 8 frames with the Kinetics-400 head. The upper limits are
+    far above any model that is trained: a file that asks for more is damaged or hostile.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    embed_dim: PositiveInt = 576
+    embed_dim: int = Field(default=576, gt=0, le=2**16)
     """Width d of the residual stream."""
-    depth: PositiveInt = 32
+    depth: int = Field(default=32, gt=0, le=2**10)
     """Number of blocks."""
-    img_size: PositiveInt = 224
+    img_size: int = Field(default=224, gt=0, le=2**13)
     """Height and width of a frame in pixels; a multiple of patch_size."""
-    patch_size: PositiveInt = 16
+    patch_size: int = Field(default=16, gt=0, le=2**13)
     """Height and width of a patch in pixels."""
-    tubelet_size: PositiveInt = 1
+    tubelet_size: int = Field(default=1, gt=0, le=2**16)
     """Frames per patch."""
-    num_frames: PositiveInt = 8
+    num_frames: int = Field(default=8, gt=0, le=2**16)
     """Frames per clip; a multiple of tubelet_size."""
-    num_classes: PositiveInt = 400
+    num_classes: int = Field(default=400, gt=0, le=10**6)
     """Rows of the classification head."""
-    d_state: PositiveInt = 16
+    d_state: int = Field(default=16, gt=0, le=2**10)
     """State size N of the selective scan."""
-    d_conv: PositiveInt = 4
+    d_conv: int = Field(default=4, gt=0, le=2**10)
     """Taps of the causal depthwise convolution."""
-    expand: PositiveInt = 2
+    expand: int = Field(default=2, gt=0, le=2**6)
     """Inner width D = expand * embed_dim."""
     layout: Literal["shared", "separate"] = "shared"
     """shared: both directions use one conv1d, x_proj, dt_proj and D (VideoMambaPro);
@@ -58,7 +59,7 @@ class ModelConfig(BaseModel):
     value: Literal["conv", "raw"] = "conv"
     """What is scanned: the convolved tokens, or the raw ones as in the authors' published code.
     Only their own weights need raw."""
-    drop_path_rate: NonNegativeFloat = 0.0
+    drop_path_rate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Stochastic depth rate of the last block; earlier blocks rise linearly from 0."""
     scan_backend: ScanBackend = "auto"
     """Implementation of the selective scan; auto takes the fastest that runs here."""
@@ -158,13 +159,26 @@ def resolve_config(preset: str | ModelConfig, **overrides: Any) -> ModelConfig:
     try:
         return ModelConfig.model_validate(base.model_dump() | overrides)
     except ValidationError as error:
-        problem, *others = error.errors()
-        where = f"model.{problem['loc'][0]}" if problem["loc"] else "model"
-        # A field of several types complains once per type.
-        same = [other["msg"] for other in others if other["loc"][:1] == problem["loc"][:1]]
-        reason = "; or ".join([problem["msg"].removeprefix("Value error, "), *same])
-        given = f" (got {problem['input']!r})" if problem["loc"] else ""
-        raise ModelConfigError(f"{where}: {reason}{given}") from error
+        raise ModelConfigError(_first_problem(error)) from error
+
+
+def parse_config(text: str) -> ModelConfig:
+    """The configuration in a JSON text of foreign origin. Raises ModelConfigError."""
+    try:
+        return ModelConfig.model_validate_json(text)
+    except ValidationError as error:
+        raise ModelConfigError(_first_problem(error)) from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem, *others = error.errors()
+    field = str(problem["loc"][0]) if problem["loc"] else ""
+    where = f"model.{field if field.isidentifier() else brief(field)}" if field else "model"
+    # A field of several types complains once per type.
+    same = [other["msg"] for other in others if other["loc"][:1] == problem["loc"][:1]]
+    reason = "; or ".join([problem["msg"].removeprefix("Value error, "), *same])
+    given = f" (got {brief(problem['input'])})" if problem["loc"] else ""
+    return f"{where}: {reason}{given}"
 
 
 def _unknown(kind: str, name: str, known: dict[str, Any]) -> str:

@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
-import pickle
-import struct
+import zipfile
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
 
-from model.config import ModelConfig, resolve_config
-from model.errors import WeightsError
+from model.config import ModelConfig, parse_config
+from model.errors import ModelConfigError, WeightsError, brief
+from model.flops import count_parameters
 
 CONFIG_METADATA = "model_config"
 _WRAPPERS = ("model", "module", "state_dict", "model_state_dict")
-# What torch's unpickler was seen to raise on 3000 damaged files; it interprets bytes as it goes.
-_DAMAGED = (
-    pickle.UnpicklingError,
-    EOFError,
-    OSError,
-    RuntimeError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    struct.error,
-)
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
 
 
@@ -54,8 +42,11 @@ def read_container(path: Path) -> Container:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     content = _read_torch(path)
+    tensors = _bare_tensors(_unwrap(content, path), path)
     stored = content.get(CONFIG_METADATA) if isinstance(content, Mapping) else None
-    return Container(_strip_prefixes(_unwrap(content, path), path), _config(stored, path))
+    # A text is ours; other people's checkpoints may keep something else under that name.
+    config = _config(stored, tensors, path) if isinstance(stored, str) else None
+    return Container(tensors, config)
 
 
 def read_metadata(path: Path, key: str) -> str | None:
@@ -67,8 +58,8 @@ def read_metadata(path: Path, key: str) -> str | None:
         try:
             with safe_open(path, framework="pt") as file:
                 return (file.metadata() or {}).get(key)
-        except (OSError, SafetensorError) as error:
-            raise WeightsError(f"{path}: damaged safetensors file ({error})") from error
+        except Exception as error:
+            raise WeightsError(f"{path}: damaged safetensors file ({brief(error)})") from error
     content = _read_torch(path)
     text = content.get(key) if isinstance(content, Mapping) else None
     return text if isinstance(text, str) else None
@@ -76,9 +67,11 @@ def read_metadata(path: Path, key: str) -> str | None:
 
 def _read_torch(path: Path) -> Any:
     try:
+        _refuse_inflation(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
+    # Torch's unpickler interprets the bytes as it goes: a damaged file can raise anything.
+    except Exception as error:
         lines = f"{type(error).__name__}: {error}".strip().splitlines()
         reason = next((line.strip() for line in lines if "GLOBAL" in line), lines[0])
         raise WeightsError(
@@ -92,22 +85,38 @@ def _read_safetensors(path: Path) -> Container:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
             stored = (file.metadata() or {}).get(CONFIG_METADATA)
-    except SafetensorError as error:
-        raise WeightsError(f"{path}: damaged safetensors file ({error})") from error
+    except Exception as error:  # a dtype of its own, no permission, a damaged header
+        raise WeightsError(f"{path}: damaged safetensors file ({brief(error)})") from error
+    tensors = _bare_tensors(tensors, path)
     if stored is None:
-        return Container(_strip_prefixes(tensors, path), None)
-    return Container(tensors, _config(stored, path))
+        return Container(tensors, None)
+    return Container(tensors, _config(stored, tensors, path))
 
 
-def _config(stored: Any, path: Path) -> ModelConfig | None:
+def _config(stored: str, tensors: dict[str, Tensor], path: Path) -> ModelConfig:
     """Of a file that `save_model` wrote."""
-    if stored is None:
-        return None
     try:
-        fields = json.loads(stored)
-    except (json.JSONDecodeError, TypeError) as error:
-        raise WeightsError(f"{path}: its {CONFIG_METADATA} metadata is not JSON") from error
-    return resolve_config(ModelConfig(), **fields)
+        config = parse_config(stored)
+    except ModelConfigError as error:
+        raise WeightsError(f"{path}: its {CONFIG_METADATA} metadata: {error}") from error
+    described, held = count_parameters(config), sum(map(Tensor.numel, tensors.values()))
+    # Two, as a key that is missing is named later; only a hostile file comes near.
+    if described > 2 * held:
+        raise WeightsError(
+            f"{path}: does not match its own configuration ({CONFIG_METADATA} describes "
+            f"{described:,} parameters, the file holds {held:,})"
+        )
+    return config
+
+
+def _refuse_inflation(path: Path) -> None:
+    """Raises ValueError for an archive that would fill the memory: torch stores uncompressed."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise ValueError(f"a compressed archive, which unpacks to {unpacked:,} bytes")
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
@@ -117,7 +126,10 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     for candidate in candidates:
         if _is_state_dict(candidate):
             return dict(candidate)
-    found = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+    found = f"a {type(content).__name__}"
+    if isinstance(content, Mapping):
+        keys = ", ".join(brief(key) for key in islice(content, 5))
+        found = f"{len(content)} keys: {keys}{', ...' if len(content) > 5 else ''}"
     raise WeightsError(
         f"{path}: holds no state_dict; looked at the top level and under "
         f"{', '.join(_WRAPPERS)}, found {found}"
@@ -132,7 +144,8 @@ def _is_state_dict(value: Any) -> bool:
     )
 
 
-def _strip_prefixes(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _bare_tensors(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """`tensors` by their names without wrappers' prefixes, each one proved to be plain numbers."""
     bare: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         name = key
@@ -140,8 +153,31 @@ def _strip_prefixes(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]
             name = name.removeprefix(prefix)
         if name in bare:
             raise WeightsError(
-                f"{path}: two tensors are named '{name}' once prefixes such as "
+                f"{path}: two tensors are named {brief(name)} once prefixes such as "
                 f"'{_PREFIXES[0]}' are removed: keep one of them"
+            )
+        if fault := _fault(tensor):
+            raise WeightsError(
+                f"{path}: {brief(name)} {fault}; weights are dense, finite, real numbers"
             )
         bare[name] = tensor
     return bare
+
+
+def _fault(tensor: Tensor) -> str | None:
+    """Why a tensor cannot be a weight, or None."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+        return f"is {brief(str(tensor.layout))}, not dense"
+    if tensor.is_meta:
+        return "has a shape and no values"
+    if not tensor.numel():
+        return f"is empty, of shape {tuple(tensor.shape)}"
+    if tensor.dtype not in _FLOATS:
+        return f"has dtype {tensor.dtype}"
+    # Steps of zero repeat one stored number: a few bytes would claim terabytes.
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"claims {tensor.numel():,} numbers and stores fewer"
+    # Looked at in the width that the model computes in: 1e300 is infinite there.
+    if not tensor.float().isfinite().all():
+        return "holds NaN or infinite numbers"
+    return None

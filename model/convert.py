@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from model.adapt import adapt_state_dict
 from model.backbone import VideoMamba
 from model.config import ModelConfig, resolve_config
 from model.containers import read_container
-from model.errors import WeightsError
+from model.errors import ModelConfigError, WeightsError
 from model.key_report import KeyReport
 from model.weights import save_model
 
@@ -85,12 +86,13 @@ def fit_model(
 
     Raises WeightsError, which names `source`, when they cannot be fitted.
     """
-    net = VideoMamba(config)
-    shapes = {key: value.shape for key, value in net.state_dict().items()}
+    with torch.device("meta"):  # no memory is taken before it is certain that the weights fit
+        shapes = {key: value.shape for key, value in VideoMamba(config).state_dict().items()}
     try:
         fitted, report = adapt_state_dict(tensors, shapes, config, allow_lossy)
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error
+    net = VideoMamba(config)
     net.load_state_dict(net.state_dict() | fitted)
     return net.eval(), report
 
@@ -106,28 +108,37 @@ def infer_config(tensors: dict[str, Tensor], path: Path, **overrides: Any) -> Mo
         patch = tensors["patch_embed.proj.weight"]
         dim, positions = tensors["cls_token"].shape[-1], tensors["pos_embed"].shape[1]
         inner, state = tensors["layers.0.mixer.A_log"].shape
+        expand = inner // dim
         taps = tensors["layers.0.mixer.conv1d.weight"].shape[-1]
-    except (KeyError, ValueError, IndexError) as error:
+        tubelet = patch.shape[2] if patch.ndim == 5 else 1
+        temporal = tensors.get("temporal_pos_embedding")
+        steps = 1 if temporal is None else temporal.shape[1]
+        side, patch_size = math.isqrt(positions - 1), patch.shape[-1]
+        head = tensors.get("head.weight")
+        classes = None if head is None else head.shape[0]
+    except (KeyError, ValueError, IndexError, ArithmeticError) as error:
         raise WeightsError(f"{path}: not a VideoMamba state_dict ({error})") from error
-    tubelet = patch.shape[2] if patch.ndim == 5 else 1
-    temporal = tensors.get("temporal_pos_embedding")
     separate = "layers.0.mixer.conv1d_b.weight" in tensors
     fields: dict[str, Any] = {
         "embed_dim": dim,
         "depth": len({m[1] for key in tensors if (m := re.match(r"layers\.(\d+)\.", key))}),
-        "patch_size": patch.shape[-1],
-        "img_size": round((positions - 1) ** 0.5) * patch.shape[-1],
+        "patch_size": patch_size,
+        "img_size": side * patch_size,
         "tubelet_size": tubelet,
-        "num_frames": tubelet * (1 if temporal is None else temporal.shape[1]),
+        "num_frames": tubelet * steps,
         "d_state": state,
         "d_conv": taps,
-        "expand": inner // dim,
+        "expand": expand,
         "layout": "separate" if separate else "shared",
         "mask_backward": not separate,
         "initial_state": "zero" if separate else "first_token",
     }
-    if "head.weight" in tensors:
-        fields["num_classes"] = len(tensors["head.weight"])
+    if classes is not None:
+        fields["num_classes"] = classes
     elif "num_classes" not in overrides:
         raise WeightsError(f"{path}: has no classification head: give num_classes")
-    return resolve_config(ModelConfig(), **(fields | overrides))
+    try:
+        shown = resolve_config(ModelConfig(), **fields)
+    except ModelConfigError as error:
+        raise WeightsError(f"{path}: its shapes describe no model: {error}") from error
+    return resolve_config(shown, **overrides)

@@ -11,3 +11,12 @@ class ModelConfigError(ModelError):
 
 class WeightsError(ModelError):
     """A weights file that cannot be read, trusted or fitted to the model."""
+
+
+def brief(value: object) -> str:
+    """`value` as an error may quote it: printable, on one line, of 80 characters at most."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of 5000 digits; lists within lists
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 80 else f"{text[:60]}...{text[-17:]}"

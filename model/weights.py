@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from safetensors.torch import save
@@ -65,6 +66,6 @@ def load_model(path: str | Path) -> VideoMamba:
     try:
         net.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
+        reason = shorten(str(error).splitlines()[-1].strip(), 200)
         raise WeightsError(f"{path}: does not match its own configuration ({reason})") from error
     return net.requires_grad_().eval()

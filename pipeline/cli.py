@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipeline.commands import bench, data, jobs
+from pipeline.isolation import isolate
 
 app = typer.Typer(
     name="vmp",
@@ -36,6 +37,7 @@ Cluster = Literal["local", "slurm"]
 
 def main() -> None:
     """Run a command; bad input becomes one line on stderr and exit status 2."""
+    isolate()
     try:
         app()
     except ValueError as error:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from data_prep.video.read import UnreadableVideoError, read_pictures
 from model import VideoMamba
 from pipeline.config import RunConfig
 from pipeline.data.augment import square_crops
@@ -60,32 +59,12 @@ class Predictor:
         return sorted(zip(self.classes, shares, strict=True), key=lambda pair: -pair[1])
 
 
-def decode_all(path: Path, short_side: int = 256) -> NDArray[np.uint8]:
-    """All frames, upright, the short side at most `short_side`: (T, H, W, 3) uint8 RGB.
+def decode_all(path: Path) -> NDArray[np.uint8]:
+    """All frames as `vmp data shard` would store them, but for compression: (T, H, W, 3) uint8 RGB.
 
-    The same picture as `vmp data shard` would store, but for its compression.
-    Raises DataError when there is no video, or it cannot be decoded to the end.
+    Raises DataError for what it would leave out: no video, damage, a change of size.
     """
-    scaler = VideoReformatter()
-    frames = []
     try:
-        with av.open(path) as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise DataError(f"{path}: has no video stream")
-            for frame in container.decode(stream):
-                assert isinstance(frame, av.VideoFrame)
-                scale = min(1.0, short_side / min(frame.width, frame.height))
-                width, height = (max(2, round(n * scale)) for n in (frame.width, frame.height))
-                picture = scaler.reformat(frame, width, height, "rgb24").to_ndarray()
-                frames.append(np.rot90(picture, frame.rotation // 90))
-                if frames[-1].shape != frames[0].shape:
-                    raise DataError(
-                        f"{path}: changes its size at frame {len(frames) - 1}; cut it there, or "
-                        "encode it again at one size"
-                    )
-    except (av.FFmpegError, OSError) as error:
-        raise DataError(f"{path}: cannot be decoded: {error}") from error
-    if not frames:
-        raise DataError(f"{path}: has no frames")
-    return np.stack(frames)
+        return np.stack(list(read_pictures(str(path))))
+    except UnreadableVideoError as error:
+        raise DataError(f"{path}: cannot be used, {error}") from error

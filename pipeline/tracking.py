@@ -286,7 +286,7 @@ def serve_ui(runs_dir: Path, port: int) -> int:
         # Its job runner would start seven more processes that nothing here uses.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", resolve_uri(TrackingConfig(), runs_dir)]
     return subprocess.run(command, env=environment, check=False).returncode

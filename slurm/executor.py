@@ -83,7 +83,9 @@ def make_executor(
 
 def _python(code: Path, interpreter: str) -> str:
     """A command that runs Python on the snapshot, whatever the working directory holds."""
-    path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
+    # An empty entry would stand for the working directory of the job.
+    others = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    path = os.pathsep.join([str(code), *others])
     return shlex.join(["env", "PYTHONSAFEPATH=1", f"PYTHONPATH={path}", interpreter])
 
 
@@ -188,6 +190,8 @@ def _outside_of_any_job() -> Iterator[None]:
     """A job that submits another one must not hand it its own rank and limits."""
     conf = os.environ.get("SLURM_CONF")
     with clean_env():
+        # Submitit starts the controller of a local job with this environment, and no options.
+        os.environ["PYTHONSAFEPATH"] = "1"
         if conf is not None:
             os.environ["SLURM_CONF"] = conf
         yield

@@ -91,7 +91,7 @@ class CommandJob:
     def __call__(self) -> int:
         """Exit status of the command; a failure fails the job, so that nothing follows it."""
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # the child inherits it
-        command = [sys.executable, "-m", "pipeline.cli", *self.arguments]
+        command = [sys.executable, "-P", "-m", "pipeline.cli", *self.arguments]
         status = subprocess.run(command, cwd=self.folder, check=False).returncode
         if status:
             raise SystemExit(status)

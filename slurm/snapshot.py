@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-PACKAGES = ("model", "pipeline", "slurm", "data_prep")
+PACKAGES = ("model", "pipeline", "slurm", "data_prep", "videomambapro")
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so")
 
 

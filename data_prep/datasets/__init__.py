@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
-from data_prep.annotation import SPLIT_NAME, Annotation, Listing, Problem
+from data_prep.annotation import SPLIT_NAME, Listing, Problem
 from data_prep.datasets import csv, folder, hmdb51, kinetics, ssv2, ucf101
 from data_prep.datasets.inputs import Inputs
+from data_prep.datasets.validate import validated
 from data_prep.errors import DataError
 
 Format = Literal["kinetics", "ssv2", "ucf101", "hmdb51", "folder", "csv"]
@@ -26,7 +27,7 @@ _READERS: dict[str, Callable[[Inputs], Listing]] = {
 def read_listing(name: str, inputs: Inputs) -> Listing:
     """Raises `DataError` for an unknown format, a directory that is absent or an empty listing.
 
-    Clips whose annotation names a split that cannot name files are problems.
+    Clips that cannot be meant as they are listed are problems.
     """
     if name not in _READERS:
         raise DataError(f"--format {name}: unknown; one of {', '.join(get_args(Format))}")
@@ -34,21 +35,15 @@ def read_listing(name: str, inputs: Inputs) -> Listing:
         raise DataError(f"--videos {inputs.videos}: no such directory")
     if not SPLIT_NAME.fullmatch(inputs.split):
         raise DataError(f"--split {inputs.split}: may only hold letters, digits, - and _")
-    listing = _with_usable_splits(_READERS[name](inputs))
+    listing = validated(_READERS[name](inputs), inputs.videos)
     if not listing.annotations:
         source = inputs.annotations or inputs.videos
-        first = f"; first problem: {listing.problems[0]}" if listing.problems else ""
-        raise DataError(f"{source}: names no video{first}")
+        raise DataError(f"{source}: names no video{_first(listing.problems)}")
     return listing
 
 
-def _with_usable_splits(listing: Listing) -> Listing:
-    usable: list[Annotation] = []
-    problems = list(listing.problems)
-    for item in listing.annotations:
-        if SPLIT_NAME.fullmatch(item.split):
-            usable.append(item)
-        else:
-            detail = f"split {item.split!r} may only hold letters, digits, - and _"
-            problems.append(Problem(item.where, "malformed", detail, item.path))
-    return Listing(usable, problems, listing.classes)
+def _first(problems: Sequence[Problem]) -> str:
+    if not problems:
+        return ""
+    first = problems[0]
+    return f"; {len(problems)} lines are of no use, the first is {first.where}: {first.detail}"

@@ -7,12 +7,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
 from data_prep.annotation import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Annotation, Listing, Problem
-from data_prep.datasets.inputs import Inputs, read_lines, require_annotations
+from data_prep.datasets.inputs import Inputs, read_lines, require_annotations, unique_columns
+from data_prep.datasets.validate import class_names, seconds
 from data_prep.errors import DataError
+
+# Names that other tables use; passed over, they would change what is trained on.
+_MEANT = {
+    "start_time": "start",
+    "time_start": "start",
+    "start_s": "start",
+    "begin": "start",
+    "end_time": "end",
+    "time_end": "end",
+    "end_s": "end",
+    "stop": "end",
+    "subset": "split",
+    "partition": "split",
+}
 
 
 def read(inputs: Inputs) -> Listing:
-    """Classes are the sorted labels; numbers sort as numbers."""
+    """Classes are the sorted labels; integers are the numbers of their classes."""
     table = require_annotations(inputs, "a CSV file with the columns path and label")
     annotations: list[Annotation] = []
     problems: list[Problem] = []
@@ -25,9 +40,7 @@ def read(inputs: Inputs) -> Listing:
         except ValueError as error:
             problems.append(Problem(where, "malformed", str(error)))
     labels = {item.label for item in annotations if item.label is not None}
-    numeric = all(label.isdecimal() for label in labels)
-    classes = tuple(sorted(labels, key=int if numeric else None))
-    return Listing(annotations, problems, classes)
+    return Listing(annotations, problems, class_names(labels, table))
 
 
 def _rows(table: Path) -> Iterator[tuple[int, list[str]]]:
@@ -52,6 +65,10 @@ def _header(table: Path, rows: Iterator[tuple[int, list[str]]]) -> Sequence[str]
     for required in ("path", "label"):
         if required not in names:
             raise DataError(f"{table}:{number}: column {required!r} is missing; found {names}")
+    unique_columns(table, number, names)
+    for name in names:
+        if name in _MEANT:
+            raise DataError(f"{table}:{number}: column {name!r}: call it {_MEANT[name]!r}")
     return names
 
 
@@ -66,7 +83,7 @@ def _annotation(row: list[str], columns: Sequence[str], split: str, where: str) 
         path=cells["path"],
         label=cells["label"] or None,
         split=cells.get("split", "") or split,
-        trim_start_s=float(start) if start else 0.0,
-        trim_end_s=float(end) if end else None,
+        trim_start_s=seconds(start) if start else 0.0,
+        trim_end_s=seconds(end) if end else None,
         where=where,
     )

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.annotation import Annotation, Listing, Problem
-from data_prep.datasets.inputs import Inputs, read_lines, require_annotations
+from data_prep.datasets.inputs import Inputs, read_lines, require_annotations, unique_columns
 from data_prep.datasets.locate import VideoFiles
+from data_prep.datasets.splits import known_split
+from data_prep.datasets.validate import class_names, seconds
 from data_prep.errors import DataError
 
-_SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
 _REQUIRED = ("youtube_id", "time_start", "time_end")
 
 
@@ -26,21 +27,26 @@ def read(inputs: Inputs) -> Listing:
     tables = sorted(root.glob("*.csv")) if root.is_dir() else [root]
     if not tables:
         raise DataError(f"--annotations {root}: no .csv file in this directory")
-    files = VideoFiles(inputs.videos)
+    files = VideoFiles(inputs.tree)
     annotations: list[Annotation] = []
     problems: list[Problem] = []
     labels: set[str] = set()
     for table in tables:
         for where, row in _rows(table):
-            split = _SPLITS.get((row.get("split") or "").strip(), inputs.split)
+            named = (row.get("split") or "").strip()
+            split = known_split(named) if named else inputs.split
             label = (row.get("label") or "").strip() or None
+            if split is None:
+                detail = f"split {named!r} is none of train, val and test"
+                problems.append(Problem(where, "malformed", detail))
+                continue
             if label is not None:
                 labels.add(label)
             try:
                 annotations.append(_annotation(row, label, split, files, where))
             except ValueError as error:
                 problems.append(Problem(where, "malformed", str(error), split=split))
-    return Listing(annotations, problems, tuple(sorted(labels)))
+    return Listing(annotations, problems, class_names(labels, root))
 
 
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
@@ -48,6 +54,7 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
     absent = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
     if absent:
         raise DataError(f"{table}:1: column {absent[0]!r} is missing; found {reader.fieldnames}")
+    unique_columns(table, 1, reader.fieldnames or ())
     for row in reader:
         yield f"{table}:{reader.line_num}", row
 
@@ -58,8 +65,8 @@ def _annotation(
     identity, start, end = (row[name] for name in _REQUIRED)
     if not identity or not start or not end or None in row:
         raise ValueError(f"not one cell per column: {list(row.values())}")
-    start_s, end_s = float(start), float(end)
-    if not 0 <= start_s < end_s:
+    start_s, end_s = seconds(start), seconds(end)
+    if start_s >= end_s:
         raise ValueError(f"time_start {start} is not before time_end {end}")
     first, last = int(start_s), int(end_s)
     names = (f"{identity}_{first:06d}_{last:06d}", f"{identity}_{first}_{last}")

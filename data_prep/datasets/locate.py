@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from data_prep.annotation import VIDEO_SUFFIXES
+from data_prep.datasets.tree import Tree, is_hidden, is_video
+from data_prep.datasets.validate import composed
 
 
 class VideoFiles:
-    """All video files below `root`, by name without suffix."""
+    """All video files of a tree, by name without suffix."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, tree: Tree) -> None:
         self._paths: dict[str, list[str]] = {}
-        for parent, directories, names in os.walk(root, followlinks=True):
-            directories.sort()
-            for name in sorted(names):
-                stem, suffix = os.path.splitext(name)
-                if suffix.lower() in VIDEO_SUFFIXES:
-                    path = os.path.relpath(os.path.join(parent, name), root)
-                    self._paths.setdefault(stem, []).append(path)
+        for path in tree.files:
+            if is_video(path) and not is_hidden(path):
+                stem = composed(os.path.splitext(os.path.basename(path))[0])
+                self._paths.setdefault(stem, []).append(path)
 
     def find(self, *stems: str, directory: str | None = None) -> str | None:
         """Path relative to the root of the first name that exists.
@@ -28,7 +25,7 @@ class VideoFiles:
         be underscores there), else the first in sorted order.
         """
         for stem in stems:
-            paths = self._paths.get(stem)
+            paths = self._paths.get(composed(stem))
             if paths:
                 return min(paths, key=lambda path: (not _is_in(path, directory), path))
         return None

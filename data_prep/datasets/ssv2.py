@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def read(inputs: Inputs) -> Listing:
     root = require_annotations(inputs, "the directory with labels.json and train.json")
     classes = _classes(_file(root, "labels.json"))
     answers = _answers(_file(root, "test-answers.csv", optional=True))
-    files = VideoFiles(inputs.videos)
+    files = VideoFiles(inputs.tree)
     annotations: list[Annotation] = []
     problems: list[Problem] = []
     for name, split in _LISTS.items():
@@ -62,9 +63,19 @@ def _classes(path: Path | None) -> tuple[str, ...]:
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads("".join(read_lines(path)))
+        return json.loads("".join(read_lines(path)), object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        raise ValueError(f"{twice[0]!r} is there twice")
+    return content
 
 
 def _items(path: Path) -> Iterator[tuple[str, Any]]:
@@ -96,7 +107,11 @@ def _answers(path: Path | None) -> dict[str, str]:
     """id -> class name; lines are `id;class`."""
     if path is None:
         return {}
-    return {row[0]: row[1] for row in csv.reader(read_lines(path), delimiter=";") if len(row) == 2}
+    answers: dict[str, str] = {}
+    for row in csv.reader(read_lines(path), delimiter=";"):
+        if len(row) == 2 and answers.setdefault(row[0], row[1]) != row[1]:
+            raise DataError(f"{path}: {row[0]} has two answers, {answers[row[0]]!r} and {row[1]!r}")
+    return answers
 
 
 def _annotation(

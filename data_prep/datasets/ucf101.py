@@ -43,6 +43,8 @@ def _classes(path: Path) -> tuple[str, ...]:
         number, _, name = line.strip().partition(" ")
         if not number.isdecimal() or not name:
             raise DataError(f"{path}:{line_number}: expected '<number> <class>', found {line!r}")
+        if int(number) in names or name.strip() in names.values():
+            raise DataError(f"{path}:{line_number}: number or class is there twice: {line!r}")
         names[int(number)] = name.strip()
     if sorted(names) != list(range(1, len(names) + 1)):
         raise DataError(f"{path}: the numbers are not 1 to {len(names)}")

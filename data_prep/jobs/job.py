@@ -158,7 +158,7 @@ def run_jobs(work: Path, *, jobs: int, decoders: int, show_progress: bool) -> No
         if jobs == 1:
             run_shard_worker(work, decoders=decoders)
             return
-        command = [sys.executable, "-m", "data_prep.jobs.job", str(work), str(decoders)]
+        command = [sys.executable, "-P", "-m", "data_prep.jobs.job", str(work), str(decoders)]
         processes = [subprocess.Popen(command) for _ in range(jobs)]
         try:
             for process in processes:

@@ -158,7 +158,7 @@ class ClipPool(Generic[T]):
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         memory = int(self._caps.memory_gib * 2**30)
         numbers = (theirs.fileno(), memory, os.getpid())
-        command = [sys.executable, "-m", "data_prep.jobs.child", *map(str, numbers)]
+        command = [sys.executable, "-P", "-m", "data_prep.jobs.child", *map(str, numbers)]
         process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=stderr
         )

@@ -16,6 +16,7 @@ import av
 from data_prep.jobs.record import ShardResult, record_name
 from data_prep.schema import Manifest, ShardRecord
 from data_prep.storage import Store, open_store
+from data_prep.video.picture import is_stored_picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +118,16 @@ def _check_frames(video: bytes, row: Row) -> tuple[str, str] | None:
         with av.open(io.BytesIO(video), "r") as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
-            frames = [(f.width, f.height, f.key_frame) for f in container.decode(stream)]
+            frames, stored = [], True
+            for frame in container.decode(stream):
+                frames.append((frame.width, frame.height, frame.key_frame))
+                stored = stored and (len(frames) > 1 or is_stored_picture(frame))
+    except MemoryError:
+        raise
     except (av.FFmpegError, IndexError) as error:
         return "decode", str(error)
+    if not stored:
+        return "picture", "not upright BT.601 of limited range"
     if len(frames) != row["frames"]:
         return "frames", f"{len(frames)} decoded, {row['frames']} in the index"
     if {frame[:2] for frame in frames} != {(row["width"], row["height"])}:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.annotation import HARMLESS
 from data_prep.durable import publish
 from data_prep.errors import DataError
 from data_prep.jobs.record import ShardResult, read_result
@@ -49,12 +50,15 @@ def seal(work: Path, *, only_as: Collection[str] | None = None) -> Manifest:
     shards: list[ShardRecord] = []
     splits: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
+    rejected = 0
+    named = _named_sources(workdir, plans)
     with pq.ParquetWriter(table, INDEX_SCHEMA) as index:
         for plan in plans:
-            for line in _problem_lines(workdir, plan.split):
+            for line in _problem_lines(workdir, plan.split, named):
                 reasons[line["code"]] += 1
                 _append(quarantine, line)
             for result in _results(store, plan):
+                rejected += len(result.rejected)
                 for line in _rejected_lines(result):
                     reasons[line["code"]] += 1
                     _append(quarantine, line)
@@ -67,6 +71,7 @@ def seal(work: Path, *, only_as: Collection[str] | None = None) -> Manifest:
         store.write(QUARANTINE_NAME, quarantine.getvalue())
         raise DataError(f"{plans[0].out}: no input could be used ({listed}); see {QUARANTINE_NAME}")
 
+    _refuse_losses(store, plans, quarantine, reasons, rejected)
     manifest = Manifest(
         dataset=plans[0].dataset,
         classes=plans[0].classes,
@@ -88,6 +93,32 @@ def seal(work: Path, *, only_as: Collection[str] | None = None) -> Manifest:
     store.write(MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
     publish(workdir.root / _SEALED_NAME, _sealed_plans(plans))
     return manifest
+
+
+def _refuse_losses(
+    store: Store,
+    plans: list[SplitPlan],
+    quarantine: io.BytesIO,
+    reasons: Counter[str],
+    rejected: int,
+) -> None:
+    """Losses while decoding, `rejected` clips, count like those that the plan knew of."""
+    planned = sum(plan.num_clips for plan in plans)
+    lines = map(json.loads, quarantine.getvalue().splitlines())
+    serious = [line for line in lines if line["code"] not in HARMLESS]
+    total = planned + len(serious) - rejected
+    allowed = max(plan.max_missing for plan in plans)
+    if len(serious) <= allowed * total:
+        return
+    store.write(QUARANTINE_NAME, quarantine.getvalue())
+    listed = ", ".join(f"{n} {code}" for code, n in reasons.most_common() if code not in HARMLESS)
+    first = serious[0]
+    raise DataError(
+        f"{plans[0].out}: {len(serious)} of {total} clips were lost ({listed}), more than "
+        f"--max-missing {allowed:g}, so nothing is sealed; first: {first['where']}: "
+        f"{first['code']}, {first['detail']}; all in {QUARANTINE_NAME}; run again with a higher "
+        "--max-missing to seal what there is"
+    )
 
 
 def _reopen(workdir: Workdir, store: Store) -> None:
@@ -113,6 +144,8 @@ def shaping(plan: SplitPlan) -> dict[str, Any]:
         "fold": plan.fold,
         "encode": plan.encode.model_dump(mode="json"),
         "clips_per_shard": plan.clips_per_shard,
+        # Version 1 did not say so: its manifests keep their digest.
+        **({"picture_version": plan.picture_version} if plan.picture_version > 1 else {}),
     }
 
 
@@ -138,8 +171,20 @@ def _results(store: Store, plan: SplitPlan) -> Iterator[ShardResult]:
         yield result
 
 
-def _problem_lines(workdir: Workdir, split: str) -> Iterator[dict[str, str]]:
+def _named_sources(workdir: Workdir, plans: list[SplitPlan]) -> set[str]:
+    """What some split names was outside the annotations only of the calls for other splits."""
+    if not any(item.code == "outside" for plan in plans for item in workdir.problems(plan.split)):
+        return set()
+    return {path for plan in plans for path in workdir.sources(plan)}
+
+
+def _problem_lines(workdir: Workdir, split: str, named: set[str]) -> Iterator[dict[str, str]]:
+    """Adds to `named` what it lists as outside, so that it is listed once."""
     for problem in workdir.problems(split):
+        if problem.code == "outside":
+            if problem.path in named:
+                continue
+            named.add(problem.path)
         yield {
             "code": problem.code,
             "detail": printable(problem.detail),

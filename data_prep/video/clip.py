@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.video.decode import Original
+from data_prep.video.picture import MIN_SIDE, SHORT_SIDE
 
 
 class EncodeSettings(BaseModel):
@@ -14,7 +15,7 @@ class EncodeSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    short_side: int = Field(default=256, ge=16, multiple_of=2)
+    short_side: int = Field(default=SHORT_SIDE, ge=MIN_SIDE, multiple_of=2)
     """Pixels; smaller sources keep their size."""
     crf: int = Field(default=23, ge=0, le=51)
     """x264 quality: lower is better and larger."""

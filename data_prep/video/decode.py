@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import os
 import stat
-import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 
 import av
 from av.container import InputContainer
-from av.sidedata.sidedata import SideData
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from data_prep.annotation import IMAGE_SUFFIXES
+from data_prep.errors import verdict
+from data_prep.video.rejection import Rejection
 
 # Playlists and scripts (hls, concat, ...) are left out on purpose: a "video" must not open others.
 _CONTAINERS = (
@@ -29,14 +29,6 @@ _CONTAINERS = (
 )
 _SMPTE2084, _ARIB_STD_B67 = 16, 18
 _PREROLL_S = 2.0
-
-
-class Rejection(Exception):  # noqa: N818 - an outcome, not a failure of the program
-    """This input is left out, for the reason `code`."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(code, detail)
-        self.code, self.detail = code, detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,41 +55,64 @@ class DecodedFrame:
     """Since the first frame of the file."""
 
 
+class TimesContradictOrder(Exception):  # noqa: N818 - read it again by `constant_rate`
+    """Frames come in the order of presentation and say otherwise (B-frames in AVI)."""
+
+
+class _Source:
+    """A file whose read errors are kept: demuxers take them for its end, or for damage."""
+
+    def __init__(self, path: str) -> None:
+        # An open file instead of a name: names may be no URL, no UTF-8 or look like a protocol.
+        self._path, self._file = path, open(path, "rb", buffering=0)  # noqa: SIM115
+        self._error: OSError | None = None
+        self.seek, self.tell = self._file.seek, self._file.tell
+
+    def read(self, size: int) -> bytes:
+        try:
+            return self._file.read(size) or b""
+        except OSError as error:
+            self._error = error
+            return b""
+
+    def close(self) -> None:
+        """Raises `MachineTrouble` when anything could not be read."""
+        self._file.close()
+        if self._error is not None:
+            raise Rejection(*verdict(self._error, self._path))
+
+
 @contextmanager
 def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its best video stream, one decoder thread, errors not concealed.
 
-    Raises `Rejection`: missing, unreadable, empty, not_video, no_video, unsupported_codec.
+    Raises `Rejection`: missing, unreadable, empty, not_video, no_video, unsupported_codec; and
+    `MachineTrouble` when the file could not be read to where the block has read it.
     """
     try:
         found = os.stat(path)
+        if stat.S_ISREG(found.st_mode) and found.st_size == 0:
+            raise Rejection("empty", "0 bytes")
+        source = _Source(path)
     except OSError as error:
-        raise Rejection("missing", error.strerror or "no such file") from None
-    if stat.S_ISREG(found.st_mode) and found.st_size == 0:
-        raise Rejection("empty", "0 bytes")
+        raise Rejection(*verdict(error, path)) from None
     options = {"format_whitelist": _CONTAINERS}
     if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
         options["pattern_type"] = "none"
-    try:
-        # An open file instead of a name: names may be no URL, no UTF-8 or look like a protocol.
-        with open(path, "rb", buffering=0) as file, _container(file, options) as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise Rejection("no_video", f"{container.format.name} without a video stream")
-            if not isinstance(stream, VideoStream) or stream.codec_context is None:
-                raise Rejection("unsupported_codec", "no decoder for the video stream")
-            stream.thread_type = "NONE"
-            stream.codec_context.options = {"err_detect": "explode"}
-            yield container, stream
-    except PermissionError as error:
-        raise Rejection("unreadable", str(error.strerror)) from None
+    with closing(source), _container(source, options) as container:
+        stream = container.streams.best("video")
+        if stream is None:
+            raise Rejection("no_video", f"{container.format.name} without a video stream")
+        if not isinstance(stream, VideoStream) or stream.codec_context is None:
+            raise Rejection("unsupported_codec", "no decoder for the video stream")
+        stream.thread_type = "NONE"
+        stream.codec_context.options = {"err_detect": "explode"}
+        yield container, stream
 
 
 def _container(file: object, options: dict[str, str]) -> InputContainer:
     try:
         return av.open(file, "r", options=options, metadata_errors="ignore")
-    except PermissionError:
-        raise
     except MemoryError:
         raise Rejection("memory", "more than the memory cap") from None
     except av.FFmpegError as error:
@@ -119,31 +134,48 @@ def describe(container: InputContainer, stream: VideoStream, first: VideoFrame) 
     )
 
 
+def frame_step(stream: VideoStream) -> Fraction:
+    """Seconds from frame to frame by the header; 1/25 where it does not say."""
+    rate = stream.average_rate or stream.guessed_rate or Fraction(0)
+    return Fraction(1) / rate if rate > 0 else Fraction(1, 25)
+
+
 def frames(
-    container: InputContainer, stream: VideoStream, *, start_s: float = 0.0, seek: bool = True
+    container: InputContainer,
+    stream: VideoStream,
+    *,
+    start_s: float = 0.0,
+    seek: bool = True,
+    constant_rate: bool = False,
 ) -> Iterator[DecodedFrame]:
     """Frames from `start_s` on, in order of presentation.
 
-    Raises `Rejection` `corrupt` at the first damaged packet or frame and `resolution_change`.
+    `constant_rate` counts frames instead of reading their times, and so never seeks. Raises
+    `TimesContradictOrder` where that has to be done, and `Rejection` `corrupt` at the first damaged
+    packet or frame and `resolution_change`.
     """
     origin = Fraction(stream.start_time or 0) * (stream.time_base or 1)
-    seeks = seek and start_s > _PREROLL_S
+    seeks = seek and not constant_rate and start_s > _PREROLL_S
     if seeks:
         target = float(origin) + start_s - _PREROLL_S
         container.seek(int(target / (stream.time_base or 1)), stream=stream, backward=True)
-    guessed = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
+    step = frame_step(stream)
     shape: tuple[int, int] | None = None
     previous: Fraction | None = None
     for number, frame in enumerate(_decode(container, stream, from_start=not seeks)):
         if shape is None:
             shape = (frame.width, frame.height)
         elif shape != (frame.width, frame.height):
-            detail = f"{shape} to {(frame.width, frame.height)} at frame {number}"
-            raise Rejection("resolution_change", detail)
-        if frame.pts is None or frame.time_base is None:
-            time = previous + guessed if previous is not None else Fraction(0)
+            before, after = ("{}x{}".format(*size) for size in (shape, (frame.width, frame.height)))
+            raise Rejection("resolution_change", f"from {before} to {after} at frame {number}")
+        if constant_rate:
+            time = number * step
+        elif frame.pts is None or frame.time_base is None:
+            time = previous + step if previous is not None else Fraction(0)
         else:
             time = frame.pts * frame.time_base - origin
+        if previous is not None and time < previous:
+            raise TimesContradictOrder
         previous = time
         if time >= Fraction(start_s) - Fraction(1, 1000):
             if frame.is_corrupt:
@@ -171,20 +203,6 @@ def _decode(
         raise Rejection("memory", f"more than the memory cap after {count} frames") from None
     except av.FFmpegError as error:
         raise Rejection("corrupt", f"after {count} frames: {_message(error)}") from None
-
-
-def display_filters(frame: VideoFrame) -> list[tuple[str, str | None]]:
-    """FFmpeg filters that turn the frame upright, as a player would (the display matrix)."""
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if not isinstance(data, SideData):
-        return []
-    a, b, _, c, d, *_ = struct.unpack("<9i", bytes(data))
-    if abs(b) > abs(a):
-        # x and y change places: the four ways of FFmpeg's transpose.
-        if b > 0:
-            return [("transpose", "clock" if c < 0 else "cclock_flip")]
-        return [("transpose", "cclock" if c > 0 else "clock_flip")]
-    return [(name, None) for name, sign in (("hflip", a), ("vflip", d)) if sign < 0]
 
 
 def _message(error: av.FFmpegError) -> str:

@@ -8,7 +8,7 @@ frames of such a clip costs 3.6 to 32 times less than of a typical download.
 from __future__ import annotations
 
 import itertools
-import tempfile
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,10 +16,10 @@ from fractions import Fraction
 import av
 from av.video.frame import PictureType, VideoFrame
 
+from data_prep.video.picture import BT601, LIMITED_RANGE
+
 GOP = 16
 TIME_BASE = Fraction(1, 90_000)
-BT601 = 6
-LIMITED_RANGE = 1
 # Equal frames must give equal bytes whatever was encoded before: a shard that is made again has to
 # match its checksum. Hence one thread, and no macroblock tree: with it, about 1 in 200 clips of
 # small frames came out differently depending on the clips before them in the same process (x264 of
@@ -49,8 +49,9 @@ def encode_clip(
     """
     count, packets, last, step = 0, 0, 0, round(1 / (fps * TIME_BASE))
     keyframes: list[int] = []
-    # A real file, because the muxer reopens its output to move the index to the front.
-    with tempfile.TemporaryFile() as scratch:
+    # A file, because the muxer reopens its output to move the index to the front. In memory,
+    # because a full TMPDIR says nothing about a clip.
+    with open(os.memfd_create("clip"), "rb") as scratch:
         with av.open(
             f"/dev/fd/{scratch.fileno()}",
             "w",

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import itertools
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 
 import av
-from av.filter import Graph
-from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
 
 from data_prep.annotation import IMAGE_SUFFIXES
+from data_prep.errors import MachineTrouble, verdict
 from data_prep.video.clip import ClipRequest, EncodeSettings, PreparedClip, RejectedClip
 from data_prep.video.decode import (
     DecodedFrame,
     Original,
-    Rejection,
+    TimesContradictOrder,
     describe,
-    display_filters,
+    frame_step,
     frames,
     open_video,
 )
-from data_prep.video.h264 import BT601, LIMITED_RANGE, TIME_BASE, EncodedClip, encode_clip
+from data_prep.video.h264 import TIME_BASE, EncodedClip, encode_clip
+from data_prep.video.picture import Picture
+from data_prep.video.rejection import Rejection
 from data_prep.video.suitable import copy_if_suitable
 
-_MIN_SIDE = 16
-# Exact rounding, so that equal pixels give equal bytes on every CPU.
-_SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+_PAST_END_S = 0.5
+"""A list that rounds its times may end a clip this much after its file."""
+_REORDERED_FRAMES = 17
+"""More than any decoder holds back, so that times out of order show."""
 
 
 def prepare_clip(request: ClipRequest) -> PreparedClip | RejectedClip:
@@ -46,11 +49,11 @@ def prepare_clip(request: ClipRequest) -> PreparedClip | RejectedClip:
     return clip
 
 
-def _fingerprint(path: str) -> tuple[int, int, int] | None:
+def _fingerprint(path: str) -> tuple[int, int, int]:
     try:
         stat = os.stat(path)
-    except OSError:
-        return None
+    except OSError as error:
+        raise Rejection(*verdict(error, path)) from None
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
@@ -58,22 +61,32 @@ def _prepare(request: ClipRequest) -> PreparedClip:
     kept = copy_if_suitable(request) if request.settings.copy_suitable else None
     if kept is not None:
         return kept
-    if request.trim_start_s <= 0:
-        return _encode(request, start_s=0.0)
-    try:
-        return _encode(request, start_s=request.trim_start_s)
-    except Rejection as rejection:
-        if rejection.code != "corrupt":
-            raise
-        # The point a seek lands on may not be decodable on its own: read from the beginning.
-        return _encode(request, start_s=request.trim_start_s, seek=False)
+    seek, constant_rate = request.trim_start_s > 0, False
+    while True:
+        try:
+            return _encode(request, seek=seek, constant_rate=constant_rate)
+        except TimesContradictOrder:
+            seek, constant_rate = False, True
+        except Rejection as rejection:
+            if not seek or rejection.code not in ("corrupt", "past_end"):
+                raise
+            # The point a seek lands on may not be decodable on its own: read from the beginning.
+            seek = False
 
 
-def _encode(request: ClipRequest, *, start_s: float, seek: bool = True) -> PreparedClip:
+def _encode(request: ClipRequest, *, seek: bool, constant_rate: bool) -> PreparedClip:
     settings = request.settings
     with open_video(request.path) as (container, stream):
         decoded = _trimmed(
-            frames(container, stream, start_s=start_s, seek=seek), request.trim_end_s
+            frames(
+                container,
+                stream,
+                start_s=request.trim_start_s,
+                seek=seek,
+                constant_rate=constant_rate,
+            ),
+            request,
+            stream,
         )
         first = next(decoded, None)
         if first is None:
@@ -81,40 +94,45 @@ def _encode(request: ClipRequest, *, start_s: float, seek: bool = True) -> Prepa
         original = describe(container, stream, first.frame)
         is_image = os.path.splitext(request.path)[1].lower() in IMAGE_SUFFIXES
         timeline = _Timeline(settings, 1 if is_image else settings.min_frames)
-        shaper = _Shaper(first.frame, original, settings)
-        nominal = float(stream.average_rate or 1)
+        aspect = original.sample_aspect if settings.apply_sample_aspect else 1.0
+        picture = Picture(first.frame, short_side=settings.short_side, sample_aspect=aspect)
+        nominal = float(1 / frame_step(stream))
         nominal = nominal if 0.01 <= nominal <= 1000 else 25.0
+        pictures = (
+            (picture(item.frame), timeline(item)) for item in itertools.chain([first], decoded)
+        )
         try:
             clip = encode_clip(
-                ((shaper(item.frame), timeline(item)) for item in _restore(first, decoded)),
-                width=shaper.width,
-                height=shaper.height,
+                pictures,
+                width=picture.width,
+                height=picture.height,
                 fps=nominal,
                 crf=settings.crf,
             )
         except MemoryError:  # FFmpeg's own is also an FFmpegError
             raise
+        except OSError as error:
+            raise MachineTrouble(f"{request.path!r}: its clip cannot be kept ({error})") from None
         except av.FFmpegError as error:
             raise Rejection("encode", str(error)) from None
         timeline.check_length()
-    return _prepared(clip, timeline.fps(nominal), shaper, original)
+    return _prepared(clip, timeline.fps(nominal), picture, original)
 
 
 def _empty_detail(request: ClipRequest) -> str:
-    if request.trim_start_s <= 0:
+    if request.trim_end_s is None:
         return "a video stream without frames"
-    end = "" if request.trim_end_s is None else f"{request.trim_end_s:g}"
-    return f"none between {request.trim_start_s:g} and {end} s; is the file a cut clip already?"
+    return f"none between {request.trim_start_s:g} and {request.trim_end_s:g} s"
 
 
-def _prepared(clip: EncodedClip, fps: float, shaper: _Shaper, original: Original) -> PreparedClip:
+def _prepared(clip: EncodedClip, fps: float, picture: Picture, original: Original) -> PreparedClip:
     return PreparedClip(
         video=clip.video,
         sha256=hashlib.sha256(clip.video).hexdigest(),
         frames=clip.frames,
         fps=fps,
-        width=shaper.width,
-        height=shaper.height,
+        width=picture.width,
+        height=picture.height,
         duration_s=clip.frames / fps,
         keyframes=clip.keyframes,
         copied=False,
@@ -122,16 +140,35 @@ def _prepared(clip: EncodedClip, fps: float, shaper: _Shaper, original: Original
     )
 
 
-def _restore(first: DecodedFrame, rest: Iterator[DecodedFrame]) -> Iterator[DecodedFrame]:
-    yield first
-    yield from rest
-
-
-def _trimmed(decoded: Iterator[DecodedFrame], end_s: float | None) -> Iterator[DecodedFrame]:
+def _trimmed(
+    decoded: Iterator[DecodedFrame], request: ClipRequest, stream: VideoStream
+) -> Iterator[DecodedFrame]:
+    """The frames of the interval. Raises `Rejection` `past_end` when the file ends long before."""
+    end_s = request.trim_end_s
+    reached: Fraction | None = None
     for item in decoded:
         if end_s is not None and item.time_s >= Fraction(end_s):
+            _look_ahead(decoded, stream)
             return
         yield item
+        shown = Fraction(item.frame.duration or 0) * (item.frame.time_base or 0)
+        reached = item.time_s + max(shown, frame_step(stream))
+    if reached is None and request.trim_start_s > 0:
+        detail = f"it ends before the interval begins at {request.trim_start_s:g} s"
+    elif reached is not None and end_s is not None and end_s - reached > _PAST_END_S:
+        interval = f"{request.trim_start_s:g} to {end_s:g} s"
+        detail = f"it ends at {float(reached):.2f} s, the interval is {interval}"
+    else:
+        return
+    raise Rejection("past_end", f"{detail}; is the file a clip that is cut already?")
+
+
+def _look_ahead(decoded: Iterator[DecodedFrame], stream: VideoStream) -> None:
+    """Raise `TimesContradictOrder` where the frame that ends the interval came too early."""
+    if stream.codec_context.has_b_frames:
+        with suppress(Rejection):  # damage behind the interval
+            for _ in itertools.islice(decoded, _REORDERED_FRAMES):
+                pass
 
 
 class _Timeline:
@@ -162,58 +199,3 @@ class _Timeline:
         if self._last <= 0:
             return nominal
         return round((self._count - 1) / float(self._last), 6)
-
-
-class _Shaper:
-    """Decoded frames -> upright yuv420p frames of the target size."""
-
-    def __init__(self, first: VideoFrame, original: Original, settings: EncodeSettings) -> None:
-        source_width: float = first.width
-        if settings.apply_sample_aspect:
-            source_width *= original.sample_aspect
-        scale = min(1.0, settings.short_side / min(source_width, first.height))
-        self._scaled = (_even(source_width * scale), _even(first.height * scale))
-        if min(self._scaled) < _MIN_SIDE:
-            raise Rejection("too_small", f"{first.width}x{first.height} pixels")
-        self._reformatter = VideoReformatter()
-        filters = display_filters(first)
-        self._turn = _turning_graph(*self._scaled, filters) if filters else None
-        swapped = any(name == "transpose" for name, _ in filters)
-        self.width, self.height = self._scaled[::-1] if swapped else self._scaled
-
-    def __call__(self, frame: VideoFrame) -> VideoFrame:
-        width, height = self._scaled
-        shaped = self._reformatter.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="yuv420p",
-            interpolation=_SCALER,
-            dst_colorspace=BT601,
-            dst_color_range=LIMITED_RANGE,
-            threads=1,
-        )
-        if self._turn is None:
-            return shaped
-        self._turn.vpush(shaped)
-        return self._turn.vpull()
-
-
-def _even(length: float) -> int:
-    """The even number below; a rounding error must not cost two pixels."""
-    return 2 * math.floor(length / 2 + 1e-6)
-
-
-def _turning_graph(width: int, height: int, filters: list[tuple[str, str | None]]) -> Graph:
-    graph = Graph()
-    graph.threads = 1
-    nodes = [
-        graph.add(
-            "buffer",
-            f"video_size={width}x{height}:pix_fmt=yuv420p:time_base={TIME_BASE}"
-            ":colorspace=smpte170m:range=tv",
-        )
-    ]
-    nodes += [graph.add(name, argument) for name, argument in filters]
-    graph.link_nodes(*nodes, graph.add("buffersink")).configure()
-    return graph

@@ -12,11 +12,9 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from data_prep.video.clip import ClipRequest, PreparedClip
-from data_prep.video.decode import describe, display_filters, frames, open_video
-from data_prep.video.h264 import GOP, LIMITED_RANGE
-
-_UNSPECIFIED = 0
-_BT601_MATRICES = frozenset({2, 5, 6})  # unspecified, BT.470BG, SMPTE 170M
+from data_prep.video.decode import TimesContradictOrder, describe, frames, open_video
+from data_prep.video.h264 import GOP
+from data_prep.video.picture import MIN_SIDE, is_stored_picture
 
 
 def copy_if_suitable(request: ClipRequest) -> PreparedClip | None:
@@ -26,6 +24,13 @@ def copy_if_suitable(request: ClipRequest) -> PreparedClip | None:
     even size and not larger than wanted, no B-frames, times from 0, a keyframe every 16 frames or
     more often, and no trim. Raises `Rejection` for a damaged file.
     """
+    try:
+        return _kept(request)
+    except TimesContradictOrder:
+        return None
+
+
+def _kept(request: ClipRequest) -> PreparedClip | None:
     settings = request.settings
     if request.trim_start_s > 0 or request.trim_end_s is not None:
         return None
@@ -38,7 +43,7 @@ def copy_if_suitable(request: ClipRequest) -> PreparedClip | None:
         for item in frames(container, stream):
             if first is None:
                 first = item.frame
-                if item.time_s != 0 or not _frame_suits(first):
+                if item.time_s != 0 or not (first.key_frame and is_stored_picture(first)):
                     return None
                 original = describe(container, stream, first)
             elif item.time_s <= last:
@@ -74,15 +79,6 @@ def _header_suits(container: InputContainer, stream: VideoStream, short_side: in
         and context.pix_fmt == "yuv420p"
         and not context.has_b_frames
         and context.width % 2 == context.height % 2 == 0
-        and 16 <= min(context.width, context.height) <= short_side
+        and MIN_SIDE <= min(context.width, context.height) <= short_side
         and not stream.start_time
-    )
-
-
-def _frame_suits(first: VideoFrame) -> bool:
-    return (
-        first.key_frame
-        and not display_filters(first)
-        and first.colorspace in _BT601_MATRICES
-        and first.color_range in (_UNSPECIFIED, LIMITED_RANGE)
     )

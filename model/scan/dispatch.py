@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.scan import gpu, mamba, op
+from model.scan.constant import constant
 from model.scan.native import library
 from model.scan.problem import InitialState, Scan, ScanError
 from model.scan.reference import scan_reference
@@ -115,7 +116,7 @@ def bidirectional_scan(
     return _run(scan, backend)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
     """Names of the backends that can run on ``device`` here, best first."""
     return probe(torch.device(device).type)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def read_full_state(path: Path, keys: tuple[str, ...] = ()) -> tuple[RunState, F
     Raises CheckpointError for an unreadable shard or an element that no shard holds.
     """
     state = layout.read_state(path)
+    _refuse_more_than_stored(path, state)
     flat: FullState = defaultdict(dict)
     filled: dict[tuple[str, str], int] = defaultdict(int)
     for shard in layout.shard_files(path):
@@ -66,7 +68,8 @@ def read_full_state(path: Path, keys: tuple[str, ...] = ()) -> tuple[RunState, F
                         flat[name][key] = torch.empty(numel, dtype=part.dtype)
                     flat[name][key][int(start) : int(start) + part.numel()] = part
                     filled[name, key] += part.numel()
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        # RuntimeError: a fragment that does not lie inside its parameter
+        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"checkpoint {path}: {shard.name} is unreadable: {error}"
             ) from error
@@ -75,7 +78,7 @@ def read_full_state(path: Path, keys: tuple[str, ...] = ()) -> tuple[RunState, F
             if filled[name, key] != tensor.numel():
                 raise CheckpointError(f"checkpoint {path}: {key} of {name} is not complete")
             flat[name][key] = tensor.view(shape)
-        if not flat[name]:
+        if "param" not in flat[name]:
             raise CheckpointError(f"checkpoint {path}: holds nothing for parameter {name}")
     return state, dict(flat)
 
@@ -84,7 +87,26 @@ def read_weights(path: Path, *, raw: bool = False) -> dict[str, torch.Tensor]:
     """The fp32 weights of a checkpoint as a state_dict; verifies the files first.
 
     Their moving average where the run kept one, unless `raw`.
+    Raises CheckpointError for weights that are not finite, too: nothing can be done with them.
     """
     layout.verify(path)
     _, full = read_full_state(path, keys=("param",) if raw else ("param", EMA_KEY))
-    return {name: tensors.get(EMA_KEY, tensors["param"]) for name, tensors in full.items()}
+    weights = {name: tensors.get(EMA_KEY, tensors["param"]) for name, tensors in full.items()}
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(
+                f"checkpoint {path}: {name} holds NaN or infinite numbers; take an earlier one"
+            )
+    return weights
+
+
+def _refuse_more_than_stored(path: Path, state: RunState) -> None:
+    """A few bytes of state.json must not make this process reserve a terabyte."""
+    stored = sum(shard.stat().st_size for shard in layout.shard_files(path))
+    named = sum(math.prod(shape) for shape in state.shapes.values())
+    sizes = [size for shape in state.shapes.values() for size in shape]
+    if named * torch.float32.itemsize > stored or min(sizes, default=0) < 0:
+        raise CheckpointError(
+            f"checkpoint {path}: {layout.STATE_FILE} names {named:,} numbers, and the shards have "
+            f"{stored:,} bytes"
+        )

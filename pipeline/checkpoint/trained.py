@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import yaml
 from torch import Tensor
 
@@ -60,12 +61,13 @@ def load_trained(checkpoint: Path, config: RunConfig) -> VideoMamba:
 
 def model_with(weights: dict[str, Tensor], config: RunConfig, source: str) -> VideoMamba:
     """The model of `config`, on the CPU. Raises ConfigError when the weights are of another one."""
-    model = create_model(config.model)
+    with torch.device("meta"):
+        model = create_model(config.model)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ConfigError(
             f"{source} is not of this model ({reason}): leave model.* as it was"
         ) from error
-    return model
+    return model.requires_grad_()

@@ -39,9 +39,12 @@ def data_shard(
     out: Annotated[str, typer.Option(help="Shard directory to make or complete.")],
     annotations: Annotated[Path | None, typer.Option(help="Annotation file or directory.")] = None,
     split: Annotated[str, typer.Option(help="For clips whose annotation names none.")] = "train",
+    val_fraction: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of the train videos to hold out as val.")
+    ] = 0.0,
     jobs: Annotated[int, typer.Option(min=1, help="Jobs that claim shards.")] = 1,
     max_missing: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of clips that may be absent.")
+        float, typer.Option(min=0, max=1, help="Share of clips that may be absent or unusable.")
     ] = 0.1,
     fold: Annotated[
         int, typer.Option(min=1, max=3, help="Official division of ucf101 and hmdb51.")
@@ -68,6 +71,7 @@ def data_shard(
         annotations=annotations,
         out=out,
         split=split,
+        val_fraction=val_fraction,
         jobs=jobs,
         max_missing=max_missing,
         fold=fold,

@@ -79,7 +79,7 @@ def _optional() -> Iterator[Finding]:
             yield Finding("note", f"{module} is not installed ({use}); in the checkout: {install}")
             continue
         ran = subprocess.run(
-            [sys.executable, "-c", f"import {module}"], capture_output=True, text=True
+            [sys.executable, "-P", "-c", f"import {module}"], capture_output=True, text=True
         )
         if ran.returncode == 0:
             yield Finding("OK", f"{module} loads ({use})")

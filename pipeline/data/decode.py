@@ -16,6 +16,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from data_prep.video.picture import rgb_pixels
 from pipeline.data.errors import SampleError
 
 Decoder = Callable[[bytes, NDArray[np.int64], Sequence[int]], NDArray[np.uint8]]
@@ -59,7 +60,7 @@ def _pictures(
     for number, frame in _decoded(container, stream, numbers, keyframes):
         if number != numbers[done]:
             continue
-        picture = _pixels(rgb.reformat(frame, format="rgb24", threads=1))
+        picture = rgb_pixels(frame, rgb)
         if pictures is None:
             pictures = np.empty((len(numbers), *picture.shape), np.uint8)
         if picture.shape != pictures.shape[1:]:
@@ -69,15 +70,6 @@ def _pictures(
         if done == len(numbers):
             return pictures
     raise SampleError(f"ends before frame {numbers[done]}")
-
-
-def _pixels(frame: VideoFrame) -> NDArray[np.uint8]:
-    """(H, W, 3), a view of the frame's memory, whose lines may be padded."""
-    (plane,) = frame.planes
-    pixels: NDArray[np.uint8] = np.ndarray(
-        (frame.height, frame.width, 3), np.uint8, memoryview(plane), 0, (plane.line_size, 3, 1)
-    )
-    return pixels
 
 
 def _decoded(

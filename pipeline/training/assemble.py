@@ -30,6 +30,7 @@ from pipeline.training.guard import NonFiniteGuard
 from pipeline.training.optim import build_adamw, parameter_groups
 from pipeline.training.recorder import Recorder
 from pipeline.training.schedule import Schedule
+from pipeline.training.startup import do_without_compiler, step_without_compiler
 from pipeline.training.task import ClassificationTask
 from pipeline.training.trainer import Progress, Trainer
 
@@ -102,9 +103,12 @@ def build_engine(
     config: RunConfig, model: VideoMamba, world: World, micro_batch: int, accumulation: int
 ) -> Engine:
     """`model` and its AdamW as `config` says. Collective: call on every rank."""
+    do_without_compiler()
+    optimizer = build_optimizer(config, model)
+    step_without_compiler(optimizer)
     return Engine(
         model,
-        build_optimizer(config, model),
+        optimizer,
         config.engine,
         world=world,
         micro_batch=micro_batch,

@@ -18,7 +18,8 @@ def configure(seed: int, *, deterministic: bool, threads: int | None) -> None:
     if deterministic:
         # cuBLAS reads this when its handle is made; without it, it picks algorithms by workspace.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        # As torch.use_deterministic_algorithms, which also imports torch's compiler to tell it so.
+        torch.set_deterministic_debug_mode("error")
         # A debugging aid that comes with it: filling every fresh tensor, at half a step's cost.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False

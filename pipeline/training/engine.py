@@ -16,6 +16,7 @@ from torch import nn
 
 from pipeline.training.config import EngineConfig
 from pipeline.training.distributed import World, limit_collectives
+from pipeline.training.startup import absent
 from pipeline.training.zero_state import ZeroState
 
 # The phantom-step and precision traps that shaped this list are measured in docs/training.md.
@@ -54,14 +55,15 @@ class Engine:
         self.precision = resolve_precision(config.precision, world.device)
         if self.stage == 3 and hasattr(model, "zero3_leaf_modules"):
             deepspeed.utils.set_z3_leaf_modules(model, list(cast(Any, model).zero3_leaf_modules))
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            dist_init_required=False,
-            config=self._deepspeed_config(
-                micro_batch, accumulation, sum(p.numel() for p in model.parameters())
-            ),
-        )
+        with absent("triton"):  # for layers of experts, which we have not
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer,
+                dist_init_required=False,
+                config=self._deepspeed_config(
+                    micro_batch, accumulation, sum(p.numel() for p in model.parameters())
+                ),
+            )
         self.module: nn.Module = self._engine.module
         self.state = ZeroState(
             self.module, self._optimizer, stage=self.stage, world=world, ema_decay=ema_decay
@@ -168,9 +170,18 @@ def _import_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*is deprecated.*", category=FutureWarning)
-    import deepspeed
+    with absent("mlflow"):  # its autotuner would import it, on every rank
+        import deepspeed
     import deepspeed.ops
+    from deepspeed.runtime import compiler
     from deepspeed.utils import logger
+
+    # The Muon optimizer is asked about in every step and compiles its kernels when it is imported.
+    # The decorator is DeepSpeed's own, for a torch without a compiler.
+    compile_kernels, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    import deepspeed.runtime.zero.muon.original_muon
+
+    compiler.compile = compile_kernels
 
     logger.setLevel(logging.WARNING)
     # Only its inference all-reduce uses this op, yet CPU start-up would compile it for a minute,

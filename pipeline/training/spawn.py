@@ -40,7 +40,7 @@ def run_ranks(run_dir: Path, ranks: int) -> int:
         monitor_interval=0.2,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "pipeline.training.train", str(run_dir))
+        elastic_launch(config, sys.executable)("-P", "-m", "pipeline.training.train", str(run_dir))
     except (ChildFailedError, SignalException):
         # Rank 0 left the status of the run, but another rank's failure may be behind its own.
         print(f"run {run_dir} ended: {aftermath.explain(run_dir)}", file=sys.stderr)

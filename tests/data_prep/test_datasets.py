@@ -53,10 +53,16 @@ def test_csv_quotes_trims_and_lines(tmp_path: Path) -> None:
     ]
 
 
-def test_csv_numeric_labels_sort_as_numbers(tmp_path: Path) -> None:
-    _touch(tmp_path, "a.mp4")
+def test_integer_labels_are_the_numbers_of_their_classes(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.mp4", "09/b.mp4", "10/c.mp4")
     (tmp_path / "t.csv").write_text("path,label\na,10\nb,9\nc,0\n")
-    assert _read("csv", tmp_path, "t.csv").classes == ("0", "9", "10")
+    assert _read("csv", tmp_path, "t.csv").classes == tuple(map(str, range(11)))
+    assert _read("folder", tmp_path, None).classes == (*map(str, range(9)), "09", "10")
+    for labels, message in (("7,07", "are one number"), ("-1,2", "cannot number classes")):
+        rows = "".join(f"a.mp4,{label}\n" for label in labels.split(","))
+        (tmp_path / "t.csv").write_text("path,label\n" + rows)
+        with pytest.raises(DataError, match=message):
+            _read("csv", tmp_path, "t.csv")
 
 
 def test_split_names_must_be_able_to_name_files(tmp_path: Path) -> None:

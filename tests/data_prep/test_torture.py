@@ -24,6 +24,9 @@ import pytest
 from data_prep.options import ShardConfig
 from data_prep.sealed.verify import verify
 from data_prep.shard import shard
+from pipeline.data import DataError
+from pipeline.predict import decode_all
+from tests.data_prep.torture_files import CASES
 
 DOCS = Path(__file__).parents[2] / "docs/data.md"
 BEGIN, END = "<!-- torture table: begin -->", "<!-- torture table: end -->"
@@ -38,10 +41,13 @@ REAL = {
     "structuralize.mp4": 300,
     "test.avi": 164,
 }
+NAMES = {os.fsencode(case.name).decode("utf-8", "backslashreplace"): case.name for case in CASES}
+"""As printed -> as on the disk."""
 
 
 @dataclass(frozen=True)
 class Torture:
+    files: Path
     expected: dict[str, dict[str, Any]]
     """What `torture_files.py` says that each file must become."""
     found: dict[str, dict[str, Any]]
@@ -75,7 +81,7 @@ def torture(tmp_path_factory: pytest.TempPathFactory, real_videos: Path) -> Tort
     for line in (out / "quarantine.jsonl").read_text().splitlines():
         row = json.loads(line)
         found[row["source"].removeprefix("any/")] = row
-    return Torture(expected, found)
+    return Torture(videos, expected, found)
 
 
 def test_every_file_is_accounted_for(torture: Torture) -> None:
@@ -109,6 +115,23 @@ def test_what_was_kept_is_decodable_and_upright(torture: Torture) -> None:
         assert nearest.tolist() == [0, 1, 2, 3], name
         checked += 1
     assert checked >= 35
+
+
+def test_prediction_shows_what_the_shard_stores(torture: Torture) -> None:
+    """The same size, way up, colours and number of frames; the difference is compression."""
+    for name, row in torture.found.items():
+        path = Path(os.fsdecode(torture.files / "any" / NAMES.get(name, name)))
+        if "code" in row:
+            if row["code"] not in ("too_short", "unknown_suffix"):
+                with pytest.raises(DataError):
+                    decode_all(path)
+            continue
+        with av.open(io.BytesIO(row["video"])) as container:
+            stored = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+        shown = decode_all(path)
+        assert shown.shape == stored.shape, name
+        assert np.abs(shown.astype(float) - stored).mean() < 12, name
+        assert np.abs(shown.mean((0, 1, 2)) - stored.mean((0, 1, 2))).max() < 3, name
 
 
 def test_the_table_in_the_docs_is_this_one(torture: Torture) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from av.stream import Disposition
 from av.video.frame import VideoFrame
+from PIL import Image
 
 FRAMES = 40
 # Quadrants of every picture: red, green, blue, white, read row by row when upright.
@@ -78,10 +79,11 @@ def _write(
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = pixels
         rotation = stream_attributes.pop("rotation", None)
+        flips = {name: stream_attributes.pop(name, False) for name in ("hflip", "vflip")}
         for name, value in stream_attributes.items():
             setattr(stream.codec_context, name, value)
         if rotation is not None:
-            stream.set_display_rotation(rotation)
+            stream.set_display_rotation(rotation, **flips)
         for number, image in enumerate(pictures):
             frame = VideoFrame.from_ndarray(np.ascontiguousarray(image)).reformat(format=pixels)
             frame.pts, frame.time_base = times(number), Fraction(1, 25)
@@ -213,12 +215,37 @@ def _image(codec: str, pixels: str) -> Make:
     return _video(codec=codec, container="image2", pixels=pixels, count=1)
 
 
+def _exif(orientation: int, **options: Any) -> Make:
+    """A photograph that lies as the camera was held; EXIF orientation says how to turn it."""
+
+    def make(path: Path) -> None:
+        stored = LIES[orientation](_picture(96, 64))
+        exif = Image.Exif()
+        exif[EXIF_ORIENTATION] = orientation
+        Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **options)
+
+    return make
+
+
 PQ = {"color_primaries": 9, "color_trc": 16, "colorspace": 9}
 ROTATIONS: dict[int, Any] = {
     90: lambda image: np.rot90(image, -1),
     180: lambda image: np.rot90(image, 2),
     270: lambda image: np.rot90(image, 1),
 }
+EXIF_ORIENTATION = 0x0112
+# orientation -> how an upright picture lies in the file
+LIES: dict[int, Any] = {
+    1: lambda image: image,
+    2: np.fliplr,
+    3: lambda image: np.rot90(image, 2),
+    4: np.flipud,
+    5: lambda image: np.swapaxes(image, 0, 1),
+    6: lambda image: np.rot90(image, 1),
+    7: lambda image: np.rot90(np.swapaxes(image, 0, 1), 2),
+    8: lambda image: np.rot90(image, -1),
+}
+BT709 = {"color_primaries": 1, "color_trc": 1, "colorspace": 1}
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nnormal.mp4\n#EXT-X-ENDLIST\n"
 NORMAL = _video()
 CASES = [
@@ -258,6 +285,13 @@ CASES = [
         Case(f"rotated by {angle}.mp4", _video(rotation=angle, turn=turn), FRAMES)
         for angle, turn in ROTATIONS.items()
     ),
+    Case("mirrored.mp4", _video(rotation=0, hflip=True, turn=np.fliplr), FRAMES),
+    Case("upside down mirrored.mp4", _video(rotation=0, vflip=True, turn=np.flipud), FRAMES),
+    *(
+        Case(f"EXIF orientation {number}.{suffix}", _exif(number, **options), 1)
+        for number in LIES
+        for suffix, options in (("jpg", {"quality": 95}), ("png", {}), ("webp", {"quality": 95}))
+    ),
     Case("pixels 2 to 1.mp4", _video(sample_aspect_ratio=Fraction(2)), FRAMES),
     Case("variable rate.mp4", _video(times=lambda n: n * n), FRAMES),
     Case("starts at 2 h.ts", _video(container="mpegts", times=lambda n: n + 180_000), FRAMES),
@@ -284,6 +318,7 @@ CASES = [
         ),
         FRAMES,
     ),
+    Case("BT.709.mp4", _video(**BT709), FRAMES),
     Case("4:4:4.mp4", _video(pixels="yuv444p"), FRAMES),
     Case("full range.mp4", _video(pixels="yuvj420p"), FRAMES),
     Case(
@@ -297,6 +332,7 @@ CASES = [
         FRAMES,
     ),
     Case("AV1.mp4", _video(codec="libsvtav1", options={"preset": "12"}), FRAMES),
+    Case("B-frames in.avi", _video(container="avi", options={"bf": "3", "g": "20"}), FRAMES),
     Case("Motion JPEG.avi", _video(codec="mjpeg", container="avi", pixels="yuvj420p"), FRAMES),
     Case("mkv named.mp4", _video(container="matroska"), FRAMES),
     Case("webm named.mp4", _video(codec="libvpx", container="webm"), FRAMES),

@@ -100,6 +100,15 @@ def test_convert_applies_its_options_without_a_preset(vmp: Vmp, tmp_path: Path) 
     assert (config.num_classes, config.num_frames) == (9, 8)
 
 
+def test_convert_refuses_hostile_weights_in_one_line(vmp: Vmp, tmp_path: Path) -> None:
+    state = create_model("videomambapro-tiny-test").state_dict()
+    torch.save(state | {"head.weight": torch.zeros(1).expand(10**12, 32)}, tmp_path / "w.pth")
+    status, out, err = vmp("convert", tmp_path / "w.pth", tmp_path / "out.safetensors")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "'head.weight' claims 32,000,000,000,000 numbers and stores fewer" in err
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_plan_counts_steps_and_node_hours(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["schedule.epochs=10", "data.train=nowhere"]
     cli.plan("demo", options, world=32, gpus_per_node=8, samples=6000, step_s=3.6)

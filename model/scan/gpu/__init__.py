@@ -3,10 +3,10 @@
 import importlib.util
 import os
 
-import torch
+from model.scan.constant import constant
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def is_available(device: str) -> bool:
     """Whether the kernels run on a type of device: CUDA, or any under the Triton interpreter."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"

@@ -7,6 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
+from model.scan.constant import constant
 from model.scan.native.build import BuildError, build_library
 
 Pointer = ctypes.c_void_p
@@ -33,7 +34,7 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def is_available() -> bool:
     """Whether the kernels exist or can be built; warns once when not."""
     return builds()

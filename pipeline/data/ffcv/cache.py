@@ -201,7 +201,7 @@ def _run_writer(
 ) -> None:
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, json.dumps(job)],
+            [sys.executable, "-P", "-m", __name__, json.dumps(job)],
             stdout=subprocess.DEVNULL,
             stderr=errors,
             start_new_session=True,

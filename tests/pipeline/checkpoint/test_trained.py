@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model import VideoMamba, WeightsError, create_model, from_pretrained, save_model
 from pipeline.checkpoint import layout
@@ -224,6 +225,50 @@ def test_a_damaged_marker_vouches_for_nothing(run: Path, content: bytes) -> None
     assert "\n" not in str(refused.value)
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
         Predictor.load(run)
+
+
+def _commit_again(checkpoint: Path) -> None:
+    """Seals what a hostile hand has changed, as that hand would."""
+    marker = json.loads((checkpoint / layout.MARKER).read_text())
+    for name in marker["files"]:
+        file = checkpoint / name
+        marker["files"][name] = {"bytes": file.stat().st_size, "sha256": layout.file_sha256(file)}
+    (checkpoint / layout.MARKER).write_text(json.dumps(marker))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ([10**6, 10**6], r"state\.json names 1,000,000,[\d,]+ numbers, and the shards have"),
+        ([2**40, 2**40], r"state\.json names [\d,]+ numbers, and the shards have"),
+        ([-3, -32], r"state\.json names [\d,]+ numbers, and the shards have"),
+        ([3], "is unreadable: "),
+        ([3, 33], "is not complete"),
+    ],
+)
+def test_shapes_that_the_shards_do_not_hold(run: Path, shape: list[int], message: str) -> None:
+    checkpoint = find_checkpoint(run)
+    state = json.loads((checkpoint / layout.STATE_FILE).read_text())
+    state["shapes"]["head.weight"] = shape
+    (checkpoint / layout.STATE_FILE).write_text(json.dumps(state))
+    _commit_again(checkpoint)
+    for use in (Predictor.load, lambda run: initial_model(config(init_from=run))):
+        with pytest.raises(CheckpointError, match=message) as refused:
+            use(run)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(run: Path, spoilt: float) -> None:
+    checkpoint = find_checkpoint(run)
+    (shard,) = layout.shard_files(checkpoint)
+    tensors = load_file(shard)
+    tensors["param|head.bias|0"][1] = spoilt
+    save_file(tensors, shard)
+    _commit_again(checkpoint)
+    for use in (Predictor.load, lambda run: initial_model(config(init_from=run))):
+        with pytest.raises(CheckpointError, match=r"head\.bias holds NaN or infinite numbers"):
+            use(run)
 
 
 def test_a_state_of_an_earlier_version_is_refused_in_one_line(run: Path) -> None:

@@ -1,0 +1,65 @@
+"""All files below the video directory, links followed, none passed over in silence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.annotation import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Problem
+from data_prep.errors import verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Paths relative to the root: directories in order of their names, their files likewise."""
+
+    files: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    """Directories that may not be read."""
+
+
+def read_tree(root: Path) -> Tree:
+    """Raises `MachineTrouble` when a directory cannot be read for no fault of its own."""
+    problems: list[Problem] = []
+    files = tuple(_files(os.fspath(root), "", (), problems))
+    return Tree(files, tuple(problems))
+
+
+def suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def is_video(path: str) -> bool:
+    return suffix(path) in VIDEO_SUFFIXES
+
+
+def is_media(path: str) -> bool:
+    return suffix(path) in VIDEO_SUFFIXES | IMAGE_SUFFIXES
+
+
+def is_hidden(path: str) -> bool:
+    """Also below a hidden directory."""
+    return any(part.startswith(".") for part in path.split(os.sep))
+
+
+def _files(
+    root: str, inside: str, above: tuple[tuple[int, int], ...], problems: list[Problem]
+) -> Iterator[str]:
+    directory = os.path.join(root, inside)
+    try:
+        found = os.stat(directory)
+        identity = (found.st_dev, found.st_ino)
+        if identity in above:
+            return  # a link to a directory that contains it
+        with os.scandir(directory) as entries:
+            listed = sorted((entry.name, entry.is_dir()) for entry in entries)
+    except OSError as error:
+        code, detail = verdict(error, directory)
+        problems.append(Problem(inside or root, code, f"directory: {detail}", inside))
+        return
+    for name, _ in (item for item in listed if not item[1]):
+        yield os.path.join(inside, name)
+    for name, _ in (item for item in listed if item[1]):
+        yield from _files(root, os.path.join(inside, name), (*above, identity), problems)

@@ -1,0 +1,36 @@
+"""The pictures of a file as sharding would store them, but for their compression."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from data_prep.video.decode import frames, open_video
+from data_prep.video.picture import Picture, rgb_pixels
+from data_prep.video.rejection import Rejection
+
+
+class UnreadableVideoError(ValueError):
+    """Why sharding would leave this file out: `code: detail`."""
+
+
+def read_pictures(path: str) -> Iterator[NDArray[np.uint8]]:
+    """All frames in order of presentation, upright: (H, W, 3) uint8 RGB each.
+
+    Raises `UnreadableVideoError`, and `MachineTrouble` when the disk fails.
+    """
+    rgb = VideoReformatter()
+    picture: Picture | None = None
+    try:
+        with open_video(path) as (container, stream):
+            # Only the order counts here.
+            for item in frames(container, stream, constant_rate=True):
+                picture = picture or Picture(item.frame)
+                yield rgb_pixels(picture(item.frame), rgb).copy()
+    except Rejection as error:
+        raise UnreadableVideoError(f"{error.code}: {error.detail}") from None
+    if picture is None:
+        raise UnreadableVideoError("no_frames: a video stream without frames")

@@ -1,0 +1,11 @@
+"""Why an input is left out."""
+
+from __future__ import annotations
+
+
+class Rejection(Exception):  # noqa: N818 - an outcome, not a failure of the program
+    """This input is left out, for the reason `code`."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(code, detail)
+        self.code, self.detail = code, detail
