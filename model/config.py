@@ -17,7 +17,7 @@ from pydantic import (
 
 from model.errors import ModelConfigError, brief
 
-ScanBackend = Literal["auto", "reference", "chunked", "cpu", "triton", "mamba_ssm"]
+ScanBackend = Literal["auto", "reference", "chunked", "cpu", "cuda", "mamba_ssm"]
 
 
 class ModelConfig(BaseModel):

@@ -1,16 +1,15 @@
-"""A mark for functions whose result torch.compile may take for a constant."""
+"""Functions whose result torch.compile may take for a constant."""
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
-P = ParamSpec("P")
-T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., object])
 
 
-def constant(function: Callable[P, T]) -> Callable[P, T]:
-    """Does what `torch.compiler.assume_constant_result` does, which imports torch._dynamo first.
+def constant_under_compile(function: Function) -> Function:
+    """``torch.compiler.assume_constant_result``, which would import torch._dynamo.
 
-    That import takes longer than all others of `model` together, and only torch.compile needs it.
+    That takes as long as torch itself, in every process, whether it compiles or not.
     """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    function.__dict__["_dynamo_marked_constant"] = True
     return function

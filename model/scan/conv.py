@@ -20,7 +20,7 @@ def causal_conv1d_silu(
     Args:
         x: (B, D, L), any strides. weight: (D, K) or (D, 1, K). bias: (D,) or None.
         reverse: anti-causal: what flipping the tokens, convolving and flipping back gives.
-        backend: "auto", "torch", "cpu" (C++) or "triton".
+        backend: "auto", "torch", "cpu" (C++) or "cuda" (CUDA C++).
 
     Returns:
         (B, D, L) in the dtype of x.
@@ -56,16 +56,16 @@ def conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
 
 
 def _kernels(backend: str) -> ModuleType:
-    if backend == "triton":
-        from model.scan.gpu import conv as gpu_conv  # Triton takes a second to import
+    if backend == "cuda":
+        from model.scan.cuda import conv as conv_cuda  # nobody without a GPU needs it
 
-        return gpu_conv
+        return conv_cuda
     return conv_cpu
 
 
 @torch.library.custom_op("videomambapro::conv_silu", mutates_args=())
 def conv_op(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, backend: str) -> Tensor:
-    with torch.cuda.device_of(x):  # where Triton launches
+    with torch.cuda.device_of(x):  # where kernels are launched
         out: Tensor = _kernels(backend).forward(x, weight, bias, reverse)
     return out
 
@@ -78,24 +78,23 @@ def _conv_fake(
     return token_major(batch, channels, length, x, x.dtype)
 
 
-@torch.library.custom_op("videomambapro::conv_silu_backward", mutates_args=())
+@torch.library.custom_op("videomambapro::conv_silu_backward_v2", mutates_args=())
 def _conv_backward_op(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
+    """The gradient of x and, in one float32 row, those of weight (D * K) and bias (D)."""
     with torch.cuda.device_of(x):
-        dx, dweight, dbias = _kernels(backend).backward(dout, x, weight, bias, reverse)
-    dbias = dbias if bias is None else dbias.to(bias.dtype)
-    return dx.to(x.dtype), dweight.to(weight.dtype).contiguous(), dbias
+        dx, dparameters = _kernels(backend).backward(dout, x, weight, bias, reverse)
+    return dx, dparameters
 
 
 @_conv_backward_op.register_fake
 def _conv_backward_fake(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     batch, channels, length = x.shape
     dx = token_major(batch, channels, length, x, x.dtype)
-    dbias = x.new_empty(0, dtype=torch.float32) if bias is None else bias.new_empty(bias.shape)
-    return dx, weight.new_empty(weight.shape), dbias
+    return dx, x.new_empty(weight.numel() + channels, dtype=torch.float32)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -105,8 +104,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
-    dx, dweight, dbias = _conv_backward_op(dout, x, weight, bias, ctx.reverse, ctx.backend)
-    return dx, dweight, None if bias is None else dbias, None, None
+    dx, dparameters = _conv_backward_op(dout, x, weight, bias, ctx.reverse, ctx.backend)
+    dweight, dbias = dparameters.split([weight.numel(), weight.shape[0]])
+    return (
+        dx,
+        dweight.view(weight.shape).to(weight.dtype),
+        None if bias is None else dbias.to(bias.dtype),
+        None,
+        None,
+    )
 
 
 conv_op.register_autograd(_backward, setup_context=_setup_context)

@@ -29,18 +29,18 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Te
 
 def backward(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias (empty without one) in float32."""
+) -> tuple[Tensor, Tensor]:
+    """The gradient of x, and those of weight (D * K) and bias (D) in one float32 row."""
     batch, channels, _ = x.shape
     arguments = Arguments()
     job = _job(arguments, x, weight, bias, reverse)
     dx = token_major(*_shape(x), x, torch.float32)
     dweight = x.new_empty((batch, weight.shape[1], channels), dtype=torch.float32)
-    dbias = x.new_empty((batch, 0 if bias is None else channels), dtype=torch.float32)
+    dbias = x.new_empty((batch, channels), dtype=torch.float32)
     job.dout, job.dx = arguments.tensor3(dout), Tensor3.of(dx)
-    job.dweight, job.dbias = dweight.data_ptr(), None if bias is None else dbias.data_ptr()
+    job.dweight, job.dbias = dweight.data_ptr(), dbias.data_ptr()
     library().conv_backward(ctypes.byref(job))
-    return dx, dweight.sum(0).t(), dbias.sum(0)
+    return dx.to(x.dtype), torch.cat((dweight.sum(0).t().flatten(), dbias.sum(0)))
 
 
 def _job(

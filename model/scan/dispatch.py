@@ -3,17 +3,19 @@
 import functools
 import importlib.util
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.scan import gpu, mamba, op
-from model.scan.constant import constant
+from model.scan import cuda, mamba, op
+from model.scan.constant import constant_under_compile
+from model.scan.cuda import scan as cuda_scan
 from model.scan.native import library
 from model.scan.problem import InitialState, Scan, ScanError
 from model.scan.reference import scan_reference
 
-FUSED = ("triton", "cpu")
+FUSED = ("cuda", "cpu")
 BACKENDS = (*FUSED, "chunked", "reference", "mamba_ssm")
 _log = logging.getLogger(__name__)
 
@@ -28,22 +30,32 @@ def selective_scan(
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
-    initial_state: InitialState = "zero",
+    initial_state: InitialState | Tensor = "zero",
     mask_current: bool = False,
     reverse: bool = False,
     backend: str = "auto",
-) -> Tensor:
-    """Selective scan in one direction; names and shapes as in mamba-ssm.
+    return_last_state: bool = False,
+) -> Any:
+    """Selective scan in one direction; names and shapes as in mamba-ssm (A is real).
 
     Args:
         u, delta, z: (B, D, L), any strides; memory laid out (B, L, D) needs no copy.
-        A: (D, N). B, C: (B, N, L). D, delta_bias: (D,). These stay float32 under autocast.
-        initial_state: "first_token" starts every state of a channel at its first scanned u.
+        A: (D, N). D, delta_bias: (D,). These stay float32 under autocast.
+        B, C: (B, N, L); (B, G, N, L) for G groups of D / G neighbouring channels that share them;
+            (D, N) when they are the same at every token. Kernels fill their tiles within a group,
+            so groups of fewer than 32 channels leave lanes idle. On a GPU, constants run by the
+            backend chunked, which is many times slower.
+        initial_state: "first_token" starts every state of a channel at its first scanned u; a
+            tensor (B, D, N), such as an earlier last state, goes on from there: on a GPU by the
+            backend chunked; mamba_ssm takes none.
         mask_current: leave each token out of its own read-out (and the first read-out zero).
         reverse: scan from the last token to the first; the result stays in token order.
+        return_last_state: also return the state after the last scanned token.
 
     Returns:
-        (B, D, L) in the dtype of u, its memory laid out (B, L, D).
+        (B, D, L) in the dtype of u, its memory laid out (B, L, D). With ``return_last_state`` also
+        the state (B, D, N) in float32 (float64 stays), through which gradients flow, unlike in
+        mamba-ssm; on a GPU, for that, by the backend chunked.
 
     Raises:
         ScanError: shapes, dtypes or devices do not fit, or the backend cannot run here.
@@ -58,11 +70,14 @@ def selective_scan(
         z=z,
         delta_bias=delta_bias,
         delta_softplus=delta_softplus,
+        initial_state=initial_state if isinstance(initial_state, Tensor) else None,
         first_token=_starts_at_first_token(initial_state),
         mask_current=mask_current,
         reverse=reverse,
+        return_last_state=return_last_state,
     )
-    return _run(scan, backend)
+    out, last_state = _run(scan, backend)
+    return (out, last_state) if return_last_state else out
 
 
 def bidirectional_scan(
@@ -113,10 +128,10 @@ def bidirectional_scan(
         first_token=_starts_at_first_token(initial_state),
         mask_current=mask_backward,
     )
-    return _run(scan, backend)
+    return _run(scan, backend)[0]
 
 
-@constant
+@constant_under_compile
 def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
     """Names of the backends that can run on ``device`` here, best first."""
     return probe(torch.device(device).type)
@@ -126,18 +141,16 @@ def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
 def probe(device: str) -> tuple[str, ...]:
     """``available_backends`` of a type of device, found out once."""
     fused = [
-        *(["triton"] if device == "cuda" and gpu.is_available(device) else []),
+        *(["cuda"] if device == "cuda" and cuda.is_available(device) else []),
         *(["cpu"] if device == "cpu" and library.is_available() else []),
     ]
     names = [*fused, "chunked", "reference"]
     if device == "cuda" and importlib.util.find_spec("mamba_ssm") is not None:
         names.append("mamba_ssm")
-    if device == "cpu" and gpu.is_available(device):  # interpreted: for tests, never for speed
-        names.append("triton")
     return tuple(names)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_under_compile
 def _say_used(backend: str, device: str) -> bool:
     return _say_once(backend, device)
 
@@ -148,7 +161,7 @@ def _say_once(backend: str, device: str) -> bool:
     return True
 
 
-def _run(scan: Scan, backend: str) -> Tensor:
+def _run(scan: Scan, backend: str) -> tuple[Tensor, Tensor]:
     scan.validate()
     device = scan.u.device.type
     ready = available_backends(device)
@@ -157,6 +170,8 @@ def _run(scan: Scan, backend: str) -> Tensor:
         raise ScanError(_why_not(chosen, device))
     if chosen in FUSED and scan.state_dtype == torch.float64:
         chosen = "chunked"  # the fused kernels compute in float32
+    if chosen == "cuda" and not cuda_scan.takes(scan):
+        chosen = "chunked"
     _say_used(chosen, device)
     if chosen == "reference":
         return scan_reference(scan)
@@ -169,16 +184,20 @@ def _why_not(backend: str, device: str) -> str:
     if backend not in BACKENDS:
         return f"scan: there is no backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}"
     needs = {
-        "triton": "a CUDA device and the triton package; `vmp doctor` says more",
+        "cuda": "an NVIDIA GPU of sm_80 or later, a CUDA build of torch, and cuda-core with NVRTC; "
+        "`vmp doctor` says more",
         "mamba_ssm": "a CUDA device and the mamba-ssm package; `vmp doctor` says more",
         "cpu": "tensors on the CPU and a C++ compiler (install g++ or set CXX)",
     }
     return f"scan: backend {backend!r} cannot run on {device} here: it needs {needs[backend]}"
 
 
-def _starts_at_first_token(initial_state: str) -> bool:
+def _starts_at_first_token(initial_state: str | Tensor) -> bool:
+    if isinstance(initial_state, Tensor):
+        return False
     if initial_state not in ("zero", "first_token"):
         raise ScanError(
-            f"scan: initial_state is {initial_state!r}; it must be 'zero' or 'first_token'"
+            f"scan: initial_state is {initial_state!r}; it must be 'zero', 'first_token' or, in "
+            "one direction, a tensor (batch, channels, states)"
         )
     return initial_state == "first_token"

@@ -3,20 +3,20 @@
 import torch
 from torch import Tensor
 
-from model.scan import gpu
+from model.scan import cuda
 from model.scan.native import library
 from model.scan.problem import ScanError
 
 
 def fused_backend(*tensors: Tensor) -> str:
-    """The fastest of "cpu", "triton" and "torch" for ``tensors``."""
+    """The fastest of "cpu", "cuda" and "torch" for ``tensors``."""
     device = tensors[0].device.type
     is_double = any(tensor.dtype == torch.float64 for tensor in tensors)
     if is_double or tensors[0].numel() == 0:
         return "torch"
     if device == "cpu" and library.is_available():
         return "cpu"
-    return "triton" if device == "cuda" and gpu.is_available(device) else "torch"
+    return "cuda" if cuda.is_available(device) else "torch"
 
 
 def check_backend(operator: str, backend: str, *tensors: Tensor) -> None:
@@ -27,11 +27,11 @@ def check_backend(operator: str, backend: str, *tensors: Tensor) -> None:
             return
         case "cpu":
             able = device == "cpu" and library.is_available()
-        case "triton":
-            able = gpu.is_available(device)
+        case "cuda":
+            able = cuda.is_available(device)
         case _:
             raise ScanError(
-                f"{operator}: there is no backend {backend!r}; choose auto, torch, cpu or triton"
+                f"{operator}: there is no backend {backend!r}; choose auto, torch, cpu or cuda"
             )
     if not able or torch.float64 in dtypes:
         kinds = ", ".join(sorted(str(dtype) for dtype in dtypes))

@@ -1,9 +1,11 @@
 """The scan on the stock mamba-ssm CUDA kernel, which knows neither a start state nor a mask.
 
-Two identities make it exact. A state that starts at s is a zero state after one virtual token with
+Identities make it exact. A state that starts at s is a zero state after one virtual token with
 u = s, delta = 1, B = 1, C = 0, whose output is dropped. A masked read-out is the ordinary one less
-the token's own contribution delta u <B, C>, and zero at the first token. Gradients follow by
-autograd. Inputs are float32: delta = 1 must be exact.
+the token's own contribution delta u <B, C>, and zero at the first token. The last state is read out
+by N virtual tokens with delta = 0, which change nothing, and the unit vectors as C. Gradients
+follow by autograd. Inputs are float32: delta = 1 must be exact. A constant B or C becomes one of a
+group per channel, which takes B * D * N * L floats.
 """
 
 from collections.abc import Callable
@@ -12,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.scan.problem import Direction, Scan
+from model.scan.problem import Direction, Scan, ScanError
 
-# (u, delta, A, B, C) -> read-out (B, D, L), from a zero state, without skip, gate or softplus.
+# (u, delta, A, B, C), the last two (B, G, N, L) -> read-out (B, D, L), from a zero state, without
+# skip, gate or softplus.
 ZeroStartScan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -25,45 +28,62 @@ def kernel() -> ZeroStartScan:
     return lambda u, delta, A, B, C: selective_scan_fn(u, delta, A, B, C)
 
 
-def run(scan: Scan, zero_start: ZeroStartScan) -> Tensor:
-    """``scan`` by way of a kernel that starts at zero; (B, D, L) in the dtype of u."""
+def run(scan: Scan, zero_start: ZeroStartScan) -> tuple[Tensor, Tensor]:
+    """``scan`` by way of a kernel that starts at zero; see ``scan_reference``."""
+    if scan.initial_state is not None:
+        raise ScanError("scan: backend 'mamba_ssm' takes no tensor as initial_state")
     dtype = scan.state_dtype
-    total = torch.stack([_read_out(scan, d, zero_start) for d in scan.directions()]).sum(0)
+    passes = [_read_out(scan, direction, zero_start) for direction in scan.directions()]
+    total = torch.stack([y for y, _ in passes]).sum(0)
     if scan.z is not None:
         total = total * F.silu(scan.z.to(dtype))
-    return total.to(scan.u.dtype)
+    return total.to(scan.u.dtype), passes[-1][1]
 
 
-def _read_out(scan: Scan, direction: Direction, zero_start: ZeroStartScan) -> Tensor:
+def _read_out(scan: Scan, direction: Direction, zero_start: ZeroStartScan) -> tuple[Tensor, Tensor]:
     dtype = scan.state_dtype
     u, delta, B, C = (
         tensor.to(dtype).flip(-1) if direction.reverse else tensor.to(dtype)
-        for tensor in (direction.u, direction.delta, direction.B, direction.C)
+        for tensor in (direction.u, direction.delta, *_grouped(scan, direction))
     )
     if direction.delta_bias is not None:
         delta = delta + direction.delta_bias.to(dtype)[:, None]
     if scan.delta_softplus:
         delta = F.softplus(delta)
-    arguments = (u, delta, direction.A.to(dtype), B, C)
-    if scan.first_token:
-        y = zero_start(*_with_virtual_token(*arguments))[:, :, 1:]
-    else:
-        y = zero_start(*(tensor.contiguous() for tensor in arguments))
+    start = int(scan.first_token)
+    reads = scan.A.shape[1] if scan.return_last_state else 0
+    end = start + u.shape[2]
+    read_out = zero_start(
+        torch.cat((u[:, :, :start], F.pad(u, (0, reads))), dim=2),
+        F.pad(F.pad(delta, (start, 0), value=1.0), (0, reads)),
+        direction.A.to(dtype).contiguous(),
+        F.pad(F.pad(B, (start, 0), value=1.0), (0, reads)),
+        torch.cat((F.pad(C, (start, 0)), _unit_vectors(C, reads)), dim=3),
+    )
+    y, last_state = read_out[:, :, start:end], read_out[:, :, end:]
     if direction.mask_current:
-        own = delta * u * (B * C).sum(1, keepdim=True)
-        y = F.pad((y - own)[:, :, 1:], (1, 0))
+        own = (B * C).sum(2).repeat_interleave(u.shape[1] // B.shape[1], dim=1)
+        y = F.pad((y - delta * u * own)[:, :, 1:], (1, 0))
     if direction.D is not None:
         y = y + direction.D.to(dtype)[:, None] * u
-    return y.flip(-1) if direction.reverse else y
+    return (y.flip(-1) if direction.reverse else y), last_state
 
 
-def _with_virtual_token(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return (
-        torch.cat((u[:, :, :1], u), dim=2),
-        F.pad(delta, (1, 0), value=1.0),
-        A.contiguous(),
-        F.pad(B, (1, 0), value=1.0),
-        F.pad(C, (1, 0), value=0.0),
+def _unit_vectors(C: Tensor, count: int) -> Tensor:
+    """The first ``count`` unit vectors of states, for every sample and group of ``C``."""
+    batch, groups, size, _ = C.shape
+    return torch.eye(size, count, dtype=C.dtype, device=C.device).expand(batch, groups, -1, -1)
+
+
+def _grouped(scan: Scan, direction: Direction) -> tuple[Tensor, ...]:
+    """B and C (B, G, N, L); where one is constant, both have a group per channel."""
+    batch, channels, length, _ = scan.shape
+    pair = (direction.B, direction.C)
+    if all(tensor.dim() == 4 for tensor in pair):
+        return pair
+    return tuple(
+        tensor[None, :, :, None].expand(batch, -1, -1, length)
+        if tensor.dim() == 2
+        else tensor.repeat_interleave(channels // tensor.shape[1], dim=1)
+        for tensor in pair
     )

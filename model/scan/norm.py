@@ -20,7 +20,7 @@ def rms_norm_residual(
     Args:
         x: (..., D), any float dtype. residual: (..., D) or None for the first block.
         weight: (D,).
-        backend: "auto", "torch", "cpu" (C++) or "triton".
+        backend: "auto", "torch", "cpu" (C++) or "cuda" (CUDA C++, for D up to 1024).
 
     Returns:
         The normalised sum in the dtype of x, and the sum itself in float32 (float64 stays).
@@ -37,6 +37,8 @@ def rms_norm_residual(
     tensors = (x, weight) if residual is None else (x, residual, weight)
     if backend == "auto":
         backend = fused_backend(*tensors)
+        if backend == "cuda" and not _kernels(backend).fits(x.shape[-1]):
+            backend = "torch"
     check_backend("norm", backend, *tensors)
     if backend == "torch":
         return norm_reference(x, residual, weight, eps)
@@ -54,10 +56,10 @@ def norm_reference(
 
 
 def _kernels(backend: str) -> ModuleType:
-    if backend == "triton":
-        from model.scan.gpu import norm as gpu_norm  # Triton takes a second to import
+    if backend == "cuda":
+        from model.scan.cuda import norm as norm_cuda  # nobody without a GPU needs it
 
-        return gpu_norm
+        return norm_cuda
     return norm_cpu
 
 
@@ -65,7 +67,7 @@ def _kernels(backend: str) -> ModuleType:
 def norm_op(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    with torch.cuda.device_of(x):  # where Triton launches
+    with torch.cuda.device_of(x):  # where kernels are launched
         normed, total = _kernels(backend).forward(x, residual, weight, eps)
     return normed.to(x.dtype), total
 
@@ -77,34 +79,52 @@ def _norm_fake(
     return x.new_empty(x.shape), x.new_empty(x.shape, dtype=torch.float32)
 
 
-@torch.library.custom_op("videomambapro::norm_residual_backward", mutates_args=())
+@torch.library.custom_op("videomambapro::norm_residual_backward_v2", mutates_args=())
 def _norm_backward_op(
-    dnormed: Tensor, dtotal: Tensor, total: Tensor, weight: Tensor, eps: float, backend: str
-) -> tuple[Tensor, Tensor]:
+    dnormed: Tensor,
+    dtotal: Tensor | None,
+    total: Tensor,
+    weight: Tensor,
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the residual, of x (empty in float32: the same) and, in float32, of weight."""
     with torch.cuda.device_of(total):
-        dx, dweight = _kernels(backend).backward(dnormed, dtotal, total, weight, eps)
-    return dx, dweight.to(weight.dtype)
+        dresidual, dx, dweight = _kernels(backend).backward(dnormed, dtotal, total, weight, eps)
+    return dresidual, dx, dweight
 
 
 @_norm_backward_op.register_fake
 def _norm_backward_fake(
-    dnormed: Tensor, dtotal: Tensor, total: Tensor, weight: Tensor, eps: float, backend: str
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(total), weight.new_empty(weight.shape)
+    dnormed: Tensor,
+    dtotal: Tensor | None,
+    total: Tensor,
+    weight: Tensor,
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    is_half = dnormed.dtype != torch.float32
+    dx = dnormed.new_empty(dnormed.shape) if is_half else dnormed.new_empty(0)
+    return torch.empty_like(total), dx, weight.new_empty(weight.shape, dtype=torch.float32)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, residual, weight, ctx.eps, ctx.backend = inputs
     ctx.dtypes = x.dtype, None if residual is None else residual.dtype
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], weight)
 
 
-def _backward(ctx: Any, dnormed: Tensor, dtotal: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dnormed: Tensor | None, dtotal: Tensor | None) -> tuple[Tensor | None, ...]:
     total, weight = ctx.saved_tensors
-    dx, dweight = _norm_backward_op(dnormed, dtotal, total, weight, ctx.eps, ctx.backend)
     x_dtype, residual_dtype = ctx.dtypes
-    dresidual = None if residual_dtype is None else dx.to(residual_dtype)
-    return dx.to(x_dtype), dresidual, dweight, None, None
+    if dnormed is None:  # only the stream goes on
+        dnormed = torch.zeros_like(total, dtype=x_dtype)
+    dresidual, dx, dweight = _norm_backward_op(dnormed, dtotal, total, weight, ctx.eps, ctx.backend)
+    if x_dtype == torch.float32:
+        dx = dresidual
+    dresidual = None if residual_dtype is None else dresidual.to(residual_dtype)
+    return dx, dresidual, dweight.to(weight.dtype), None, None
 
 
 norm_op.register_autograd(_backward, setup_context=_setup_context)

@@ -31,9 +31,9 @@ def forward(
 
 
 def backward(
-    dnormed: Tensor, dtotal: Tensor, total: Tensor, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Gradients of x (and of the residual, which is the same) and of weight, in float32."""
+    dnormed: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``norm._norm_backward_op``."""
     arguments = Arguments()
     job = _job(arguments, total, weight, eps)
     tasks = (job.rows + library().norm_rows() - 1) // library().norm_rows()
@@ -41,7 +41,8 @@ def backward(
     job.dnormed, job.dtotal = arguments.dense(dnormed), arguments.dense(dtotal)
     job.dx, job.dweight = dx.data_ptr(), dweight.data_ptr()
     library().norm_backward(ctypes.byref(job))
-    return dx, dweight.sum(0)
+    is_half = dnormed.dtype != torch.float32
+    return dx, dx.to(dnormed.dtype) if is_half else dx.new_empty(0), dweight.sum(0)
 
 
 def _job(arguments: Arguments, total: Tensor, weight: Tensor, eps: float) -> _Job:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model.scan import chunked, cpu
-from model.scan.problem import Scan, token_major
+from model.scan.problem import Forward, Scan, token_major
 
 _NAMES = tuple(field.name for field in fields(Scan))
 TENSORS = _NAMES[: _NAMES.index("delta_softplus")]
@@ -23,44 +23,51 @@ TENSORS = _NAMES[: _NAMES.index("delta_softplus")]
 class Kernels(Protocol):
     """A fused backend: a module with these functions."""
 
-    def states_shape(
-        self, passes: int, batch: int, channels: int, length: int, size: int
-    ) -> Sequence[int]:
+    def states_shape(self, scan: Scan) -> Sequence[int]:
         """Shape of the states that forward keeps for backward."""
         ...
 
-    def forward(self, scan: Scan, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """out (B, D, L), pre-gate sum (B, D, L), and the kept states."""
+    def forward(self, scan: Scan, keep: bool) -> Forward:
+        """Run ``scan``, keeping for backward what it needs when ``keep`` says so."""
         ...
 
     def backward(
-        self, scan: Scan, dout: Tensor, pre_gate: Tensor, states: Tensor
+        self,
+        scan: Scan,
+        dout: Tensor,
+        dlast_state: Tensor | None,
+        pre_gate: Tensor,
+        states: Tensor,
     ) -> dict[str, Tensor]:
-        """Gradients by argument name, in any floating dtype and layout."""
+        """Gradients by argument name, in any floating dtype and layout.
+
+        Those of B and C are (B, G, N, L) where the argument is (B, N, L). ``dlast_state`` is None
+        when nothing depends on the last state.
+        """
         ...
 
 
 def kernels(backend: str) -> Kernels:
     """The module behind the name of a fused backend."""
-    if backend == "triton":
-        from model.scan.gpu import scan as gpu_scan  # Triton takes a second to import
+    if backend == "cuda":
+        from model.scan.cuda import scan as cuda_scan
 
-        return gpu_scan
+        return cuda_scan
     modules: dict[str, Kernels] = {"chunked": chunked, "cpu": cpu}
     return modules[backend]
 
 
-def run(scan: Scan, backend: str) -> Tensor:
-    """Run ``scan`` with the kernels of ``backend``; differentiable once."""
+def run(scan: Scan, backend: str) -> tuple[Tensor, Tensor]:
+    """``scan`` by the kernels of ``backend``: out and last state; differentiable once."""
     tensors = [tensor for _, tensor in scan.tensors()]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    out: Tensor = forward_op(*(getattr(scan, name) for name in _NAMES), backend, keep)[0]
-    return out
+    done = forward_op(*(getattr(scan, name) for name in _NAMES), backend, keep)
+    return done[0], done[3]
 
 
-# The name tells the layout of the kept states, as a test makes sure: torch.compile keeps compiled
-# graphs on disk, which know the shapes that the operator of this name returned.
-@torch.library.custom_op("videomambapro::scan_v3", mutates_args=())
+# The names tell the arguments and the layout of the kept states, as a test makes sure:
+# torch.compile keeps compiled graphs on disk, which know what the operator of this name returned.
+@torch.library.custom_op("videomambapro::scan_v4", mutates_args=())
 def forward_op(
     u: Tensor,
     delta: Tensor,
@@ -77,13 +84,15 @@ def forward_op(
     C_b: Tensor | None,
     D_b: Tensor | None,
     delta_bias_b: Tensor | None,
+    initial_state: Tensor | None,
     delta_softplus: bool,
     first_token: bool,
     mask_current: bool,
     reverse: bool,
+    return_last_state: bool,
     backend: str,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     arguments = locals()
     scan = Scan(**{name: arguments[name] for name in _NAMES})
     with torch.autocast(u.device.type, enabled=False), torch.cuda.device_of(u):
@@ -91,27 +100,28 @@ def forward_op(
 
 
 @forward_op.register_fake
-def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_fake(*arguments: Any) -> Forward:
     *values, backend, keep = arguments
     scan = Scan(**dict(zip(_NAMES, values, strict=True)))
     batch, channels, length, size = scan.shape
     u, dtype = scan.u, scan.state_dtype
-    out = token_major(batch, channels, length, u, u.dtype)
-    if not keep:
-        return out, u.new_empty(0, dtype=dtype), u.new_empty(0, dtype=dtype)
-    pre_gate = (
-        u.new_empty(0, dtype=dtype)
-        if scan.z is None
-        else token_major(batch, channels, length, u, dtype)
+
+    def absent() -> Tensor:
+        return u.new_empty(0, dtype=dtype)
+
+    gated = keep and scan.z is not None
+    return Forward(
+        token_major(batch, channels, length, u, u.dtype),
+        token_major(batch, channels, length, u, dtype) if gated else absent(),
+        u.new_empty(kernels(backend).states_shape(scan), dtype=dtype) if keep else absent(),
+        u.new_empty((batch, channels, size), dtype=dtype) if scan.return_last_state else absent(),
     )
-    passes = 1 if scan.A_b is None else 2
-    shape = kernels(backend).states_shape(passes, batch, channels, length, size)
-    return out, pre_gate, u.new_empty(shape, dtype=dtype)
 
 
-@torch.library.custom_op("videomambapro::scan_backward", mutates_args=())
+@torch.library.custom_op("videomambapro::scan_backward_v4", mutates_args=())
 def backward_op(
     dout: Tensor,
+    dlast_state: Tensor | None,
     pre_gate: Tensor,
     states: Tensor,
     u: Tensor,
@@ -129,37 +139,41 @@ def backward_op(
     C_b: Tensor | None,
     D_b: Tensor | None,
     delta_bias_b: Tensor | None,
+    initial_state: Tensor | None,
     delta_softplus: bool,
     first_token: bool,
     mask_current: bool,
     reverse: bool,
+    return_last_state: bool,
     backend: str,
 ) -> list[Tensor]:
     """Gradients of the tensors that are present, in the order of the arguments."""
     arguments = locals()
     scan = Scan(**{name: arguments[name] for name in _NAMES})
     with torch.autocast(u.device.type, enabled=False), torch.cuda.device_of(u):
-        grads = kernels(backend).backward(scan, dout, pre_gate, states)
-    return [_like(grads[name], tensor) for name, tensor in scan.tensors()]
+        grads = kernels(backend).backward(scan, dout, dlast_state, pre_gate, states)
+    return [_like(grads[name], tensor, name) for name, tensor in scan.tensors()]
 
 
 @backward_op.register_fake
-def _backward_fake(dout: Tensor, pre_gate: Tensor, states: Tensor, *arguments: Any) -> list[Tensor]:
-    scan = Scan(**dict(zip(_NAMES, arguments[:-1], strict=True)))
-    return [_grad_memory(tensor) for _, tensor in scan.tensors()]
+def _backward_fake(*arguments: Any) -> list[Tensor]:
+    scan = Scan(**dict(zip(_NAMES, arguments[4:-1], strict=True)))
+    return [_grad_memory(tensor, name) for name, tensor in scan.tensors()]
 
 
-def _grad_memory(tensor: Tensor) -> Tensor:
-    """Gradients are dense: tokens-major for (B, D, L) and (B, N, L), as the kernels write them."""
-    if tensor.dim() == 3:
-        batch, channels, length = tensor.shape
-        return token_major(batch, channels, length, tensor, tensor.dtype)
-    return tensor.new_empty(tensor.shape)
+def _grad_memory(tensor: Tensor, name: str) -> Tensor:
+    """Gradients are dense, those of sequences token-major, as the kernels write them."""
+    if tensor.dim() < 3 or name == "initial_state":
+        return tensor.new_empty(tensor.shape)
+    batch, *inner, length = tensor.shape
+    return tensor.new_empty((batch, length, *inner)).movedim(1, -1)
 
 
-def _like(grad: Tensor, tensor: Tensor) -> Tensor:
+def _like(grad: Tensor, tensor: Tensor, name: str) -> Tensor:
     """``grad`` in the dtype of ``tensor`` and the layout promised by ``_grad_memory``."""
-    memory = _grad_memory(tensor)
+    if grad.dim() > tensor.dim():
+        grad = grad.squeeze(1)  # the one group of a B or C without groups
+    memory = _grad_memory(tensor, name)
     if grad.dtype == memory.dtype and grad.stride() == memory.stride():
         return grad
     return memory.copy_(grad)
@@ -168,14 +182,22 @@ def _like(grad: Tensor, tensor: Tensor) -> Tensor:
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tensors, flags = inputs[: len(TENSORS)], inputs[len(TENSORS) : len(_NAMES)]
     ctx.flags, ctx.backend = flags, inputs[len(_NAMES)]
-    _, pre_gate, states = output
+    _, pre_gate, states, last_state = output
     ctx.mark_non_differentiable(pre_gate, states)
+    if not flags[-1]:
+        ctx.mark_non_differentiable(last_state)
+    ctx.set_materialize_grads(False)  # else zeros of the size of the kept states are filled
     ctx.save_for_backward(pre_gate, states, *tensors)
 
 
-def _backward(ctx: Any, dout: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dout: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     pre_gate, states, *tensors = ctx.saved_tensors
-    grads = iter(backward_op(dout, pre_gate, states, *tensors, *ctx.flags, ctx.backend))
+    dlast_state = others[-1]
+    if dout is None:  # only the last state is used
+        dout = torch.zeros_like(tensors[0])
+    grads = iter(
+        backward_op(dout, dlast_state, pre_gate, states, *tensors, *ctx.flags, ctx.backend)
+    )
     present = [next(grads) if tensor is not None else None for tensor in tensors]
     return (*present, *[None] * (len(ctx.flags) + 2))
 

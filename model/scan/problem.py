@@ -1,11 +1,12 @@
 """What a scan computes: its tensors, its directions and the checks on them.
 
-Letters: B batch, D channels, L tokens, N state size. Every tensor is in token order, never flipped.
+Letters: B batch, D channels, L tokens, N state size, G groups of D / G neighbouring channels that
+share their B and C. Every tensor is in token order, never flipped.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,10 +27,11 @@ class Direction:
     u: Tensor  # (B, D, L)
     delta: Tensor  # (B, D, L), before bias and softplus
     A: Tensor  # (D, N)
-    B: Tensor  # (B, N, L)
-    C: Tensor  # (B, N, L)
+    B: Tensor  # (B, G, N, L), or (D, N) when it is the same at every token
+    C: Tensor  # as B
     D: Tensor | None  # (D,), the skip connection
     delta_bias: Tensor | None  # (D,)
+    initial_state: Tensor | None  # (B, D, N)
     reverse: bool  # scan from the last token to the first
     mask_current: bool  # leave the current token out of the read-out
     suffix: str  # of the arguments that are this direction's own
@@ -40,6 +42,8 @@ class Scan:
     """Arguments of one scan: one direction when ``A_b`` is None, both otherwise.
 
     A ``*_b`` tensor that is None is shared with the forward direction (``D`` then counts twice).
+    B and C are (B, N, L), (B, G, N, L) or, when constant, (D, N). Only a scan in one direction may
+    be given its initial state or asked for its last one.
     """
 
     u: Tensor
@@ -57,10 +61,12 @@ class Scan:
     C_b: Tensor | None = None
     D_b: Tensor | None = None
     delta_bias_b: Tensor | None = None
+    initial_state: Tensor | None = None
     delta_softplus: bool = False
     first_token: bool = False
     mask_current: bool = False
     reverse: bool = False
+    return_last_state: bool = False
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors that are present, by argument name, in the order of the fields."""
@@ -73,6 +79,17 @@ class Scan:
     def shape(self) -> tuple[int, int, int, int]:
         """(B, D, L, N)."""
         return (*self.u.shape, self.A.shape[1])
+
+    @property
+    def groups(self) -> int:
+        """G: the number of groups of channels that share B and C; 1 when all are constant."""
+        return next((t.shape[1] for _, t in self._mixing() if t.dim() == 4), 1)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it needs nothing but B and C of one group: no state given or wanted."""
+        states = self.initial_state is not None or self.return_last_state
+        return not states and all(t.dim() == 3 for _, t in self._mixing())
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -91,10 +108,22 @@ class Scan:
             return (self._direction("", self.reverse, self.mask_current),)
         return (self._direction("", False, False), self._direction("_b", True, self.mask_current))
 
+    def _mixing(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, t) for name, t in self.tensors() if name in ("B", "C", "B_b", "C_b"))
+
     def _direction(self, suffix: str, reverse: bool, mask_current: bool) -> Direction:
         names = ("u", "delta", "A", "B", "C", "D", "delta_bias")
         tensors = {name: getattr(self, self.own(name, suffix)) for name in names}
-        return Direction(**tensors, reverse=reverse, mask_current=mask_current, suffix=suffix)
+        for name in ("B", "C"):
+            if tensors[name].dim() == 3:
+                tensors[name] = tensors[name].unsqueeze(1)
+        return Direction(
+            **tensors,
+            initial_state=self.initial_state,
+            reverse=reverse,
+            mask_current=mask_current,
+            suffix=suffix,
+        )
 
     def validate(self) -> None:
         """Raise ScanError unless every tensor is floating point, on one device and shaped alike."""
@@ -103,25 +132,42 @@ class Scan:
         batch, channels, length = self.u.shape
         if self.A.dim() != 2 or self.A.shape[0] != channels or self.A.shape[1] == 0:
             raise ScanError(f"scan: A is {_describe(self.A)}; u asks for ({channels}, state size)")
-        size = self.A.shape[1]
-        expected = {
-            "u": (batch, channels, length),
-            "delta": (batch, channels, length),
-            "z": (batch, channels, length),
-            "A": (channels, size),
-            "B": (batch, size, length),
-            "C": (batch, size, length),
-            "D": (channels,),
-            "delta_bias": (channels,),
+        if self.A_b is not None and (self.initial_state is not None or self.return_last_state):
+            raise ScanError("scan: only one direction takes an initial state or has a last state")
+        size, groups = self.A.shape[1], self.groups
+        if groups == 0 or channels % groups:
+            raise ScanError(f"scan: {channels} channels do not divide into {groups} groups")
+        mixing: list[tuple[int, ...]] = [(channels, size), (batch, groups, size, length)]
+        mixing += [(batch, size, length)] if groups == 1 else []
+        expected: dict[str, list[tuple[int, ...]]] = {
+            "u": [(batch, channels, length)],
+            "delta": [(batch, channels, length)],
+            "z": [(batch, channels, length)],
+            "A": [(channels, size)],
+            "B": mixing,
+            "C": mixing,
+            "D": [(channels,)],
+            "delta_bias": [(channels,)],
+            "initial_state": [(batch, channels, size)],
         }
         for name, tensor in self.tensors():
-            shape = expected[name.removesuffix("_b")]
-            if tuple(tensor.shape) != shape:
-                raise ScanError(f"scan: {name} is {_describe(tensor)}; u and A ask for {shape}")
+            shapes = expected[name.removesuffix("_b")]
+            if tuple(tensor.shape) not in shapes:
+                wanted = " or ".join(map(str, reversed(shapes)))
+                raise ScanError(f"scan: {name} is {_describe(tensor)}; u and A ask for {wanted}")
             if not tensor.is_floating_point():
                 raise ScanError(f"scan: {name} is {_describe(tensor)}; it must be floating point")
             if tensor.device != self.u.device:
                 raise ScanError(f"scan: {name} is on {tensor.device}, u is on {self.u.device}")
+
+
+class Forward(NamedTuple):
+    """What forward of a fused backend returns; what is not asked for is of shape (0,)."""
+
+    out: Tensor  # (B, D, L) in the dtype of u, its memory (B, L, D)
+    pre_gate: Tensor  # (B, D, L) sum before the gate, kept for backward when there is a gate
+    states: Tensor  # kept for backward, of ``states_shape``
+    last_state: Tensor  # (B, D, N) after the last scanned token
 
 
 def token_major(batch: int, channels: int, length: int, like: Tensor, dtype: torch.dtype) -> Tensor:

@@ -231,11 +231,9 @@ def _runners(
 
 
 def _backends(config: RunConfig, device: torch.device) -> list[str]:
-    """The recipe's first; without those that take minutes or exist for tests only."""
+    """The recipe's first; without those that take minutes."""
     model = config.model
-    ready = [
-        name for name in available_backends(device) if (name, device.type) != ("triton", "cpu")
-    ]
+    ready = list(available_backends(device))
     own = ready[0] if model.scan_backend == "auto" else model.scan_backend
     if model.num_tokens * model.depth > _LONGEST_LOOP:
         ready.remove("reference")

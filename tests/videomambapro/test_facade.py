@@ -18,7 +18,7 @@ def _python(folder: Path, code: str, *options: str) -> subprocess.CompletedProce
     return subprocess.run(
         [sys.executable, *options, "-c", code],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": ""},
         capture_output=True,
         text=True,
     )

@@ -4,17 +4,15 @@ The library is plain C ABI without torch headers, so that it builds in seconds. 
 directory under a name that hashes the sources, the compiler, the flags and the CPU's features.
 """
 
-import fcntl
 import functools
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
-from model.scan.problem import ScanError
+from model.scan.build_cache import BuildError, cached
 
 _SOURCES = Path(__file__).parent
 # Never -ffast-math: linking with it switches the whole process to flush-to-zero.
@@ -25,51 +23,33 @@ _FLAGS = (
 _TIMEOUT_S = 300
 
 
-class BuildError(ScanError):
-    """The C++ kernels could not be compiled here."""
-
-
 @functools.cache
 def build_library() -> Path:
     """Path of the compiled library; compiles it when the cache has none for this machine.
-
-    Safe when several processes start at once: one compiles under a lock that dies with its
-    holder, the others wait for it.
 
     Raises:
         BuildError: no compiler, or it failed.
     """
     compiler = _compiler()
     command = [compiler, *_FLAGS, *_machine_flags(), *sorted(map(str, _SOURCES.glob("*.cpp")))]
-    directory = _cache_directory()
-    library = directory / f"kernels-{_fingerprint(command)}.so"
-    if library.exists():
-        return library
-    with (directory / "build.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists():
-            _compile(command, library)
-    return library
+    return cached(f"kernels-{_fingerprint(command)}.so", lambda path: _compile(command, path))
 
 
 def _compile(command: list[str], library: Path) -> None:
-    handle, name = tempfile.mkstemp(dir=library.parent, suffix=".tmp")
-    os.close(handle)
-    unfinished = Path(name)
     try:
         subprocess.run(
-            [*command, "-o", name], check=True, capture_output=True, text=True, timeout=_TIMEOUT_S
+            [*command, "-o", str(library)],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
         )
-        unfinished.chmod(0o755)
-        unfinished.rename(library)
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines() or [f"status {error.returncode}"]
         first = next((line for line in lines if "error" in line), lines[0])
         raise BuildError(f"scan: {' '.join(command)} failed: {first}") from error
     except subprocess.TimeoutExpired as error:
         raise BuildError(f"scan: {command[0]} took more than {_TIMEOUT_S} s") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _compiler() -> str:
@@ -104,24 +84,6 @@ def _cpu_features() -> str:
     keys = ("flags", "Features", "model", "model name", "CPU part")
     described = {line for line in lines if line.split(":")[0].strip() in keys}
     return platform.machine() + "\n".join(sorted(described))
-
-
-def _cache_directory() -> Path:
-    """$VIDEOMAMBAPRO_CACHE, else the user's cache directory, else a private temporary one."""
-    chosen = os.environ.get("VIDEOMAMBAPRO_CACHE")
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videomambapro"
-    directory = Path(chosen) if chosen else default
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if os.access(directory, os.W_OK):
-            return directory
-    except OSError as error:
-        if chosen:
-            raise BuildError(
-                f"scan: VIDEOMAMBAPRO_CACHE={chosen} cannot be used: {error}"
-            ) from error
-    # Another user may own a fixed name in the shared temporary directory, so this one is private.
-    return Path(tempfile.mkdtemp(prefix="videomambapro-"))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ void backward_task(const ConvJob& job, int64_t index) {
             task.dx.set(t, v, Vec{});
             dbias += dy;
         }
-        if (job.dbias) task.write_channels(job.dbias + at.sample * job.channels, dbias, v);
+        task.write_channels(job.dbias + at.sample * job.channels, dbias, v);
         for (int64_t tap = 0; tap < job.taps; ++tap) {
             const int64_t shift = task.offset(tap);
             Vec dweight{};

@@ -7,8 +7,9 @@ import logging
 import torch
 from torch import Tensor
 
-from model.scan.constant import constant
-from model.scan.native.build import BuildError, build_library
+from model.scan.build_cache import BuildError
+from model.scan.constant import constant_under_compile
+from model.scan.native.build import build_library
 
 Pointer = ctypes.c_void_p
 Int = ctypes.c_int64
@@ -34,7 +35,7 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-@constant
+@constant_under_compile
 def is_available() -> bool:
     """Whether the kernels exist or can be built; warns once when not."""
     return builds()

@@ -11,7 +11,7 @@ struct NormJob {
     float eps;
     const float *x, *residual, *weight;
     float *total, *normed;
-    const float *dnormed, *dtotal;  // dtotal: the gradient of the residual stream
+    const float *dnormed, *dtotal;  // dtotal: the gradient of the residual stream, or null
     float *dx, *dweight;
 };
 
@@ -64,7 +64,7 @@ void norm_backward(const NormJob* job) {
         const float shrink = mean(dx, total, j.width) * scale * scale * scale;
         for (int64_t i = 0; i < j.width; ++i) {
             dweight[i] += dnormed[i] * total[i] * scale;
-            dx[i] = dx[i] * scale - total[i] * shrink + j.dtotal[at + i];
+            dx[i] = dx[i] * scale - total[i] * shrink + (j.dtotal ? j.dtotal[at + i] : 0.0f);
         }
     });
 }

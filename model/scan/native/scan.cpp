@@ -11,8 +11,8 @@
 namespace {
 
 // Scans the k-th chunk from task.state and sets, or adds to, task.y.
-template <bool MASKED, bool TAME>
-void read_out(const Task& task, const Pass& pass, int64_t k, bool add) {
+template <bool MASKED, bool TAME, bool CONSTANT_B, bool CONSTANT_C>
+__attribute__((noinline)) void read_out(const Task& task, const Pass& pass, int64_t k, bool add) {
     const int64_t begin = k * CHUNK, end = std::min(begin + CHUNK, task.job.length), size = task.size;
     const int64_t ahead = pass.reverse ? -PREFETCH_TOKENS : PREFETCH_TOKENS;
     for (int64_t i = begin; i < end; ++i) {
@@ -22,7 +22,8 @@ void read_out(const Task& task, const Pass& pass, int64_t k, bool add) {
         for (int v = 0; v < VECS; ++v)
             delta[v] = task.delta.get(t, v), written[v] = delta[v] * task.u.get(t, v);
         for (int64_t group = 0; group < size; group += GROUP) {
-            const float *B = pass.B + task.row(t) + group, *C = pass.C + task.row(t) + group;
+            const auto* B = task.mixing_at<CONSTANT_B>(pass.B, task.B, t, group);
+            const auto* C = task.mixing_at<CONSTANT_C>(pass.C, task.C, t, group);
             const Vec* A = task.A + group * VECS;
             Vec* state = task.state + group * VECS;
             advance<MASKED, TAME>(A, B, C, delta, written, state, sums);
@@ -70,18 +71,20 @@ void forward_task(const Job& job, int64_t index) {
             if (k == 0) task.start_state(pass);
             if (pass.states)
                 std::memcpy(task.state_before(pass, k), task.state, job.size * WIDTH * sizeof(float));
-            const bool tame = task.is_tame(tokens);
-            const auto scan = pass.masked ? (tame ? read_out<true, true> : read_out<true, false>)
-                                          : (tame ? read_out<false, true> : read_out<false, false>);
-            scan(task, pass, k, later);
+            specialise(
+                [&](auto masked, auto tame, auto constant_B, auto constant_C) {
+                    read_out<masked, tame, constant_B, constant_C>(task, pass, k, later);
+                },
+                pass.masked, task.is_tame(tokens), pass.constant_B, pass.constant_C);
             if (last) write_out(job, task, tokens);
         }
+        if (pass.last) task.store_states(task.state, pass.last + task.states_of_sample(), false);
     }
 }
 
 // Recomputes decay and carried of the k-th chunk and a group of states from the kept ones.
-template <bool TAME>
-void recompute(const Task& task, const Pass& pass, int64_t k, int64_t group) {
+template <bool TAME, bool CONSTANT_B>
+__attribute__((noinline)) void recompute(const Task& task, const Pass& pass, int64_t k, int64_t group) {
     const int64_t begin = k * CHUNK, end = std::min(begin + CHUNK, task.job.length);
     const float* kept = task.state_before(pass, k);
     for (int v = 0; v < VECS; ++v) {
@@ -89,14 +92,14 @@ void recompute(const Task& task, const Pass& pass, int64_t k, int64_t group) {
         for (int n = 0; n < GROUP; ++n) h[n] = load(kept + (group + n) * WIDTH + v * LANES);
         for (int64_t i = begin; i < end; ++i) {
             const int64_t t = task.token(pass, i), to = (i - begin) * GROUP * VECS + v;
-            const float* B = pass.B + task.row(t) + group;
+            const auto* B = task.mixing_at<CONSTANT_B>(pass.B, task.B, t, group);
             const Vec delta = task.delta.get(t, v), written = delta * task.u.get(t, v);
 #pragma GCC unroll 16
             for (int n = 0; n < GROUP; ++n) {
                 const Vec decay = exp2v<TAME>(delta * task.A[(group + n) * VECS + v]);
                 const Vec carried = decay * h[n];
                 task.decay[to + n * VECS] = decay, task.carried[to + n * VECS] = carried;
-                h[n] = written * B[n] + carried;
+                h[n] = written * mixing(B, n, v) + carried;
             }
         }
     }
@@ -107,15 +110,18 @@ INLINE void add_row(float* row, const float* values, bool add) {
 }
 
 // Walks the k-th chunk backwards; task.state is the gradient that later tokens send to h_t.
-template <bool MASKED>
-void adjoint(const Task& task, const Pass& pass, int64_t k, int64_t group, bool add_dB, bool add_dC) {
+template <bool MASKED, bool CONSTANT_B, bool CONSTANT_C>
+__attribute__((noinline)) void adjoint(const Task& task, const Pass& pass, int64_t k, int64_t group,
+                                       bool add_dB, bool add_dC) {
     const int64_t begin = k * CHUNK, end = std::min(begin + CHUNK, task.job.length);
-    const int64_t partial = task.block * task.job.batch * task.job.length * task.size + group;
+    const int64_t partial = task.partial() + group;
     const Vec* A = task.A + group * VECS;
     Vec *state = task.state + group * VECS, *dA = task.dA + group * VECS;
+    Vec *sum_dB = task.dB + group * VECS, *sum_dC = task.dC + group * VECS;  // of constants
     for (int64_t i = end - 1; i >= begin; --i) {
         const int64_t t = task.token(pass, i);
-        const float *B = pass.B + task.row(t) + group, *C = pass.C + task.row(t) + group;
+        const auto* B = task.mixing_at<CONSTANT_B>(pass.B, task.B, t, group);
+        const auto* C = task.mixing_at<CONSTANT_C>(pass.C, task.C, t, group);
         const Vec* decay = task.decay + (i - begin) * GROUP * VECS;
         const Vec* carried = task.carried + (i - begin) * GROUP * VECS;
         Vec dy[VECS], delta[VECS], written[VECS], dwritten[VECS] = {}, dexponent[VECS] = {};
@@ -129,22 +135,25 @@ void adjoint(const Task& task, const Pass& pass, int64_t k, int64_t group, bool 
             Vec dB{}, dC{};
             for (int v = 0; v < VECS; ++v) {
                 const int at = n * VECS + v;
-                const Vec dstate = state[at], dcarried = dy[v] * C[n] + dstate;
+                const auto B_n = mixing(B, n, v);
+                const Vec dstate = state[at], dcarried = dy[v] * mixing(C, n, v) + dstate;
                 const Vec dlog = dcarried * carried[at];  // the gradient of log a_t
                 const Vec dwrite = MASKED ? dstate : dcarried;
-                dC += dy[v] * (MASKED ? carried[at] : written[v] * B[n] + carried[at]);
-                dB += written[v] * dwrite;
-                dwritten[v] += dwrite * B[n];
+                (CONSTANT_C ? sum_dC[at] : dC) += dy[v] * (MASKED ? carried[at] : written[v] * B_n + carried[at]);
+                (CONSTANT_B ? sum_dB[at] : dB) += written[v] * dwrite;
+                dwritten[v] += dwrite * B_n;
                 dexponent[v] += dlog * A[at];
                 dA[at] += dlog * delta[v];
                 state[at] = decay[at] * dcarried;
             }
             lanes[n] = dB, lanes[GROUP + n] = dC;
         }
-        float sums[2 * GROUP];
-        for (int n = 0; n < 2 * GROUP; n += LANES) store(sums + n, sum_lanes(lanes + n));
-        add_row(pass.dB + partial + task.row(t), sums, add_dB);
-        add_row(pass.dC + partial + task.row(t), sums + GROUP, add_dC);
+        if (!CONSTANT_B || !CONSTANT_C) {
+            float sums[2 * GROUP];
+            for (int n = 0; n < 2 * GROUP; n += LANES) store(sums + n, sum_lanes(lanes + n));
+            if (!CONSTANT_B) add_row(pass.dB + partial + task.row(t), sums, add_dB);
+            if (!CONSTANT_C) add_row(pass.dC + partial + task.row(t), sums + GROUP, add_dC);
+        }
         for (int v = 0; v < VECS; ++v) {
             task.du.set(t, v, task.du.get(t, v) + delta[v] * dwritten[v]);
             const Vec ddelta = task.u.get(t, v) * dwritten[v] + LN2 * dexponent[v];
@@ -207,13 +216,6 @@ void write_channels(const Task& task, float* to, const Vec* sums, bool add) {
     for (int64_t c = 0; c < task.columns.count; ++c) row[c] = (add ? row[c] : 0.0f) + values[c];
 }
 
-void write_dA(const Task& task, const Pass& pass) {
-    const float* values = reinterpret_cast<const float*>(task.dA);
-    float* to = pass.dA + (task.sample * task.job.channels + task.columns.first) * task.size;
-    for (int64_t c = 0; c < task.columns.count; ++c)
-        for (int64_t n = 0; n < task.size; ++n) to[c * task.size + n] = values[n * WIDTH + c];
-}
-
 void backward_task(const Job& job, int64_t index) {
     Task task(job, index, true);
     for (int64_t p = 0; p < job.num_passes; ++p) {
@@ -223,9 +225,11 @@ void backward_task(const Job& job, int64_t index) {
         const bool same_delta = paired && pass.ddelta.data == other.ddelta.data;
         const bool same_bias = paired && pass.dbias == other.dbias;
         const bool same_step = same_delta && same_bias;
+        const bool same_dB = later && pass.dB == other.dB, same_dC = later && pass.dC == other.dC;
         task.load_parameters(pass);
-        std::memset(task.state, 0, job.size * VECS * sizeof(Vec));
-        std::memset(task.dA, 0, job.size * VECS * sizeof(Vec));
+        for (Vec* sums : {task.state, task.dA, task.dB, task.dC})
+            std::memset(sums, 0, job.size * VECS * sizeof(Vec));
+        if (pass.dlast) task.load_states(pass.dlast + task.states_of_sample(), task.state);
         std::memset(task.dD, 0, sizeof task.dD);
         if (!later || !same_step) std::memset(task.dbias, 0, sizeof task.dbias);
         for (int64_t k = task.chunks - 1; k >= 0; --k) {
@@ -237,17 +241,23 @@ void backward_task(const Job& job, int64_t index) {
                 task.load_delta(pass, tokens);
                 task.ddelta.clear(tokens);
             }
-            const auto again = task.is_tame(tokens) ? recompute<true> : recompute<false>;
-            const auto walk = pass.masked ? adjoint<true> : adjoint<false>;
-            for (int64_t group = 0; group < job.size; group += GROUP) {
-                again(task, pass, k, group);
-                walk(task, pass, k, group, later && pass.dB == other.dB, later && pass.dC == other.dC);
-            }
+            specialise(
+                [&](auto tame, auto masked, auto constant_B, auto constant_C) {
+                    for (int64_t group = 0; group < job.size; group += GROUP) {
+                        recompute<tame, constant_B>(task, pass, k, group);
+                        adjoint<masked, constant_B, constant_C>(task, pass, k, group, same_dB, same_dC);
+                    }
+                },
+                task.is_tame(tokens), pass.masked, pass.constant_B, pass.constant_C);
             if (k == 0 && job.first_token) start_state_adjoint(task, pass);
             if (later || !same_u) write_columns(pass.du, task.columns, tokens, task.du);
             if (later || !same_step) write_ddelta(task, pass, tokens, later && same_delta && !same_step);
         }
-        write_dA(task, pass);
+        const int64_t states = task.states_of_sample();
+        task.store_states(task.dA, pass.dA + states, false);
+        if (pass.constant_B) task.store_states(task.dB, pass.dB + states, same_dB);
+        if (pass.constant_C) task.store_states(task.dC, pass.dC + states, same_dC);
+        if (pass.dstart) task.store_states(task.state, pass.dstart + states, false);
         write_channels(task, pass.dD, task.dD, later && pass.dD == other.dD);
         if (later || !same_step)
             write_channels(task, pass.dbias, task.dbias, later && same_bias && !same_step);
@@ -255,7 +265,8 @@ void backward_task(const Job& job, int64_t index) {
 }
 
 void for_each_task(const Job& job, void (*run)(const Job&, int64_t)) {
-    const int64_t tasks = job.batch * ceil_div(job.channels, WIDTH);
+    const int64_t members = job.channels / job.groups;
+    const int64_t tasks = job.batch * job.groups * ceil_div(members, WIDTH);
     in_parallel(tasks, job.num_threads, [&](int64_t index) { run(job, index); });
 }
 

@@ -43,11 +43,13 @@ struct Columns {
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Task number ``index`` when every task owns WIDTH channels of one sample.
-static inline Columns columns_of(int64_t index, int64_t channels) {
-    const int64_t blocks = ceil_div(channels, WIDTH), first = index % blocks * WIDTH;
-    const int64_t left = channels - first;
-    return {index / blocks, first, left < WIDTH ? left : WIDTH};
+// Task number ``index`` when every task owns WIDTH channels of one group of one sample, or the fewer
+// that the last task of a group has left.
+static inline Columns columns_of(int64_t index, int64_t channels, int64_t groups = 1) {
+    const int64_t members = channels / groups, blocks = ceil_div(members, WIDTH);
+    const int64_t group = index / blocks % groups, first = index % blocks * WIDTH;
+    const int64_t left = members - first;
+    return {index / blocks / groups, group * members + first, left < WIDTH ? left : WIDTH};
 }
 
 // Tokens are far apart in memory and hardware prefetchers stop at page borders.

@@ -28,7 +28,8 @@ Make = Callable[..., dict[str, Tensor]]
         ({"z": torch.zeros(2, 5, 7, dtype=torch.long)}, r"z is .* int64; it must be floating"),
         ({"C": torch.zeros(2, 4, 7, device="meta")}, "C is on meta, u is on cpu"),
         ({"initial_state": "one"}, "initial_state is 'one'"),
-        ({"backend": "cuda"}, "no backend 'cuda'; choose one of auto, "),
+        ({"backend": "gpu"}, "no backend 'gpu'; choose one of auto, "),
+        ({"backend": "cuda"}, "'cuda' cannot run on cpu here: it needs an NVIDIA GPU"),
     ],
 )
 def test_bad_arguments(random_scan: Make, change: dict[str, Any], message: str) -> None:

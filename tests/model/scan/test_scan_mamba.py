@@ -26,7 +26,7 @@ def test_identities(
 ) -> None:
     tensors = random_scan((2, 3, length, 4), separate=separate, dtype=torch.float64)
     scan = Scan(**tensors, delta_softplus=True, first_token=first_token, mask_current=mask_current)
-    found = mamba.run(scan, _zero_start)
+    found, _ = mamba.run(scan, _zero_start)
     expected = bidirectional_scan(
         **tensors,
         initial_state="first_token" if first_token else "zero",

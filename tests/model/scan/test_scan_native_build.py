@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.scan.build_cache import BuildError
 from model.scan.native import library
-from model.scan.native.build import BuildError, build_library
+from model.scan.native.build import build_library
 
 pytestmark = pytest.mark.skipif(
     not library.is_available(), reason="no C++ compiler (apt-get install g++)"

@@ -1,0 +1,20 @@
+"""What the launchers of row-wise kernels share: names of types, and how wide a word may be."""
+
+import torch
+from torch import Tensor
+
+TYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "f16"}
+"""The kernels' name of each dtype that they take."""
+
+
+def are_aligned(width: int, *tensors: Tensor) -> bool:
+    """Whether rows, neighbouring along the last dimension, can be moved ``width`` elements at once.
+
+    Pointers, all other strides and the last size must be multiples of ``width`` elements.
+    """
+    return all(
+        tensor.data_ptr() % (width * tensor.element_size()) == 0
+        and tensor.shape[-1] % width == 0
+        and all(stride % width == 0 for stride in tensor.stride()[:-1])
+        for tensor in tensors
+    )

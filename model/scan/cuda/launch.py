@@ -1,0 +1,119 @@
+"""Loads compiled kernels on a GPU and launches them on torch's current stream.
+
+Every kernel takes one structure by value, whose layout a ``ctypes.Structure`` repeats. The driver
+is called through ctypes: five functions, and the process has it loaded already.
+"""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from model.scan.cuda.compile import Macros, build_cubin
+from model.scan.problem import ScanError
+
+Pointer = ctypes.c_void_p
+Int = ctypes.c_int
+Long = ctypes.c_longlong
+_MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_LARGE_SHARED = 48 * 1024  # more than this per block must be asked for
+
+
+class Strided(ctypes.Structure):
+    """A (B, D, L) tensor of any strides, in elements; all zero when absent."""
+
+    _fields_ = [("data", Pointer), ("batch", Long), ("channel", Long), ("token", Long)]
+
+    @classmethod
+    def of(cls, tensor: Tensor | None) -> "Strided":
+        return cls() if tensor is None else cls(tensor.data_ptr(), *tensor.stride())
+
+
+class Kernels(Protocol):
+    """Compiled kernels that can be launched. Tests have one that runs them on the CPU."""
+
+    def launch(
+        self, name: str, blocks: int, threads: int, shared: int, parameters: ctypes.Structure
+    ) -> None:
+        """Queue ``blocks`` blocks of kernel ``name`` with ``shared`` bytes of shared memory."""
+        ...
+
+
+def load(source: str, macros: Macros, device: torch.device) -> Kernels:
+    """The kernels of ``source`` for ``device``, compiled when they are not in the cache."""
+    return _loaded(source, tuple(sorted(macros.items())), device.index or 0)
+
+
+def architecture(index: int) -> str:
+    """sm_XY of a CUDA device."""
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"sm_{major}{minor}"
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many a device has; those of an H100 where there is none, for tests."""
+    if device.type != "cuda":
+        return 132
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@functools.cache
+def _loaded(source: str, macros: Sequence[tuple[str, str | int]], index: int) -> "_OnDevice":
+    return _OnDevice(build_cubin(source, dict(macros), architecture(index)).read_bytes(), index)
+
+
+class _OnDevice:
+    """A module in the context of one device."""
+
+    def __init__(self, code: bytes, index: int) -> None:
+        self._index, self._code = index, code
+        self._module = Pointer()
+        self._functions: dict[str, tuple[ctypes.c_void_p, int]] = {}
+        with torch.cuda.device(index):
+            torch.cuda.current_stream().synchronize()  # torch makes its context here
+            _check(_driver().cuModuleLoadData(ctypes.byref(self._module), code), "load kernels")
+
+    def launch(
+        self, name: str, blocks: int, threads: int, shared: int, parameters: ctypes.Structure
+    ) -> None:
+        function = self._function(name, shared)
+        stream = Pointer(torch.cuda.current_stream(self._index).cuda_stream)
+        arguments = (Pointer * 1)(ctypes.addressof(parameters))
+        status = _driver().cuLaunchKernel(
+            function, blocks, 1, 1, threads, 1, 1, shared, stream, arguments, None
+        )
+        _check(status, f"launch {name} of {blocks} blocks, {threads} threads, {shared} bytes")
+
+    def _function(self, name: str, shared: int) -> Pointer:
+        function, allowed = self._functions.get(name, (Pointer(), _LARGE_SHARED))
+        if not function:
+            status = _driver().cuModuleGetFunction(
+                ctypes.byref(function), self._module, name.encode()
+            )
+            _check(status, f"find kernel {name}")
+        if shared > allowed:
+            status = _driver().cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, shared)
+            _check(status, f"give {name} {shared} bytes of shared memory")
+            allowed = shared
+        self._functions[name] = function, allowed
+        return function
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise ScanError(f"scan: the CUDA driver cannot be loaded: {error}") from error
+
+
+def _check(status: int, what: str) -> None:
+    if status:
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(status, ctypes.byref(text))
+        reason = (text.value or b"unknown error").decode()
+        raise ScanError(f"scan: CUDA could not {what}: {reason} ({status})")

@@ -1,0 +1,114 @@
+// What the scan's kernels share: their parameters and how they cut a problem into blocks.
+//
+// ACTIVATION is the type of u, delta, B, C, z and the gradients of these. STATES is the state size
+// N padded to a power of two, 8 to 64. The state, the parameters and every sum are float32.
+//
+// A block owns a tile of neighbouring channels of one sample and one segment of its tokens, in both
+// directions at once. A direction is a way to count: position p of chunk k is token k * CHUNK + p
+// going forward and k * CHUNK + CHUNK - 1 - p in reverse. Chunks are cut alike for both, so that the
+// directions can meet: each writes partial results in the half of the segment that it visits first
+// and adds the other's to its own in the half that it visits second. Tokens beyond the end have a
+// step of zero, which leaves the state as it is; what is read for them is some token's, not memory
+// that is not ours.
+#pragma once
+#include "common.cuh"
+
+using Act = ACTIVATION;
+constexpr int NP = STATES;
+constexpr int CHUNK = 16;  // tokens between kept states
+
+// (B, groups, N, L) of any strides.
+template <class T> struct Rows {
+  T* data;
+  long long batch, group, state, token;
+};
+
+struct Direction {
+  Strided<const Act> u, delta;
+  Rows<const Act> B, C;
+  const float *A, *D, *bias;  // (D, N), (D), (D); D and bias may be absent
+  Strided<Act> du, ddelta;
+  int reverse, masked;
+};
+
+struct Scan {
+  Direction direction[2];
+  Strided<const Act> z, dout;
+  Strided<Act> out, dz;
+  float* y;            // (B, L, D): a partial read-out, then the sum before the gate
+  float *du, *ddelta;  // (B, L, D): partial sums of what both directions share
+  float* kept;         // (B, directions, chunks, NP / 4, D, 4): the state before each chunk
+  float* last;         // (B, directions, D, N): the state after the last token
+  float *ends, *steps; // (B, directions, segments, NP / 4, D, 4) and (.., D): see `scan_walk`
+  float *dBC;          // (B, directions, tiles, L, 2 NP): partial sums
+  float *dA, *dD;      // (B, directions, segments, D, NP) and (.., 2, D): D's, then the bias's
+  int batch, channels, length, states, groups;
+  int directions, segments, segment_chunks;
+  int softplus, first_token, keep_total, shared_u, shared_delta;
+};
+
+// The part of the problem that a block owns.
+struct Part {
+  int tile, b, segment, group, channel, end;  // channels from `channel` to `end`
+  int first_chunk, last_chunk;                // of the segment; the last one is not in it
+};
+template <int Channels> __device__ __forceinline__ Part part_of_block(const Scan& q) {
+  Part part;
+  int per_group = q.channels / q.groups, tiles = (per_group + Channels - 1) / Channels;
+  unsigned index = blockIdx.x, all = tiles * q.groups;
+  part.tile = index % all;
+  index /= all;
+  part.b = index % q.batch;
+  part.segment = index / q.batch;
+  part.group = part.tile / tiles;
+  part.channel = part.group * per_group + part.tile % tiles * Channels;
+  part.end = (part.group + 1) * per_group;
+  part.first_chunk = part.segment * q.segment_chunks;
+  part.last_chunk = min(part.first_chunk + q.segment_chunks, (q.length + CHUNK - 1) / CHUNK);
+  return part;
+}
+
+// The tokens in the order in which they are visited: position p is token `start + way * p`.
+struct Way {
+  int start, way;
+  __device__ __forceinline__ Way(int chunk, int reverse)
+      : start(chunk * CHUNK + (reverse ? CHUNK - 1 : 0)), way(reverse ? -1 : 1) {}
+  __device__ __forceinline__ int token(int p) const { return start + way * p; }
+};
+
+// What stages and adds up rows of 2 NP numbers per token: lane -> column(s) and row(s) of a warp.
+constexpr int COLUMNS = 2 * NP < 32 ? 2 * NP : 32, ROWS_AT_ONCE = 32 / COLUMNS;
+
+// B and C of a chunk as float32, a row of 2 NP per position: every `warps`-th row, from `warp` on.
+__device__ __forceinline__ void stage_BC(float* rows, const Scan& q, const Direction& d,
+                                         const Part& part, Way way, int lane, int warp, int warps) {
+#pragma unroll
+  for (int v = lane % COLUMNS; v < 2 * NP; v += COLUMNS) {
+    bool is_C = v >= NP;
+    const Rows<const Act>& from = is_C ? d.C : d.B;
+    int n = is_C ? v - NP : v, last = q.length - 1;
+    if (n >= q.states) continue;  // the padding stays zero; see zero_padding
+    Column<const Act> values(
+        from.data + part.b * from.batch + part.group * from.group + n * from.state, from.token);
+#pragma unroll 8
+    for (int p = warp * ROWS_AT_ONCE + lane / COLUMNS; p < CHUNK; p += warps * ROWS_AT_ONCE)
+      rows[p * 2 * NP + v] = value(*values.at(min(way.token(p), last)));
+  }
+}
+__device__ __forceinline__ void zero_padding(float* rows, const Scan& q, int thread, int threads) {
+  if (q.states == NP) return;
+  for (int i = thread; i < CHUNK * 2 * NP; i += threads)
+    if (i % NP >= q.states) rows[i] = 0.f;
+}
+
+// The first token of a masked scan, which reads nothing; -1 when there is none.
+__device__ __forceinline__ int unread_token(const Scan& q, const Direction& d) {
+  return d.masked ? (d.reverse ? q.length - 1 : 0) : -1;
+}
+
+// Index of the four states `four` of a channel in `kept` and `ends`; `row` counts chunks or segments.
+__device__ __forceinline__ long long fours(const Scan& q, int b, int direction, int rows, int row,
+                                           int four, int channel) {
+  long long at = (long long)(b * q.directions + direction) * rows + row;
+  return ((at * (NP / 4) + four) * q.channels + channel) * 4;
+}
