@@ -292,13 +292,13 @@ def ui(
     runs: Annotated[Path, typer.Option(help="Directory of the runs.")] = Path("runs"),
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
-    """Open the MLflow UI on the run store; serves on this machine only.
+    """Show the runs in MLflow's web page; it is served to this machine only.
 
     Example: vmp ui --runs runs
     """
-    from pipeline.tracking import serve_ui
+    from pipeline.ui import serve_ui
 
-    sys.exit(serve_ui(runs, port))
+    sys.exit(serve_ui(runs, port, typer.echo))
 
 
 if __name__ == "__main__":

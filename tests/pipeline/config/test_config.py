@@ -7,7 +7,6 @@ from pipeline.config import build_config, config_difference, load_config, shippe
 from pipeline.errors import ConfigError
 from pipeline.training.config import BatchConfig
 
-
 # What the fine-tuning recipes take from the shards: see test_auto.py.
 IN_PLACE_OF_AUTO = [
     "model.num_classes=3",
