@@ -107,7 +107,10 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """A closed terminal and SIGTERM end us as Ctrl-C does, so that no server stays behind."""
+    """A closed terminal and SIGTERM end us as Ctrl-C does, so that no server stays behind.
+
+    SIGINT too, which a shell's background jobs ignore.
+    """
 
     def interrupt(_: int, __: FrameType | None) -> None:
         raise KeyboardInterrupt
