@@ -9,6 +9,8 @@ import os
 class DataError(ValueError):
     """Bad input: one line that says what, where, why and what to do."""
 
+    exit_status = 2
+
 
 class MachineTrouble(Exception):  # noqa: N818 - nobody's error in the input or the program
     """The machine failed (disk, memory, network): nothing may be concluded about the input.

@@ -8,7 +8,6 @@ attempt delivers what is missing.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -22,13 +21,19 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.rundir import durable
+from pipeline.rundir import End, durable
+from pipeline.rundir.lock import waiting_for
+from pipeline.rundir.paths import (
+    METRICS_FILE,
+    TRACKING_ARTIFACTS,
+    TRACKING_ID_FILE,
+    TRACKING_PENDING_FILE,
+    TRACKING_STORE,
+)
 
 logger = logging.getLogger(__name__)
 
-RUN_ID_FILE = "mlflow_run_id"
-PENDING_FILE = "mlflow_pending"
-"""Exists while the store lacks rows of a run that has ended."""
+_LONGEST_TAG = 5000
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -44,7 +49,7 @@ class TrackingConfig(BaseModel):
 
 
 def resolve_uri(config: TrackingConfig, runs_dir: Path) -> str:
-    default = f"sqlite:///{runs_dir.resolve() / 'mlflow.db'}"
+    default = f"sqlite:///{runs_dir.resolve() / TRACKING_STORE}"
     return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
@@ -89,7 +94,7 @@ class Tracker:
     @property
     def run_id(self) -> str | None:
         """The run's id once the store has given one; the same over all attempts."""
-        path = self.run_dir / RUN_ID_FILE
+        path = self.run_dir / TRACKING_ID_FILE
         return (path.read_text().strip() or None) if path.exists() else None
 
     def await_run_id(self) -> str | None:
@@ -113,6 +118,11 @@ class Tracker:
     def set_tag(self, key: str, value: str) -> None:
         self._queue.put(("tag", (key, value)))
 
+    def note_end(self, end: End) -> None:
+        """How the attempt ended, as tags of the run."""
+        self.set_tag("stop.class", end.stop_class.value)
+        self.set_tag("stop.reason", end.reason[:_LONGEST_TAG])
+
     def close(self, status: str) -> bool:
         """Deliver what is queued, then set the run's status (FINISHED, KILLED or FAILED).
 
@@ -129,11 +139,11 @@ class Tracker:
                 "MLflow at %s did not take all metrics; they are in %s and will be delivered by "
                 "the next attempt of this run",
                 self.uri,
-                self.run_dir / "metrics.jsonl",
+                self.run_dir / METRICS_FILE,
             )
-            (self.run_dir / PENDING_FILE).touch()
+            (self.run_dir / TRACKING_PENDING_FILE).touch()
             return False
-        (self.run_dir / PENDING_FILE).unlink(missing_ok=True)
+        (self.run_dir / TRACKING_PENDING_FILE).unlink(missing_ok=True)
         return True
 
     # --- the delivering thread -------------------------------------------------------------------
@@ -185,14 +195,14 @@ class Tracker:
             if experiment is None:
                 artifacts = None
                 if self.uri.startswith("sqlite:///"):
-                    artifacts = (self.run_dir.parent.resolve() / "mlartifacts").as_uri()
+                    artifacts = (self.run_dir.parent.resolve() / TRACKING_ARTIFACTS).as_uri()
                 experiment_id = client.create_experiment(self.config.experiment, artifacts)
             else:
                 experiment_id = experiment.experiment_id
         run = None if self.run_id is None else _find_run(client, self.run_id)
         if run is None:
             run = client.create_run(experiment_id, tags=self._tags, run_name=self.run_dir.name)
-            durable.write_text(self.run_dir / RUN_ID_FILE, run.info.run_id + "\n")
+            durable.write_text(self.run_dir / TRACKING_ID_FILE, run.info.run_id + "\n")
             self._stored = {}
         else:
             client.update_run(run.info.run_id, status="RUNNING")
@@ -307,8 +317,7 @@ def _first_touch_lock(uri: str) -> Iterator[None]:
         return
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with waiting_for(database.with_suffix(".lock")):
         yield
 
 

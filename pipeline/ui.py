@@ -18,6 +18,7 @@ from typing import IO
 
 from pipeline import exits
 from pipeline.errors import ConfigError
+from pipeline.rundir.paths import TRACKING_STORE
 from pipeline.tracking import TrackingConfig, resolve_uri, runs_page
 
 _HOST = "127.0.0.1"
@@ -30,7 +31,7 @@ def serve_ui(runs_dir: Path, port: int, announce: Callable[[str], object]) -> in
     `announce` gets the address of the list of runs once it answers. Returns the exit status.
     Raises ConfigError when there is no store yet, or when the port is taken.
     """
-    database = runs_dir / "mlflow.db"
+    database = runs_dir / TRACKING_STORE
     if not database.exists():
         raise ConfigError(f"{database}: no run store here; train something, or set --runs")
     _refuse_busy(port)

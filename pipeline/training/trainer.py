@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
 from pipeline.data.loader import EvalLoader, TrainLoader
-from pipeline.health.failure import StopClass
-from pipeline.health.pulse import Phase, Pulse
-from pipeline.health.stopping import Stop, Stopper
+from pipeline.health.pulse import Pulse
+from pipeline.health.stopping import Stopper
 from pipeline.health.straggler import StragglerWatch
 from pipeline.inference.evaluate import evaluate
 from pipeline.open_data import data_digest
+from pipeline.rundir import End, Phase, StopClass
 from pipeline.training.distributed import World, any_rank, from_all_ranks, limit_collectives
 from pipeline.training.engine import Engine
 from pipeline.training.guard import NonFiniteGuard
@@ -28,12 +28,6 @@ from pipeline.training.schedule import Schedule
 from pipeline.training.task import ClassificationTask
 
 logger = logging.getLogger(__name__)
-
-
-class Outcome(StrEnum):
-    FINISHED = "finished"
-    STOPPED = "stopped"
-    """Asked to stop; a checkpoint is committed and the run can be resumed."""
 
 
 @dataclass
@@ -90,10 +84,11 @@ class Trainer:
         self._attempt_started = time.monotonic()
         self._first_step = self.progress.step
         self._warming_up = True
-        self.stopped_by: Stop | None = None
 
-    def fit(self) -> Outcome:
+    def fit(self) -> End:
         """Train to the end of the schedule or until any rank is asked to stop. Collective.
+
+        Either way a checkpoint is committed, and the end is the same on every rank.
 
         Raises NonFiniteError or SaveError on every rank alike. A DataError (too many
         unreadable samples) rises on the rank that met it; the others lose it and fail.
@@ -115,7 +110,7 @@ class Trainer:
             if self._due(self.config.checkpoint.every_steps) or self._must_keep_best():
                 self._save()
         self._save_and_commit()
-        return Outcome.FINISHED
+        return End(StopClass.FINISHED, self._doubt())
 
     def _train_step(self) -> None:
         step = self.progress.step
@@ -204,17 +199,26 @@ class Trainer:
         with self.pulse.during(Phase.SAVE):
             self.saver.finish()
 
-    def _stop_early(self) -> Outcome:
-        self.stopped_by = self._why()
-        logger.warning("stopping at step %d: %s", self.progress.step, self.stopped_by.reason)
-        self._save_and_commit()
-        self.recorder.note_stop(self.stopped_by)
-        return Outcome.STOPPED
+    def _doubt(self) -> str:
+        """What a finished run must not keep to itself; empty when all is well."""
+        loss = self.progress.metrics.get("loss", 0.0)
+        if math.isfinite(loss):
+            return ""
+        doubt = f"the validation loss is {loss}: this model is of no use; lower optim.lr"
+        logger.warning("finished, but %s", doubt)
+        return doubt
 
-    def _why(self) -> Stop:
+    def _stop_early(self) -> End:
+        end = self._why()
+        logger.warning("stopping at step %d: %s", self.progress.step, end.reason)
+        self._save_and_commit()
+        self.recorder.note_end(end)
+        return end
+
+    def _why(self) -> End:
         """What stopped the run, the same on every rank. Collective."""
-        asked = [stop for stop in from_all_ranks(self.stopper.stop) if stop is not None]
-        return asked[0] if asked else Stop(StopClass.DISK_FULL, "a checkpoint failed")
+        asked = [end for end in from_all_ranks(self.stopper.end) if end is not None]
+        return asked[0] if asked else End(StopClass.DISK_FULL, "a checkpoint failed")
 
     def state(self) -> RunState:
         """What a checkpoint of this moment records beside the tensors."""
