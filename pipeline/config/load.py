@@ -112,7 +112,7 @@ def _problem(error: ValidationError) -> str:
 
 
 def _refuse_unknown_keys(raw: Mapping[str, Any], source: str) -> None:
-    """Comes first: a section that is misspelt is missing too, but that would be the smaller help."""
+    """Raise before what is missing is said, as a misspelt section is missing too."""
     if unknown := _unknown_key(raw, RunConfig):
         raise ConfigError(f"{source}: {unknown}")
 
