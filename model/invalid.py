@@ -51,8 +51,9 @@ def section_type(node: type[BaseModel], field: str) -> type[BaseModel] | None:
     """The model that a field holds; None when the field is a value, or unknown."""
     info = node.model_fields.get(field)
     annotation = info.annotation if info is not None else None
-    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return annotation if is_model else None
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return None
 
 
 def did_you_mean(name: str, known: Iterable[str], what: str = "known") -> str:

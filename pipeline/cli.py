@@ -15,8 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipeline.commands import bench, data, jobs
-from pipeline.isolation import isolate
-from pipeline.rundir.private import set_umask
+from pipeline.isolation import isolate, set_umask
 from pipeline.terminal import one_line, say
 
 app = typer.Typer(
@@ -328,7 +327,7 @@ def config(
 
     given = overrides or []
     if section is not None and "=" in section:
-        section, given = None, [section, *given]
+        given, section = [section, *given], None
     print_config(load_config(recipe, given), section)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from pipeline import provenance, rundir
 from pipeline.config import RunConfig, config_difference, read_config, refusal
 from pipeline.errors import ConfigError
+from pipeline.isolation import set_umask
 from pipeline.open_data import open_data
 from pipeline.rundir import durable
 from pipeline.rundir.paths import TRACKING_ID_FILE, TRACKING_PENDING_FILE
-from pipeline.rundir.private import set_umask
 from pipeline.tracking import hand_on_secrets, resolve_uri
 
 

@@ -22,6 +22,7 @@ from pipeline.health.parent import stop_with_parent
 from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stopper
 from pipeline.health.watchdog import Watchdog, call_for_stacks
+from pipeline.isolation import set_umask
 from pipeline.rundir import (
     End,
     Failure,
@@ -32,7 +33,6 @@ from pipeline.rundir import (
     forget_heartbeats,
 )
 from pipeline.rundir.paths import collective_traces, rank_log_file
-from pipeline.rundir.private import set_umask
 from pipeline.rundir.summary import Summary, write_summary
 from pipeline.terminal import SafeFormatter, one_line, say
 from pipeline.training import distributed
