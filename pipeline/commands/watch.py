@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import exits, rundir
-from pipeline.config import read_config
 from pipeline.errors import ConfigError
-from pipeline.prepare import check_start, prepare_run
 from pipeline.rundir import Attempt, End, RunStatus, State, StopClass
 from pipeline.rundir.metrics import read_metrics
 from slurm import launch, nodes, queue
@@ -203,6 +201,10 @@ def resume(run_dir: Path) -> str:
 
     The code is that of this checkout. Raises ConfigError or ClusterError.
     """
+    # Not at the top: who lists jobs does not wait for what opens shards.
+    from pipeline.config import read_config
+    from pipeline.prepare import check_start, prepare_run
+
     submission = _submission(run_dir)
     running = launch.find_running(run_dir)
     if running is not None:
