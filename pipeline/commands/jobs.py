@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.terminal import one_line, say
+from pipeline.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Watch, end and resume submitted runs.")
 
@@ -27,7 +27,7 @@ def jobs_list(runs: RunsDir = Path("runs")) -> None:
 
     print_table(
         [field.name for field in fields(JobRow)],
-        [[one_line(str(value)) for value in astuple(row)] for row in list_jobs(runs)],
+        [[str(value) for value in astuple(row)] for row in list_jobs(runs)],
     )
 
 

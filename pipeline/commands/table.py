@@ -1,27 +1,29 @@
-"""Lists as tables: framed and folded to the width of a terminal, one line a row for a program."""
+"""Lists as tables, for people and for programs alike: one line a row, no cell cut."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from pipeline.terminal import one_line, say
 
 _UNBOUNDED = 100_000
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns that line up; where the output is no terminal no cell is cut or folded."""
-    console = Console(highlight=False)
-    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
-    for name in header:
-        table.add_column(name, overflow="fold", no_wrap=not console.is_terminal)
+    """Print columns that line up; a terminal that is too narrow wraps the lines itself.
+
+    Folding eleven columns into its width would leave none that can be read or copied.
+    """
+    table = Table(*header, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for row in rows:
         # As plain text: a reason may hold brackets, which are no markup of ours.
-        table.add_row(*map(Text, row))
-    if not console.is_terminal:
-        wide = Console(highlight=False, width=_UNBOUNDED)
-        console = Console(highlight=False, width=wide.measure(table).maximum)
-    console.print(table)
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    text = io.StringIO()
+    Console(file=text, width=_UNBOUNDED, color_system=None, force_terminal=False).print(table)
+    for line in text.getvalue().splitlines():
+        say(line.rstrip())
