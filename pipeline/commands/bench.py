@@ -105,10 +105,10 @@ def bench_step_command(
         seconds=seconds,
     )
 
-    def say(line: str) -> None:
+    def tell(line: str) -> None:
         if is_main:
-            typer.echo(line, err=True)
+            say(line, err=True)
 
-    report = bench_step(config, bench, say)
+    report = bench_step(config, bench, tell)
     if is_main:
         Console().print(report.tables())
