@@ -161,7 +161,7 @@ def data_verify(
     for name in found.rebuilt:
         say(f"rebuilt {name}")
     for finding in found.findings:
-        say(one_line(finding))
+        say(one_line(str(finding)))
     if found.picture_version < PICTURE_VERSION:
         say(f"made by an earlier version (pictures {found.picture_version})")
         for older in found.affected:
