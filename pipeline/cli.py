@@ -80,7 +80,7 @@ def train(
     if print_config:
         say(config.to_yaml(), nl=False)
         return
-    from pipeline.finished import finished
+    from pipeline.commands.finished import finished
     from pipeline.open_data import open_data
     from pipeline.prepare import prepare_run
     from pipeline.training import distributed, spawn
@@ -307,7 +307,7 @@ def ui(
 
     Example: vmp ui --runs runs
     """
-    from pipeline.ui import serve_ui
+    from pipeline.commands.ui import serve_ui
 
     sys.exit(serve_ui(runs, port, say))
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from pipeline import exits, rundir
+from pipeline.commands.finished import finished
 from pipeline.commands.program import vmp
 from pipeline.config import RunConfig, load_config
-from pipeline.finished import finished
 from pipeline.open_data import open_data
 from pipeline.prepare import check_same_run, prepare_run
 from pipeline.rundir.metrics import read_metrics
