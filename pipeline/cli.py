@@ -112,7 +112,7 @@ def train(
     if print_config:
         say(config.to_yaml(), nl=False)
         return
-    from pipeline.finished import finished
+    from pipeline.commands.finished import finished
     from pipeline.prepare import check_start, prepare_run
     from pipeline.training import ranks
     from slurm import ranks as slurm_ranks
@@ -367,7 +367,7 @@ def ui(
 
     Example: vmp ui --runs runs
     """
-    from pipeline.ui import serve_ui
+    from pipeline.commands.ui import serve_ui
 
     sys.exit(serve_ui(runs, port, say))
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import exits, rundir
+from pipeline.commands.finished import finished
 from pipeline.commands.program import vmp
 from pipeline.config import RunConfig, load_config
-from pipeline.finished import finished
 from pipeline.prepare import check_same_run, check_start, prepare_run
 from pipeline.rundir.metrics import read_metrics
 from pipeline.terminal import say

@@ -103,8 +103,13 @@ def _result(metrics: dict[str, float]) -> str:
     return f"top-1 {metrics['top1']:.1%} of {metrics['num_samples']:.0f} validation videos"
 
 
-def run(run_dir: Path, deadline: float | None = None) -> int:
-    """`train` as an exit status; rank 0 leaves the state of the run in status.json."""
+def run(run_dir: Path, deadline: float | None = None, *, launched: bool = False) -> int:
+    """`train` as an exit status; rank 0 leaves the state of the run in status.json.
+
+    `launched`: the parent process is a launcher that waits for this one, which must not outlive it.
+    """
+    if launched:
+        stop_with_parent()
     with ExitStack() as lock:
         return _run(run_dir, deadline, lock)
 
@@ -175,5 +180,4 @@ def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:
 
 
 if __name__ == "__main__":
-    stop_with_parent()
-    raise SystemExit(run(Path(sys.argv[1])))
+    raise SystemExit(run(Path(sys.argv[1]), launched=True))

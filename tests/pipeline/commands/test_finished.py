@@ -13,9 +13,9 @@ from pipeline.checkpoint import layout
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.save import CheckpointSaver
+from pipeline.commands.finished import finished
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import ConfigError
-from pipeline.finished import finished
 from pipeline.open_data import data_digest, open_data
 from pipeline.prepare import prepare_run
 from pipeline.rundir.paths import TRACKING_PENDING_FILE as PENDING_FILE
