@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Literal
 
 import typer
 
 from pipeline.commands import bench, data, jobs
 from pipeline.isolation import isolate
+from pipeline.rundir.private import set_umask
+from pipeline.terminal import one_line, say
 
 app = typer.Typer(
     name="vmp",
@@ -38,6 +42,8 @@ Cluster = Literal["local", "slurm"]
 def main() -> None:
     """Run a command; bad input becomes one line on stderr and exit status 2."""
     isolate()
+    set_umask(private=False)
+    sys.excepthook = _report
     try:
         app()
     except ValueError as error:
@@ -46,8 +52,13 @@ def main() -> None:
         line = exits.user_error(error)
         if line is None:
             raise
-        typer.echo(f"error: {line}", err=True)
+        say(f"error: {one_line(line)}", err=True)
         sys.exit(exits.BAD_INPUT)
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback may quote what must not be shown."""
+    say("".join(traceback.format_exception(kind, error, trace)), err=True, nl=False)
 
 
 @app.command()
@@ -67,7 +78,7 @@ def train(
 
     config = load_config(recipe, overrides or [])
     if print_config:
-        typer.echo(config.to_yaml(), nl=False)
+        say(config.to_yaml(), nl=False)
         return
     from pipeline.finished import finished
     from pipeline.open_data import open_data
@@ -84,7 +95,7 @@ def train(
         rundir.refuse_active(config.run_dir)
     if (summary := finished(config)) is not None:
         if is_first:
-            typer.echo(summary.line(config.run_dir))
+            say(summary.line(config.run_dir))
         return
     run_dir = prepare_run(config)
 
@@ -150,7 +161,9 @@ def submit(
 
 @app.command("eval")
 def eval_command(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run directory.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run directory, a checkpoint, or an exported file.")
+    ],
     data: Annotated[Path, typer.Argument(help="Shard directory.")],
     overrides: Overrides = None,
 ) -> None:
@@ -161,7 +174,7 @@ def eval_command(
     from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
 
     result = evaluate_checkpoint(checkpoint, data, overrides or [])
-    typer.echo(
+    say(
         f"top1 {result.top1:.4f}  top5 {result.top5:.4f}  loss {result.loss:.4f}  "
         f"samples {result.num_samples}"
     )
@@ -169,7 +182,9 @@ def eval_command(
 
 @app.command()
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run directory.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run directory, a checkpoint, or an exported file.")
+    ],
     videos: Annotated[list[Path], typer.Argument(help="Video files of any format.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to show per video.")] = 5,
     raw: Raw = False,
@@ -188,11 +203,11 @@ def predict(
         try:
             classes = predictor(video)
         except DataError as error:
-            typer.echo(f"error: {exits.one_line(error)}", err=True)
+            say(f"error: {one_line(str(error))}", err=True)
             status = exits.BAD_INPUT
             continue
         shown = ", ".join(f"{label} {share:.3f}" for label, share in classes[:top])
-        typer.echo(exits.one_line(f"{video}: {shown}"))
+        say(one_line(f"{video}: {shown}"))
     sys.exit(status)
 
 
@@ -213,22 +228,22 @@ def convert(
 
     fields = {"num_frames": num_frames, "num_classes": num_classes}
     given = {key: value for key, value in fields.items() if value is not None}
-    typer.echo(str(convert_weights(source, out, model, allow_lossy, **given)))
+    say(str(convert_weights(source, out, model, allow_lossy, **given)))
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory, or a checkpoint.")],
-    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors or .pth file to write.")],
     raw: Raw = False,
 ) -> None:
-    """Write the weights of a run as one safetensors file with its model configuration.
+    """Write the weights of a run as one file with classes, sampling and model configuration.
 
     Example: vmp export runs/demo demo.safetensors
     """
     from pipeline.inference.export import export_weights
 
-    typer.echo(export_weights(run, out, raw=raw))
+    say(export_weights(run, out, raw=raw))
 
 
 @app.command()
@@ -288,13 +303,13 @@ def ui(
     runs: Annotated[Path, typer.Option(help="Directory of the runs.")] = Path("runs"),
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
-    """Open the MLflow UI on the run store; serves on this machine only.
+    """Show the runs in MLflow's web page; it is served to this machine only.
 
     Example: vmp ui --runs runs
     """
-    from pipeline.tracking import serve_ui
+    from pipeline.ui import serve_ui
 
-    sys.exit(serve_ui(runs, port))
+    sys.exit(serve_ui(runs, port, say))
 
 
 if __name__ == "__main__":

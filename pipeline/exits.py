@@ -6,10 +6,9 @@ from textwrap import shorten
 
 from pydantic import ValidationError
 
-from data_prep.errors import one_line
 from pipeline.rundir.exits import BAD_INPUT, DONE, FAILED, RESUMABLE
 
-__all__ = ["BAD_INPUT", "DONE", "FAILED", "RESUMABLE", "is_bad_input", "one_line", "user_error"]
+__all__ = ["BAD_INPUT", "DONE", "FAILED", "RESUMABLE", "is_bad_input", "user_error"]
 
 
 def is_bad_input(error: BaseException) -> bool:
@@ -26,5 +25,5 @@ def user_error(error: ValueError) -> str | None:
         problem = error.errors()[0]
         where = ".".join([error.title, *map(str, problem["loc"])])
         got = shorten(repr(problem["input"]), 80)
-        return one_line(f"{where}: {problem['msg'].removeprefix('Value error, ')} (got {got})")
-    return one_line(error) if is_bad_input(error) else None
+        return f"{where}: {problem['msg'].removeprefix('Value error, ')} (got {got})"
+    return str(error) if is_bad_input(error) else None

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipeline.terminal import one_line, say
+
 if TYPE_CHECKING:
     from data_prep.options import ShardConfig
     from data_prep.schema import Manifest
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 @contextmanager
 def machine_trouble_in_one_line() -> Iterator[None]:
     """A full disk, an I/O error or too little memory: status 1, and nothing is lost."""
-    from data_prep.errors import MachineTrouble, is_of_machine, one_line
+    from data_prep.errors import MachineTrouble, is_of_machine
     from pipeline import exits
 
     try:
@@ -31,7 +33,7 @@ def machine_trouble_in_one_line() -> Iterator[None]:
         line = f"{error}; run the same command again when there is room"
     else:
         return
-    typer.echo(f"error: {one_line(line)}", err=True)
+    say(f"error: {one_line(line)}", err=True)
     sys.exit(exits.FAILED)
 
 
@@ -53,7 +55,7 @@ def data_synth(
 
     options = SynthOptions(clips_per_split={"train": train, "val": val}, seed=seed)
     with machine_trouble_in_one_line():
-        typer.echo(synthesize(out, options))
+        say(synthesize(out, options))
 
 
 @app.command("shard")
@@ -107,16 +109,16 @@ def data_shard(
     with machine_trouble_in_one_line():
         manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)
     counts = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
-    typer.echo(f"{out}: {len(manifest.classes)} classes; samples: {counts}")
+    say(f"{out}: {len(manifest.classes)} classes; samples: {counts}")
     left_out = reasons(out)
     if left_out:
         listed = ", ".join(f"{count} {code}" for code, count in left_out.most_common())
-        typer.echo(f"left out: {listed}; each with its reason in quarantine.jsonl")
+        say(f"left out: {listed}; each with its reason in quarantine.jsonl")
 
 
 def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
     """Plan here, work in a SLURM array, seal here."""
-    from data_prep.errors import DataError, one_line
+    from data_prep.errors import DataError
     from data_prep.jobs.progress import progress_bar
     from data_prep.sealed.seal import seal
     from data_prep.shard import prepare, sealed
@@ -132,15 +134,13 @@ def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
         return manifest
     tasks = [ShardJob(str(work.resolve()))] * config.jobs
     with progress_bar(work):
-        outcome = run_array(
-            tasks, work / "logs", cluster_profile, name="vmp-shard", announce=typer.echo
-        )
+        outcome = run_array(tasks, work / "logs", cluster_profile, name="vmp-shard", announce=say)
     try:
         return seal(work)
     except DataError as error:
         if outcome.all_completed:
             raise
-        typer.echo(f"error: {one_line(f'{error} ({outcome})')}", err=True)
+        say(f"error: {one_line(f'{error} ({outcome})')}", err=True)
         sys.exit(exits.FAILED)
 
 
@@ -153,24 +153,23 @@ def data_verify(
 
     Example: vmp data verify shards
     """
-    from data_prep.errors import one_line
     from data_prep.sealed.verify import verify
     from data_prep.video.picture import PICTURE_VERSION
 
     with machine_trouble_in_one_line():
         found = verify(shards, fix=fix)
     for name in found.rebuilt:
-        typer.echo(one_line(f"rebuilt {name}"))
+        say(f"rebuilt {name}")
     for finding in found.findings:
-        typer.echo(one_line(finding))
+        say(one_line(str(finding)))
     if found.picture_version < PICTURE_VERSION:
-        typer.echo(f"made by an earlier version (pictures {found.picture_version})")
+        say(f"made by an earlier version (pictures {found.picture_version})")
         for older in found.affected:
-            typer.echo(f"  {older}")
+            say(f"  {older}")
         advice = "what to do" if found.affected else "none of its samples is affected"
-        typer.echo(f'  {advice}: docs/data.md, "Shards of earlier versions"')
+        say(f'  {advice}: docs/data.md, "Shards of earlier versions"')
     state = "unsound" if found.findings else "sound"
-    typer.echo(f"{shards}: {state}; {found.shards} shards, {found.samples} samples")
+    say(f"{shards}: {state}; {found.shards} shards, {found.samples} samples")
     sys.exit(1 if found.findings else 0)
 
 
@@ -183,7 +182,7 @@ def data_report(shards: Annotated[str, typer.Argument(help="Shard directory.")])
     from data_prep.sealed.report import report
 
     with machine_trouble_in_one_line():
-        typer.echo(report(shards))
+        say(report(shards))
 
 
 @app.command("cache")
@@ -206,4 +205,4 @@ def data_cache(
     manifest = build_cache(
         shards, split, out, CacheOptions(frames=frames, size=size, quality=quality)
     )
-    typer.echo(f"{out / split}.beton: {manifest.model_dump_json(exclude={'source'})}")
+    say(f"{out / split}.beton: {manifest.model_dump_json(exclude={'source'})}")

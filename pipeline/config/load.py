@@ -8,24 +8,30 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from model.config import ModelConfig, resolve_config
-from model.errors import ModelConfigError
+from model.errors import ModelConfigError, brief
+from pipeline.config.auto import DataFacts, settle
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.tree import RunConfig
+from pipeline.config.yaml_text import parse_yaml
+from pipeline.data.config import DataConfig
+from pipeline.data.errors import DataError
 from pipeline.errors import ConfigError
 
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The recipe (a YAML file or the name of a shipped one) with `a.b=c` overrides applied.
 
-    Raises ConfigError: unknown recipe, unknown key (with the closest match), bad value.
+    Values that are `auto` are taken from the shards.
+    Raises ConfigError: unknown recipe, unknown key (with the closest match), bad value, shards that
+    cannot be read where they are needed.
     """
     raw = _read_recipe(recipe)
     apply_overrides(raw, overrides)
-    return build_config(raw, source=str(recipe))
+    tree = settle(raw, lambda: _data_facts(raw, str(recipe)))
+    return build_config(tree, source=str(recipe))
 
 
 def build_config(raw: Mapping[str, Any], source: str) -> RunConfig:
@@ -35,7 +41,7 @@ def build_config(raw: Mapping[str, Any], source: str) -> RunConfig:
         fields = dict(tree["model"])
         preset = fields.pop("preset", None)
         if preset is not None and not isinstance(preset, str):
-            raise ConfigError(f"{source}: model.preset: must be a name (got {preset!r})")
+            raise ConfigError(f"{source}: model.preset: must be a name (got {brief(preset)})")
         for field in fields:
             if field not in ModelConfig.model_fields:
                 raise ConfigError(
@@ -50,6 +56,22 @@ def build_config(raw: Mapping[str, Any], source: str) -> RunConfig:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_first_problem(error)}") from error
+
+
+def _data_facts(raw: Mapping[str, Any], source: str) -> DataFacts:
+    from pipeline.data.shards import open_shards
+
+    given = raw.get("data")
+    data = given if isinstance(given, Mapping) else {}
+    location = data.get("train")
+    split = data.get("train_split", DataConfig.model_fields["train_split"].default)
+    try:
+        shards = open_shards(str(location), str(split))
+    except DataError as error:
+        raise ConfigError(
+            f"{source}: values that are auto follow from data.train, which cannot be read ({error})"
+        ) from error
+    return DataFacts(classes=len(shards.classes), clips=len(shards))
 
 
 def shipped_recipes() -> list[str]:
@@ -76,10 +98,7 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
                 "or give the path of a .yaml file"
             )
         text = (resources.files("pipeline") / "recipes" / f"{recipe}.yaml").read_text()
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {recipe}: not YAML: {' '.join(str(error).split())}") from error
+    raw = parse_yaml(text, f"recipe {recipe}")
     if not isinstance(raw, dict):
         raise ConfigError(f"recipe {recipe}: must be a mapping of sections")
     return raw
@@ -93,7 +112,7 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"{path} is missing: set it in the recipe or with {path}=..."
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{path}: {message} (got {problem['input']!r})" if path else message
+    return f"{path}: {message} (got {brief(problem['input'])})" if path else message
 
 
 def _fields_at(path: Sequence[int | str]) -> Mapping[str, Any]:
