@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from model.config import ModelConfig
 from model.scan import available_backends, conv, op
-from model.scan.cuda.scan import MAX_STATES
+from model.scan.cuda.plan import MAX_STATES
 from model.scan.dispatch import say_used
 from model.scan.fused import fused_backend
 from model.scan.problem import Scan

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipeline.terminal import say
+
 app = typer.Typer(no_args_is_help=True, help="Measure, each time beside a peer.")
 
 
@@ -14,6 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="Measure, each time beside a peer."
 def bench_scan(
     size: Annotated[list[str] | None, typer.Option(help="ti, s or m; may be repeated.")] = None,
     frames: Annotated[list[int] | None, typer.Option(min=1, help="8, 16, 32 or 64.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 1,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
@@ -32,7 +35,7 @@ def bench_scan(
         raise ConfigError(f"--size {unknown[0]}: unknown; one of {', '.join(WIDTHS)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: there is no CUDA device here; `vmp doctor` says more")
-    run(sizes, frames or (8,), dtype=dtype, device=device)
+    run(sizes, frames or (8,), batch=batch, dtype=dtype, device=device)
 
 
 @app.command("loader")
@@ -46,8 +49,8 @@ def bench_loader_command(
     """
     from pipeline.bench.loader import bench_loader
 
-    report = bench_loader(shards, split=split, progress=lambda line: typer.echo(line, err=True))
-    typer.echo("\n".join(report.lines()))
+    report = bench_loader(shards, split=split, progress=lambda line: say(line, err=True))
+    say("\n".join(report.lines()))
 
 
 @app.command("shard")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipeline.terminal import say
+
 if TYPE_CHECKING:
     from data_prep.options import ShardConfig
     from data_prep.schema import Manifest
@@ -29,7 +31,7 @@ def data_synth(
     from data_prep.synthetic import SynthOptions, synthesize
 
     options = SynthOptions(clips_per_split={"train": train, "val": val}, seed=seed)
-    typer.echo(synthesize(out, options))
+    say(synthesize(out, options))
 
 
 @app.command("shard")
@@ -81,7 +83,7 @@ def data_shard(
     )
     manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)
     counts = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
-    typer.echo(f"{out}: {len(manifest.classes)} classes; samples: {counts}")
+    say(f"{out}: {len(manifest.classes)} classes; samples: {counts}")
 
 
 def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
@@ -102,15 +104,13 @@ def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
         return manifest
     tasks = [ShardJob(str(work.resolve()))] * config.jobs
     with progress_bar(work):
-        outcome = run_array(
-            tasks, work / "logs", cluster_profile, name="vmp-shard", announce=typer.echo
-        )
+        outcome = run_array(tasks, work / "logs", cluster_profile, name="vmp-shard", announce=say)
     try:
         return seal(work)
     except DataError as error:
         if outcome.all_completed:
             raise
-        typer.echo(f"error: {error} ({outcome})", err=True)
+        say(f"error: {error} ({outcome})", err=True)
         sys.exit(exits.FAILED)
 
 
@@ -127,11 +127,11 @@ def data_verify(
 
     found = verify(shards, fix=fix)
     for name in found.rebuilt:
-        typer.echo(f"rebuilt {name}")
+        say(f"rebuilt {name}")
     for finding in found.findings:
-        typer.echo(finding)
+        say(finding)
     state = "unsound" if found.findings else "sound"
-    typer.echo(f"{shards}: {state}; {found.shards} shards, {found.samples} samples")
+    say(f"{shards}: {state}; {found.shards} shards, {found.samples} samples")
     sys.exit(1 if found.findings else 0)
 
 
@@ -143,7 +143,7 @@ def data_report(shards: Annotated[str, typer.Argument(help="Shard directory.")])
     """
     from data_prep.sealed.report import report
 
-    typer.echo(report(shards))
+    say(report(shards))
 
 
 @app.command("cache")
@@ -166,4 +166,4 @@ def data_cache(
     manifest = build_cache(
         shards, split, out, CacheOptions(frames=frames, size=size, quality=quality)
     )
-    typer.echo(f"{out / split}.beton: {manifest.model_dump_json(exclude={'source'})}")
+    say(f"{out / split}.beton: {manifest.model_dump_json(exclude={'source'})}")

@@ -7,7 +7,7 @@ is called through ctypes: five functions, and the process has it loaded already.
 import ctypes
 import functools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -57,12 +57,21 @@ def architecture(index: int) -> str:
     return f"sm_{major}{minor}"
 
 
+class Card(NamedTuple):
+    """What the cut of a problem into blocks depends on. An H100 unless said otherwise."""
+
+    multiprocessors: int = 132
+    shared: int = 228 * 1024
+    """Bytes of shared memory of each multiprocessor."""
+
+
 @functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """How many a device has; those of an H100 where there is none, for tests."""
+def card(device: torch.device) -> Card:
+    """What a device has; an H100 where there is none, for tests."""
     if device.type != "cuda":
-        return 132
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+        return Card()
+    properties = torch.cuda.get_device_properties(device)
+    return Card(properties.multi_processor_count, properties.shared_memory_per_multiprocessor)
 
 
 @functools.cache

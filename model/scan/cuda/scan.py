@@ -2,25 +2,27 @@
 
 import ctypes
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from model.scan.cuda import launch
 from model.scan.cuda.launch import Int, Long, Pointer, Strided, Unsigned
+from model.scan.cuda.plan import (
+    CHUNK,
+    MAX_STATES,
+    Plan,
+    backward_shared,
+    ceil_div,
+    chunks_of,
+    macros,
+    padded,
+)
 from model.scan.problem import Direction, Forward, Scan, ScanError, placed, token_major
 
-MAX_STATES = 64
-_CHUNK = 16  # tokens between kept states
 _REDUCE_THREADS = 128
 _MAX_JOBS = 10
-_MIN_SEGMENT_CHUNKS = 8
-# By padded state size: warps per direction of a block of the backward kernel, and how many such
-# blocks share a multiprocessor; ptxas fits the registers to that without spilling.
-_BACKWARD_BLOCKS = {8: {3: 3, 1: 9}, 16: {4: 2, 3: 3, 1: 9}, 32: {3: 2, 1: 9}, 64: {3: 2, 1: 6}}
-_ACTIVATIONS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
 class _Rows(ctypes.Structure):
@@ -91,11 +93,6 @@ class _Reduction(ctypes.Structure):
     _fields_ = [("jobs", _Job * _MAX_JOBS), ("count", Int)]
 
 
-def padded(size: int) -> int:
-    """The state size that the kernels are compiled for: a power of two, at least 8."""
-    return max(8, 1 << (size - 1).bit_length())
-
-
 def takes(scan: Scan) -> bool:
     """Whether the kernels can run ``scan``.
 
@@ -108,78 +105,7 @@ def takes(scan: Scan) -> bool:
 def states_shape(scan: Scan) -> Sequence[int]:
     """Shape of the kept states: the state before each chunk, in fours."""
     batch, channels, length, size = scan.shape
-    return batch, len(scan.directions()), _chunks(length), padded(size) // 4, channels, 4
-
-
-def _chunks(length: int) -> int:
-    return (length + _CHUNK - 1) // _CHUNK
-
-
-class Plan(NamedTuple):
-    """How a scan is cut: a pure function of its shape and the device's multiprocessors."""
-
-    forward_segments: int
-    backward_segments: int
-    backward_warps: int
-    """Per direction of a block."""
-
-    @classmethod
-    def of(
-        cls,
-        passes: int,
-        batch: int,
-        channels: int,
-        length: int,
-        size: int,
-        groups: int,
-        multiprocessors: int,
-    ) -> "Plan":
-        """Segments multiply the warps where batch and channels give few.
-
-        They cost a pass over the tokens that finds each segment's start: 0.8 of the work of the
-        forward scan, 0.3 of backward's, so that forward is split later than backward. A block's
-        warps are chosen for the fewest rounds of blocks; each adds sums for B and C to the fewer.
-        """
-        per_group = channels // groups
-        chunks = _chunks(length)
-        forward_warps = passes * batch * groups * _ceil(per_group * padded(size), 256)
-
-        def segments(enough: int) -> int:
-            if forward_warps >= enough * multiprocessors:
-                return 1
-            wanted = _ceil(16 * multiprocessors, forward_warps)
-            return max(1, min(wanted, chunks // _MIN_SEGMENT_CHUNKS, 64))
-
-        backward = segments(10)
-
-        def cost(warps: int) -> float:
-            tiles = groups * _ceil(per_group * padded(size), 256 * warps)
-            blocks = tiles * batch * backward
-            return _ceil(blocks, multiprocessors) * warps * (1 + 0.2 / warps)
-
-        return cls(segments(6), backward, min(_BACKWARD_BLOCKS[padded(size)], key=cost))
-
-
-def _ceil(a: int, b: int) -> int:
-    return (a + b - 1) // b
-
-
-def macros(
-    dtype: torch.dtype, size: int, backward_warps: int, states_given: bool = False
-) -> dict[str, str | int]:
-    """What the sources are compiled with."""
-    return {
-        "ACTIVATION": _ACTIVATIONS[dtype],
-        "STATES": padded(size),
-        "STATES_GIVEN": int(states_given),
-        "BACKWARD_WARPS": backward_warps,
-        "BACKWARD_BLOCKS": _BACKWARD_BLOCKS[padded(size)][backward_warps],
-    }
-
-
-def variants() -> Iterator[tuple[int, int]]:
-    """The state sizes and warps per block of the backward kernel that ``macros`` knows."""
-    return ((size, warps) for size, blocks in _BACKWARD_BLOCKS.items() for warps in blocks)
+    return batch, len(scan.directions()), chunks_of(length), padded(size) // 4, channels, 4
 
 
 def forward(scan: Scan, keep: bool) -> Forward:
@@ -247,8 +173,9 @@ def backward(
     job.dBC, job.dA, job.dD = dBC.data_ptr(), dA.data_ptr(), dD.data_ptr()
     if job.segments > 1:
         call.walk("scan_adjoint_ends")
-    warps = job.directions * call.plan.backward_warps
-    call.launch("scan_backward", tiles, 32 * warps, call.backward_shared())
+    warps = call.plan.backward_warps
+    shared = backward_shared(call.size, warps, job.directions)
+    call.launch("scan_backward", tiles, 32 * warps * job.directions, shared)
     return placed(grads | _Reducer(call, scan, into).run(dBC, dA, dD), into)
 
 
@@ -274,11 +201,11 @@ class _Call:
             self._fill(direction, to)
         if scan.z is not None:
             job.z = self.strided(scan.z)
-        self.plan = Plan.of(
-            len(directions), *scan.shape, job.groups, launch.multiprocessors(scan.u.device)
-        )
+        card = launch.card(scan.u.device)
+        self.plan = Plan.of(len(directions), *scan.shape, job.groups, card)
         states_given = scan.initial_state is not None or scan.return_last_state
-        variant = macros(self.dtype, self.size, self.plan.backward_warps, states_given)
+        warps = self.plan.backward_warps
+        variant = macros(self.dtype, self.size, warps, card.shared, states_given)
         self.kernels = launch.load("scan.cu", variant, scan.u.device)
 
     def _fill(self, direction: Direction, to: _Direction) -> None:
@@ -320,9 +247,9 @@ class _Call:
 
     def cut(self, segments: int) -> None:
         """Divide the tokens into about ``segments`` segments of whole chunks."""
-        chunks = _chunks(self.length)
-        self.job.segment_chunks = _ceil(chunks, segments)
-        self.job.segments = segments = _ceil(chunks, self.job.segment_chunks)
+        chunks = chunks_of(self.length)
+        self.job.segment_chunks = ceil_div(chunks, segments)
+        self.job.segments = segments = ceil_div(chunks, self.job.segment_chunks)
         if segments > 1:
             rows = (self.batch, self.job.directions, segments)
             ends = self.floats(*rows, padded(self.size) // 4, self.channels, 4)
@@ -333,18 +260,11 @@ class _Call:
     def tiles(self, states: int) -> int:
         """Tiles of ``states`` channels x states in all groups; see ``part_of_block``."""
         per_group = self.channels // self.job.groups
-        return int(self.job.groups) * _ceil(per_group * padded(self.size), states)
+        return int(self.job.groups) * ceil_div(per_group * padded(self.size), states)
 
     def walk(self, name: str) -> None:
-        threads, shared = 32 * self.job.directions, 4 * _CHUNK * 2 * padded(self.size)
+        threads, shared = 32 * self.job.directions, 4 * CHUNK * 2 * padded(self.size)
         self.launch(name, self.tiles(256), threads, shared * self.job.directions)
-
-    def backward_shared(self) -> int:
-        """Bytes of shared memory of a block of the backward kernel; see scan_backward.cuh."""
-        size, warps = padded(self.size), self.plan.backward_warps
-        channels, slots = 256 // size, 7 if size <= 32 else 8
-        of_warp = 4 * _CHUNK * channels + slots * 256 + channels
-        return int(self.job.directions) * 4 * (_CHUNK * 2 * size + 24 + warps * of_warp)
 
     def launch(self, name: str, tiles: int, threads: int, shared: int) -> None:
         blocks = tiles * self.batch * self.job.segments
@@ -439,4 +359,4 @@ class _Reducer:
             axis.size, axis.source, axis.target = values
         (job.outer, job.outer_stride), (job.inner, job.inner_stride) = outer, inner
         job.half, job.first_block = out.dtype != torch.float32, self._blocks
-        self._blocks += _ceil(math.prod(size for size, _, _ in axes), _REDUCE_THREADS)
+        self._blocks += ceil_div(math.prod(size for size, _, _ in axes), _REDUCE_THREADS)

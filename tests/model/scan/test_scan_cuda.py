@@ -16,7 +16,7 @@ from torch import Tensor
 from model.scan import bidirectional_scan, dispatch, op, selective_scan
 from model.scan.cuda import launch
 from model.scan.cuda import scan as cuda_scan
-from model.scan.cuda.scan import Plan
+from model.scan.cuda.plan import Plan, backward_blocks
 from tests.model.scan.cuda_host import host_kernels
 
 Make = Callable[..., dict[str, Tensor]]
@@ -229,7 +229,8 @@ def test_samples_further_apart_than_32_bits_reach(tmp_path: Path, random_scan: M
 
 
 def test_the_plan_depends_on_shapes_alone() -> None:
-    h100 = {"groups": 1, "multiprocessors": 132, "size": 16, "passes": 2, "channels": 1152}
+    h100: dict[str, Any] = {"groups": 1, "size": 16, "passes": 2, "channels": 1152}
+    h100["card"] = launch.Card()
     many = Plan.of(**h100, batch=16, length=8 * 196 + 1)
     assert many == Plan(forward_segments=1, backward_segments=1, backward_warps=3)
     assert Plan.of(**h100, batch=64, length=8 * 196 + 1)[:2] == (1, 1)
@@ -237,6 +238,9 @@ def test_the_plan_depends_on_shapes_alone() -> None:
     assert 8 <= long.forward_segments <= 32
     assert 8 <= long.backward_segments <= 32
     assert Plan.of(**h100, batch=1, length=10)[:2] == (1, 1)
+    # Shared memory for one block of 8 warps, for two with that of an H100.
+    assert backward_blocks(16, 4, 100 * 1024) == 1
+    assert backward_blocks(16, 4, launch.Card().shared) == 2
 
 
 def test_more_blocks_than_a_grid_takes_is_said(random_scan: Make) -> None:

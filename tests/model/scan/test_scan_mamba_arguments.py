@@ -15,7 +15,7 @@ from torch import Tensor
 from model.scan import ScanError, available_backends, bidirectional_scan, op, selective_scan
 from model.scan import mamba as stock
 from model.scan.cuda import launch
-from model.scan.cuda.scan import Plan
+from model.scan.cuda.plan import Plan
 from model.scan.problem import Scan
 from model.scan.reference import scan_reference
 from tests.model.scan.cuda_host import host_kernels
