@@ -74,10 +74,18 @@ def bench_step_command(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each contender.")] = 5,
     accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches of a step at most.")] = 2,
+    contenders: Annotated[
+        str, typer.Option(help="Of whom, by comma: chunked,zero0,plain-torch,mamba-block ...")
+    ] = "",
+    seconds: Annotated[
+        float, typer.Option(min=0.001, help="Begin no further round after so long.")
+    ] = 600,
 ) -> None:
-    """A training step beside other scans, another ZeRO stage and plain torch; no data needed.
+    """A training step beside other scans, another ZeRO stage, plain torch and mamba-ssm's block.
 
-    Example: vmp bench step k400_m16_f16 model.num_frames=8 batch.max_micro=1
+    No data are needed. A contender that cannot run here is left out, with its reason.
+
+    Example: vmp bench step k400_m16_f16 model.num_frames=8 batch.max_micro=1 --seconds 120
     """
     from rich.console import Console
 
@@ -89,6 +97,18 @@ def bench_step_command(
     if "=" in recipe:
         given = ["demo", *given]
     config = load_config(given[0], given[1:])
-    report = bench_step(config, StepBench(rounds=rounds, accumulation=accumulation))
-    if rank_by_environment() == 0:
+    is_main = rank_by_environment() == 0
+    bench = StepBench(
+        rounds=rounds,
+        accumulation=accumulation,
+        contenders=tuple(key.strip() for key in contenders.split(",") if key.strip()),
+        seconds=seconds,
+    )
+
+    def say(line: str) -> None:
+        if is_main:
+            typer.echo(line, err=True)
+
+    report = bench_step(config, bench, say)
+    if is_main:
         Console().print(report.tables())
