@@ -40,17 +40,31 @@ def bench_scan(
 
 @app.command("loader")
 def bench_loader_command(
-    shards: Annotated[Path, typer.Argument(help="Shard directory of prepared clips.")],
-    split: str = "train",
+    shards: Annotated[
+        Path | None, typer.Argument(help="Shard directory; without one, clips are rendered.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which of its splits is read.")] = "train",
+    clips: Annotated[int, typer.Option(min=8, help="Clips to render without SHARDS.")] = 48,
 ) -> None:
     """The loader beside pure decoding, plain webdataset and the FFCV cache.
 
     Example: vmp bench loader shards
     """
+    import tempfile
+
+    from pipeline.bench.letters import shard_letters
     from pipeline.bench.loader import bench_loader
 
-    report = bench_loader(shards, split=split, progress=lambda line: say(line, err=True))
+    with tempfile.TemporaryDirectory(prefix="vmp-bench-") as scratch:
+        if shards is None:
+            _tell(f"rendering and sharding {clips} videos of 96 frames")
+            shards, split = shard_letters(Path(scratch), clips), "train"
+        report = bench_loader(shards, split=split, progress=_tell)
     say("\n".join(report.lines()))
+
+
+def _tell(line: str) -> None:
+    say(line, err=True)
 
 
 @app.command("shard")
@@ -63,7 +77,7 @@ def bench_shard_command(
     """
     from pipeline.bench.shard import ShardBench, bench_shard
 
-    bench_shard(ShardBench(videos=videos))
+    bench_shard(ShardBench(videos=videos), _tell)
 
 
 @app.command("step")
@@ -74,10 +88,18 @@ def bench_step_command(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each contender.")] = 5,
     accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches of a step at most.")] = 2,
+    contenders: Annotated[
+        str, typer.Option(help="Of whom, by comma: chunked,zero0,plain-torch,mamba-block ...")
+    ] = "",
+    seconds: Annotated[
+        float, typer.Option(min=0.001, help="Begin no further round after so long.")
+    ] = 600,
 ) -> None:
-    """A training step beside other scans, another ZeRO stage and plain torch; no data needed.
+    """A training step beside other scans, another ZeRO stage, plain torch and mamba-ssm's block.
 
-    Example: vmp bench step k400_m16_f16 model.num_frames=8 batch.max_micro=1
+    No data are needed. A contender that cannot run here is left out, with its reason.
+
+    Example: vmp bench step k400_m16_f16 model.num_frames=8 batch.max_micro=1 --seconds 120
     """
     from rich.console import Console
 
@@ -89,6 +111,18 @@ def bench_step_command(
     if "=" in recipe:
         given = ["demo", *given]
     config = load_config(given[0], given[1:])
-    report = bench_step(config, StepBench(rounds=rounds, accumulation=accumulation))
-    if rank_by_environment() == 0:
+    is_main = rank_by_environment() == 0
+    bench = StepBench(
+        rounds=rounds,
+        accumulation=accumulation,
+        contenders=tuple(key.strip() for key in contenders.split(",") if key.strip()),
+        seconds=seconds,
+    )
+
+    def tell(line: str) -> None:
+        if is_main:
+            _tell(line)
+
+    report = bench_step(config, bench, tell)
+    if is_main:
         Console().print(report.tables())

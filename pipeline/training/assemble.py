@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 from torch.optim import AdamW
@@ -18,16 +19,19 @@ from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.checkpoint.trained import find_checkpoint
 from pipeline.config import RunConfig
 from pipeline.data.loader import build_train_loader
+from pipeline.data.shards import Shards
 from pipeline.errors import CheckpointError
 from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stopper
 from pipeline.inference.loader import evaluation_loader
 from pipeline.open_data import data_digest, open_data
+from pipeline.tracking import DatasetUse
 from pipeline.training import determinism, distributed
 from pipeline.training.distributed import World
 from pipeline.training.engine import Engine
 from pipeline.training.guard import NonFiniteGuard
 from pipeline.training.optim import build_adamw, parameter_groups
+from pipeline.training.precision import allow_tf32
 from pipeline.training.recorder import Recorder
 from pipeline.training.schedule import Schedule
 from pipeline.training.startup import do_without_compiler, step_without_compiler
@@ -78,7 +82,14 @@ def assemble(
     )
     stack.callback(train_loader.close)
     steps_per_epoch = train_loader.batches.batches_per_epoch
-    recorder = Recorder(config, run_dir, world, progress.step)
+    datasets = [("training", train_shards), ("validation", val_shards)]
+    recorder = Recorder(
+        config,
+        run_dir,
+        world,
+        progress.step,
+        [_dataset_use(context, shards) for context, shards in datasets],
+    )
     stack.push(recorder.close)
     return Trainer(
         config=config,
@@ -99,13 +110,26 @@ def assemble(
     )
 
 
+def _dataset_use(context: str, shards: Shards) -> DatasetUse:
+    # A bucket's address may carry a user and a key.
+    parts = urlsplit(shards.location)
+    address = shards.location
+    if parts.scheme and parts.netloc:
+        address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    name = f"{shards.manifest.dataset} {Path(parts.path).name}"
+    return DatasetUse(context, name, shards.content_digest, address)
+
+
 def build_engine(
     config: RunConfig, model: VideoMamba, world: World, micro_batch: int, accumulation: int
 ) -> Engine:
     """`model` and its AdamW as `config` says. Collective: call on every rank."""
-    do_without_compiler()
-    optimizer = build_optimizer(config, model)
-    step_without_compiler(optimizer)
+    allow_tf32(config.engine.tf32, world.device)
+    if not config.engine.compile:
+        do_without_compiler()
+    optimizer = build_optimizer(config, model, world.device)
+    if not config.engine.compile:
+        step_without_compiler(optimizer)
     return Engine(
         model,
         optimizer,
@@ -118,14 +142,14 @@ def build_engine(
     )
 
 
-def build_optimizer(config: RunConfig, model: VideoMamba) -> AdamW:
+def build_optimizer(config: RunConfig, model: VideoMamba, device: torch.device) -> AdamW:
     groups = parameter_groups(
         model.named_parameters(),
         config.optim,
         no_weight_decay=model.no_weight_decay(),
         depth=config.model.depth,
     )
-    return build_adamw(groups, config.optim)
+    return build_adamw(groups, config.optim, device)
 
 
 def build_task(config: RunConfig, device: torch.device) -> ClassificationTask:
@@ -168,6 +192,7 @@ def resume(
     if state.shapes != engine.state.shapes:
         raise CheckpointError(f"checkpoint {path}: its parameters are not those of this model")
     engine.state.load(tensors, state.adam_steps)
+    engine.loss_scale.restore(state.loss_scale)
     guard.skipped = state.skipped_steps
     logger.warning("resuming from %s", path)
     return Progress(

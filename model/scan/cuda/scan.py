@@ -277,7 +277,9 @@ class _Call:
 
 
 def _common_dtype(scan: Scan) -> torch.dtype:
-    dtypes = {tensor.dtype for _, tensor in scan.tensors() if tensor.dim() >= 3}
+    """Of the activations where they agree; float32 otherwise."""
+    activations = ((n, t) for n, t in scan.tensors() if t.dim() >= 3 and n != "initial_state")
+    dtypes = {tensor.dtype for _, tensor in activations}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 

@@ -270,10 +270,22 @@ def test_the_cuda_kernels_take_and_return_states(
     monkeypatch: pytest.MonkeyPatch, kind: str, length: int
 ) -> None:
     """Over one segment of tokens, and over several."""
-    monkeypatch.setattr(launch, "load", host_kernels.load)
+    activations: list[str] = []
+
+    def load(source: str, macros: dict[str, Any], device: torch.device) -> host_kernels.HostKernels:
+        activations.append(macros["ACTIVATION"])
+        return host_kernels.load(source, macros, device)
+
+    monkeypatch.setattr(launch, "load", load)
     monkeypatch.setattr(Plan, "of", classmethod(lambda cls, *_: cls(3, 2, 3)))
     tensors = _tensors(kind, length) | {"initial_state": torch.randn(BATCH, CHANNELS, SIZE)}
     dlast = torch.randn(BATCH, CHANNELS, SIZE)
+    half = {
+        n: t.bfloat16() if n in ("u", "delta", "z", "B", "C") else t for n, t in tensors.items()
+    }
+    scan = Scan(**half, delta_softplus=True, return_last_state=True)
+    assert op.run(scan, "cuda")[1].dtype == torch.float32
+    assert activations == ["bf16"]  # no copy in float32 for the sake of the state
     for masked, reverse, gated in itertools.product([False, True], repeat=3):
         flags = {"mask_current": masked, "reverse": reverse, "return_last_state": True}
         given = {name: t for name, t in tensors.items() if gated or name != "z"}
