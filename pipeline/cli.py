@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Literal
 
 import typer
 
 from pipeline.commands import bench, data, jobs
 from pipeline.isolation import isolate
+from pipeline.rundir.private import set_umask
+from pipeline.terminal import one_line, say
 
 app = typer.Typer(
     name="vmp",
@@ -38,6 +42,8 @@ Cluster = Literal["local", "slurm"]
 def main() -> None:
     """Run a command; bad input becomes one line on stderr and exit status 2."""
     isolate()
+    set_umask(private=False)
+    sys.excepthook = _report
     try:
         app()
     except ValueError as error:
@@ -46,8 +52,13 @@ def main() -> None:
         line = exits.user_error(error)
         if line is None:
             raise
-        typer.echo(f"error: {line}", err=True)
+        say(f"error: {one_line(line)}", err=True)
         sys.exit(exits.BAD_INPUT)
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback may quote what must not be shown."""
+    say("".join(traceback.format_exception(kind, error, trace)), err=True, nl=False)
 
 
 @app.command()
@@ -67,7 +78,7 @@ def train(
 
     config = load_config(recipe, overrides or [])
     if print_config:
-        typer.echo(config.to_yaml(), nl=False)
+        say(config.to_yaml(), nl=False)
         return
     from pipeline.finished import finished
     from pipeline.open_data import open_data
@@ -84,7 +95,7 @@ def train(
         rundir.refuse_active(config.run_dir)
     if (summary := finished(config)) is not None:
         if is_first:
-            typer.echo(summary.line(config.run_dir))
+            say(summary.line(config.run_dir))
         return
     run_dir = prepare_run(config)
 
@@ -163,7 +174,7 @@ def eval_command(
     from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
 
     result = evaluate_checkpoint(checkpoint, data, overrides or [])
-    typer.echo(
+    say(
         f"top1 {result.top1:.4f}  top5 {result.top5:.4f}  loss {result.loss:.4f}  "
         f"samples {result.num_samples}"
     )
@@ -192,11 +203,11 @@ def predict(
         try:
             classes = predictor(video)
         except DataError as error:
-            typer.echo(f"error: {error}", err=True)
+            say(f"error: {one_line(str(error))}", err=True)
             status = exits.BAD_INPUT
             continue
         shown = ", ".join(f"{label} {share:.3f}" for label, share in classes[:top])
-        typer.echo(f"{video}: {shown}")
+        say(one_line(f"{video}: {shown}"))
     sys.exit(status)
 
 
@@ -217,7 +228,7 @@ def convert(
 
     fields = {"num_frames": num_frames, "num_classes": num_classes}
     given = {key: value for key, value in fields.items() if value is not None}
-    typer.echo(str(convert_weights(source, out, model, allow_lossy, **given)))
+    say(str(convert_weights(source, out, model, allow_lossy, **given)))
 
 
 @app.command()
@@ -232,7 +243,7 @@ def export(
     """
     from pipeline.inference.export import export_weights
 
-    typer.echo(export_weights(run, out, raw=raw))
+    say(export_weights(run, out, raw=raw))
 
 
 @app.command()
@@ -298,7 +309,7 @@ def ui(
     """
     from pipeline.ui import serve_ui
 
-    sys.exit(serve_ui(runs, port, typer.echo))
+    sys.exit(serve_ui(runs, port, say))
 
 
 if __name__ == "__main__":

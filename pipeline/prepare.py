@@ -8,17 +8,25 @@ from pipeline import provenance, rundir
 from pipeline.config import RunConfig, config_difference, read_config
 from pipeline.errors import ConfigError
 from pipeline.rundir import durable
+from pipeline.rundir.private import set_umask
+from pipeline.tracking import hand_on_secrets, resolve_uri
 
 
 def prepare_run(config: RunConfig) -> Path:
     """Make the run directory, or check that the one that exists belongs to the same run.
 
-    Raises ConfigError: not writable, or an existing run with another configuration (the
-    difference is listed).
+    Raises ConfigError: not writable, a tracking URI whose secret is not there, or an existing run
+    with another configuration (the difference is listed).
     """
     run_dir = config.run_dir
+    if config.tracking.enabled:
+        resolve_uri(config.tracking, config.runs_dir)
+        hand_on_secrets(config.tracking)
+    set_umask(private=config.private)
     try:
         (run_dir / rundir.LOGS).mkdir(parents=True, exist_ok=True)
+        if config.private:  # it may be there from before it was
+            run_dir.chmod(0o700)
         if (run_dir / rundir.CONFIG_FILE).exists():
             check_same_run(run_dir, config)
         rundir.forget_failures(run_dir)

@@ -19,8 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
+from pipeline.errors import ConfigError
+from pipeline.redact import HIDDEN, redact
 from pipeline.rundir import End, durable
 from pipeline.rundir.lock import waiting_for
 from pipeline.rundir.paths import (
@@ -41,16 +43,48 @@ class TrackingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     enabled: bool = True
-    uri: str | None = None
-    """Tracking store; null = MLFLOW_TRACKING_URI, else sqlite:///<runs_dir>/mlflow.db."""
+    uri: str | None = Field(default=None, repr=False)
+    """Tracking store; null = MLFLOW_TRACKING_URI, else sqlite:///<runs_dir>/mlflow.db. Passwords
+    and tokens in it are never stored: `vmp jobs resume` takes them from MLFLOW_TRACKING_URI."""
     experiment: str = "videomambapro"
     flush_timeout_s: float = Field(default=60, ge=0)
     """How long the end of a run waits for an absent server before it leaves rows for later."""
 
+    @field_serializer("uri", when_used="json")
+    def _without_secrets(self, uri: str | None) -> str | None:
+        return uri if uri is None else redact(uri)
+
 
 def resolve_uri(config: TrackingConfig, runs_dir: Path) -> str:
-    default = f"sqlite:///{runs_dir.resolve() / TRACKING_STORE}"
-    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    """The tracking store, secrets included.
+
+    Raises ConfigError when `config` was read back from a run, whose secrets are not stored, and
+    the environment does not have them.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if config.uri is None or HIDDEN not in config.uri:
+        return config.uri or given or f"sqlite:///{runs_dir.resolve() / TRACKING_STORE}"
+    if given is not None and redact(given) == config.uri:
+        return given
+    public = config.uri.replace(f"{HIDDEN}@", "")
+    if HIDDEN not in public and {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"} & set(
+        os.environ
+    ):
+        return public
+    raise ConfigError(
+        f"tracking.uri={config.uri}: its secret was not stored with the run; set "
+        "MLFLOW_TRACKING_URI to the whole URI, or MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD"
+    )
+
+
+def hand_on_secrets(config: TrackingConfig) -> None:
+    """Puts a tracking URI with secrets into the environment, for the ranks and jobs to come.
+
+    They read the rest of the configuration from a file, where it stands without them.
+    """
+    if config.uri is not None and redact(config.uri) != config.uri:
+        os.environ["MLFLOW_TRACKING_URI"] = config.uri
 
 
 class DatasetUse(NamedTuple):
@@ -79,7 +113,11 @@ class Tracker:
     ) -> None:
         self.config = config
         self.run_dir = run_dir
-        self.uri = resolve_uri(config, run_dir.parent)
+        try:
+            self.uri = resolve_uri(config, run_dir.parent)
+        except ConfigError as error:  # the others wait for rank 0: the run goes on untracked
+            logger.warning("not tracked: %s; metrics.jsonl has the rows", error)
+            self.config = config.model_copy(update={"enabled": False})
         self._params = dict(params)
         self._tags = dict(tags)
         self._datasets = list(datasets)
@@ -88,7 +126,7 @@ class Tracker:
         self._giving_up = threading.Event()
         self._connected = threading.Event()
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
-        if config.enabled:
+        if self.config.enabled:
             self._thread.start()
 
     @property
@@ -138,7 +176,7 @@ class Tracker:
             logger.warning(
                 "MLflow at %s did not take all metrics; they are in %s and will be delivered by "
                 "the next attempt of this run",
-                self.uri,
+                redact(self.uri),
                 self.run_dir / METRICS_FILE,
             )
             (self.run_dir / TRACKING_PENDING_FILE).touch()
@@ -161,7 +199,9 @@ class Tracker:
                 except Exception as error:  # only telemetry may degrade, whatever MLflow raises
                     wait_s = _RETRY_S[min(attempt, len(_RETRY_S) - 1)]
                     if attempt == 0:
-                        logger.warning("MLflow at %s: %s; retrying", self.uri, _one_line(error))
+                        logger.warning(
+                            "MLflow at %s: %s; retrying", redact(self.uri), _one_line(error)
+                        )
                     attempt += 1
                     # The failed call may have been stored all the same: ask before repeating it.
                     self._stored = None
@@ -253,7 +293,7 @@ class Tracker:
                 if is_last:
                     logger.warning(
                         "MLflow at %s does not take the artifact %s: %s; it stays on disk only",
-                        self.uri,
+                        redact(self.uri),
                         path,
                         _one_line(error),
                     )
@@ -322,7 +362,7 @@ def _first_touch_lock(uri: str) -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return redact(" ".join(str(error).split()))[:200] or type(error).__name__
 
 
 _COLUMNS = ("eval/top1", "eval/top5", "eval/loss", "train/loss", "train/epoch", "train/clips_per_s")

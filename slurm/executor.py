@@ -68,6 +68,9 @@ def make_executor(
         raise ClusterError(
             "--cluster slurm: no srun on PATH; submit from a login node of a cluster"
         )
+    for text in filter(None, (str(folder), name, dependency, *map(str, supervised))):
+        if not text.isprintable():
+            raise ClusterError(f"{text!r}: holds a line break or control character; rename it")
     slurm = submitit.SlurmExecutor(folder, python=_rank_python(code, profile, resources))
     slurm.update_parameters(**_slurm_parameters(profile, resources, name, exclude))
     if dependency is not None:
@@ -167,7 +170,13 @@ def submit_array(
     try:
         # Submitit prints sbatch's complaint and raises it as well: once is enough.
         quiet = redirect_stderr(io.StringIO())
-        with _outside_of_any_job(), _deaf_to_interrupts(), quiet, executor.batch():
+        with (
+            _outside_of_any_job(),
+            _deaf_to_interrupts(),
+            _not_written_by_all(),
+            quiet,
+            executor.batch(),
+        ):
             jobs: list[submitit.Job[int]] = [executor.submit(task) for task in tasks]
     except FailedJobError as error:
         reason = str(error).strip().splitlines()[-1].split("error: ", 1)[-1]
@@ -183,6 +192,17 @@ def _deaf_to_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _not_written_by_all() -> Iterator[None]:
+    """Whoever can write the pickle of a job decides what it does, in the name of its owner."""
+    before = os.umask(0o077)
+    os.umask(before | 0o002)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextmanager

@@ -28,6 +28,13 @@ STATE_FILE = "state.json"
 CONFIG_FILE = "config.yaml"
 
 
+class LossScaleState(Record):
+    """What a resumed fp16 run needs of its loss scale."""
+
+    value: float
+    good_steps: int
+
+
 class RunState(Record):
     """All that a run needs beside its tensors to go on as if it had never stopped.
 
@@ -50,6 +57,8 @@ class RunState(Record):
     """Of the samples trained on and validated on, see `pipeline.open_data`."""
     config_digest: str
     skipped_steps: int = 0
+    loss_scale: LossScaleState | None = None
+    """fp16 only."""
     metrics: dict[str, Number] = Field(default_factory=dict)
     """Newest validation metrics."""
     evaluated_step: int = -1

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from model import VideoMamba, create_model
@@ -14,6 +13,7 @@ from pipeline import rundir
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.load import newest_valid, read_weights
 from pipeline.config import RunConfig, apply_overrides, build_config
+from pipeline.config.yaml_text import parse_yaml
 from pipeline.errors import CheckpointError, ConfigError
 
 
@@ -38,9 +38,9 @@ def checkpoint_config(checkpoint: Path, overrides: Sequence[str] = ()) -> RunCon
     """
     path = checkpoint / layout.CONFIG_FILE
     try:
-        raw = yaml.safe_load(path.read_bytes())
-    except (OSError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        raw = parse_yaml(path.read_bytes(), layout.CONFIG_FILE)
+    except (OSError, ConfigError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
         raise CheckpointError(
             f"checkpoint {checkpoint}: {layout.CONFIG_FILE} cannot be read: {reason}"
         ) from error

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import typer
 
 from pipeline import exits, rundir
 from pipeline.commands.program import vmp
@@ -19,6 +18,7 @@ from pipeline.finished import finished
 from pipeline.open_data import open_data
 from pipeline.prepare import check_same_run, prepare_run
 from pipeline.rundir.metrics import read_metrics
+from pipeline.terminal import say
 from pipeline.training import aftermath
 from slurm import launch
 from slurm.errors import ClusterError
@@ -71,7 +71,7 @@ def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
     _warn_without_gpus(resources, order)
     if order.dry_run:
         text = launch.dry_run([config.run_dir for config in configs], profile, resources)
-        typer.echo(text, nl=False)
+        say(text, nl=False)
         return exits.DONE
     if order.first is None:  # else the data may not exist yet
         for config in configs:
@@ -95,7 +95,7 @@ def _unfinished(configs: Sequence[RunConfig]) -> list[RunConfig]:
         if summary is None:
             left.append(config)
         else:
-            typer.echo(summary.line(config.run_dir))
+            say(summary.line(config.run_dir))
     return left
 
 
@@ -122,17 +122,17 @@ def _submit_one(
             then=order.then,
         )
     where = f"({order.cluster}), run {run_dir}, log {submission.log}"
-    typer.echo(f"{how}: job {submission.job_id} {where}")
+    say(f"{how}: job {submission.job_id} {where}")
     follower = launch.submit_follower(submission) if how == "submitted" else None
     if follower is not None:
-        typer.echo(follower)
+        say(follower)
     if not order.follow:
         return exits.DONE
-    status = launch.wait(submission, typer.echo)
+    status = launch.wait(submission, say)
     if status == exits.RESUMABLE:
-        typer.echo("stopped with a committed checkpoint; the same command goes on from there")
+        say("stopped with a committed checkpoint; the same command goes on from there")
     elif status != exits.DONE:
-        typer.echo(f"run {run_dir} ended: {aftermath.explain(run_dir)}", err=True)
+        say(f"run {run_dir} ended: {aftermath.explain(run_dir)}", err=True)
     return status
 
 
@@ -143,7 +143,7 @@ def _submit_array(
     run_dirs = [prepare_run(c) for c in configs if launch.find_running(c.run_dir) is None]
     for config in configs:
         if config.run_dir not in run_dirs:
-            typer.echo(f"already submitted: run {config.run_dir}")
+            say(f"already submitted: run {config.run_dir}")
     if not run_dirs:
         return exits.DONE
     submissions = launch.submit(
@@ -155,8 +155,8 @@ def _submit_array(
         parallel=order.parallel,
     )
     for submission in submissions:
-        typer.echo(f"submitted: job {submission.job_id} (slurm), run {submission.run_dir}")
-    typer.echo(f"watch them: {vmp()} jobs list --runs {configs[0].runs_dir}")
+        say(f"submitted: job {submission.job_id} (slurm), run {submission.run_dir}")
+    say(f"watch them: {vmp()} jobs list --runs {configs[0].runs_dir}")
     return exits.DONE
 
 
@@ -171,7 +171,7 @@ def _dependency(run_dir: Path, profile: ClusterProfile, order: Order) -> str | N
             Resources(cpus_per_task=profile.cpus_per_task or 1),
             dependency=f"afterok:{order.after}" if order.after else None,
         )
-        typer.echo(f"submitted: job {job_id} (slurm), vmp {order.first}")
+        say(f"submitted: job {job_id} (slurm), vmp {order.first}")
         before = [job_id]
     return f"afterok:{':'.join(before)}" if before else None
 
@@ -206,7 +206,10 @@ def _configs(recipe: str, overrides: Sequence[str], sweep: Sequence[str]) -> lis
         if not separator or not values:
             raise ClusterError(f"--sweep '{text}' must have the form section.field=value,value,...")
         axes.append([f"{key}={value}" for value in values.split(",")])
-    name = load_config(recipe, overrides).name
+    base = load_config(recipe, overrides)
+    if not axes:
+        return [base]
+    name = base.name
     named: dict[str, tuple[str, ...]] = {}
     for changes in itertools.product(*axes):
         other = named.setdefault(f"{name}{_suffix(changes)}", changes)
@@ -216,7 +219,7 @@ def _configs(recipe: str, overrides: Sequence[str], sweep: Sequence[str]) -> lis
                 f"{name}{_suffix(changes)}: leave out one, or submit them one by one with name=..."
             )
     return [
-        load_config(recipe, [*overrides, *changes, f"name={of_run}"])
+        load_config(recipe, [*overrides, *changes]).model_copy(update={"name": of_run})
         for of_run, changes in named.items()
     ]
 
@@ -241,7 +244,7 @@ def _resources(config: RunConfig, profile: ClusterProfile, order: Order) -> Reso
 def _warn_without_gpus(resources: Resources, order: Order) -> None:
     """A login node has no GPU, and by default a job gets what is here."""
     if order.cluster == "slurm" and order.gpus_per_node is None and not resources.gpus_per_node:
-        typer.echo(
+        say(
             "warning: this machine has no GPU, so none is asked for: the run trains on CPUs; give "
             "--gpus-per-node (0 if that is meant)",
             err=True,

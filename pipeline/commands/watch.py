@@ -15,7 +15,7 @@ from pipeline.config import read_config
 from pipeline.errors import ConfigError
 from pipeline.open_data import open_data
 from pipeline.prepare import prepare_run
-from pipeline.rundir import End, RunStatus, State, StopClass
+from pipeline.rundir import Attempt, End, RunStatus, State, StopClass
 from pipeline.rundir.metrics import read_metrics
 from slurm import launch, nodes, queue
 from slurm.errors import ClusterError
@@ -95,7 +95,8 @@ def _row(
     else:
         state = _lost_or(last) if view is None or view.has_ended else view.state.lower()
     training = [row for row in read_metrics(run_dir) if row["kind"] == "train"]
-    beat = next((b for b in rundir.read_heartbeats(run_dir) if b.rank == 0), None)
+    beat = rundir.read_heartbeat(run_dir)
+    past = rundir.read_attempts(run_dir)
     step = max(training[-1]["step"] if training else 0, beat.step if beat else 0)
     total = beat.total_steps if beat else 0
     saved = rundir.committed(run_dir / rundir.CHECKPOINTS)
@@ -109,14 +110,14 @@ def _row(
         step=f"{step}/{total}" if total else str(step),
         loss=_last_loss(training),
         eta=_duration((total - step) * beat.step_s) if is_alive and beat and beat.step_s else "-",
-        restarts=len(rundir.read_attempts(run_dir)),
+        restarts=len(past),
         checkpoint=saved[-1].name if saved else "-",
-        reason=f"waits for {waits_for}" if waits_for else _reason(run_dir, state, status),
+        reason=f"waits for {waits_for}" if waits_for else _reason(run_dir, state, status, past),
     )
 
 
 def _last_loss(training: list[dict[str, Any]]) -> str:
-    losses = [row["loss"] for row in training if isinstance(row.get("loss"), int | float)]
+    losses = [row["loss"] for row in training if "loss" in row]
     return f"{losses[-1]:.4f}" if losses else "-"
 
 
@@ -130,14 +131,13 @@ def _lost_or(last: State) -> State:
     return State.LOST if last in (State.RUNNING, State.QUEUED) else last
 
 
-def _reason(run_dir: Path, state: str, status: RunStatus) -> str:
+def _reason(run_dir: Path, state: str, status: RunStatus, past: list[Attempt]) -> str:
     if status.stop_class is StopClass.FINISHED:
         return status.reason
     if status.stop_class is not None:
         return f"{status.stop_class}: {status.reason}"
     if state == State.UNREADABLE:
         return f"{run_dir / rundir.STATUS_FILE}: not a whole status; the next start replaces it"
-    past = rundir.read_attempts(run_dir)
     if state in (State.RUNNING, "pending") and past:
         return f"before: {past[-1].stop_class}: {past[-1].reason}"
     return ""

@@ -8,14 +8,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from model.config import ModelConfig, resolve_config
-from model.errors import ModelConfigError
+from model.errors import ModelConfigError, brief
 from pipeline.config.auto import DataFacts, settle
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.tree import RunConfig
+from pipeline.config.yaml_text import parse_yaml
 from pipeline.data.config import DataConfig
 from pipeline.data.errors import DataError
 from pipeline.errors import ConfigError
@@ -41,7 +41,7 @@ def build_config(raw: Mapping[str, Any], source: str) -> RunConfig:
         fields = dict(tree["model"])
         preset = fields.pop("preset", None)
         if preset is not None and not isinstance(preset, str):
-            raise ConfigError(f"{source}: model.preset: must be a name (got {preset!r})")
+            raise ConfigError(f"{source}: model.preset: must be a name (got {brief(preset)})")
         for field in fields:
             if field not in ModelConfig.model_fields:
                 raise ConfigError(
@@ -98,10 +98,7 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
                 "or give the path of a .yaml file"
             )
         text = (resources.files("pipeline") / "recipes" / f"{recipe}.yaml").read_text()
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {recipe}: not YAML: {' '.join(str(error).split())}") from error
+    raw = parse_yaml(text, f"recipe {recipe}")
     if not isinstance(raw, dict):
         raise ConfigError(f"recipe {recipe}: must be a mapping of sections")
     return raw
@@ -115,7 +112,7 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"{path} is missing: set it in the recipe or with {path}=..."
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{path}: {message} (got {problem['input']!r})" if path else message
+    return f"{path}: {message} (got {brief(problem['input'])})" if path else message
 
 
 def _fields_at(path: Sequence[int | str]) -> Mapping[str, Any]:

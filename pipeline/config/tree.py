@@ -44,6 +44,9 @@ class RunConfig(BaseModel):
     init_from: Path | None = None
     """Weights to start from, adapted to the model: .safetensors of `vmp convert` or `vmp export`, a
     checkpoint, or a run directory. A run that has a checkpoint of its own reads them no more."""
+    private: bool = False
+    """Nobody else can read the files of the run (umask 077); otherwise your umask decides. Never
+    can everybody write them."""
     log_every_steps: int = Field(default=10, gt=0)
     log_samples: bool = False
     """Write the key of every training sample to logs/, one file per rank: proof of exactness."""
@@ -67,7 +70,7 @@ class RunConfig(BaseModel):
     @field_validator("name")
     @classmethod
     def _name_is_one_path_component(cls, name: str) -> str:
-        if not name or name != Path(name).name or name.startswith("."):
+        if not name or name != Path(name).name or name.startswith(".") or not name.isprintable():
             raise ValueError(f"must be a plain directory name, not {name!r}")
         return name
 
@@ -96,6 +99,7 @@ class RunConfig(BaseModel):
         kept = self.model_dump(mode="json")
         for section in (
             "runs_dir",
+            "private",
             "log_every_steps",
             "log_samples",
             "checkpoint",
@@ -135,6 +139,8 @@ _NOT_IDENTITY = frozenset(
         "data.workers",
         "data.prefetch",
         "data.worker_start",
+        "engine.compile",
+        "engine.tf32",
         "engine.zero_stage",
         "engine.init_timeout_s",
         "engine.step_timeout_s",

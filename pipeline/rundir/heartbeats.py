@@ -48,6 +48,11 @@ class Heartbeat(Record):
             temporary.rename(path)
 
 
+def read_heartbeat(run_dir: Path, rank: int = 0) -> Heartbeat | None:
+    """The newest of one rank; None before the first."""
+    return records.read(heartbeat_file(run_dir, rank), Heartbeat)
+
+
 def read_heartbeats(run_dir: Path) -> list[Heartbeat]:
     """The newest of every rank, in the order of the ranks; [] before the first.
 

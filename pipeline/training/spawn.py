@@ -11,7 +11,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline import exits, rundir
-from pipeline.training import aftermath
+from pipeline.terminal import say
+from pipeline.training import aftermath, local_rendezvous
 from pipeline.training.config import LaunchConfig as Launch
 
 
@@ -29,12 +30,12 @@ def inside_launcher() -> bool:
 
 def run_ranks(run_dir: Path, ranks: int) -> int:
     """Train a prepared run with `ranks` local processes; returns the exit status of the run."""
+    local_rendezvous.register()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=ranks,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_backend=local_rendezvous.BACKEND,
         run_id=f"{run_dir.name}-{os.getpid()}",
         max_restarts=0,
         monitor_interval=0.2,
@@ -43,7 +44,7 @@ def run_ranks(run_dir: Path, ranks: int) -> int:
         elastic_launch(config, sys.executable)("-P", "-m", "pipeline.training.train", str(run_dir))
     except (ChildFailedError, SignalException):
         # Rank 0 left the status of the run, but another rank's failure may be behind its own.
-        print(f"run {run_dir} ended: {aftermath.explain(run_dir)}", file=sys.stderr)
+        say(f"run {run_dir} ended: {aftermath.explain(run_dir)}", err=True)
         status = rundir.read_status(run_dir).exit_status
         return exits.FAILED if status is None else status
     return exits.DONE

@@ -32,7 +32,9 @@ from pipeline.rundir import (
     forget_heartbeats,
 )
 from pipeline.rundir.paths import collective_traces, rank_log_file
+from pipeline.rundir.private import set_umask
 from pipeline.rundir.summary import Summary, write_summary
+from pipeline.terminal import SafeFormatter, one_line, say
 from pipeline.training import distributed
 from pipeline.training.assemble import assemble
 from pipeline.training.distributed import World
@@ -51,6 +53,7 @@ def train(run_dir: Path, deadline: float | None = None) -> End:
     Returns how the attempt ended: FINISHED, or what it was stopped for.
     """
     config = read_config(run_dir)
+    set_umask(private=config.private)
     pulse = Pulse(distributed.rank_by_environment())
     with Stopper(config.stop, deadline) as stopper, ExitStack() as stack:
         stack.enter_context(HeartbeatWriter(run_dir, pulse))
@@ -107,6 +110,8 @@ def run(run_dir: Path, deadline: float | None = None) -> int:
 
 def _run(run_dir: Path, deadline: float | None, lock: ExitStack) -> int:
     rank = distributed.rank_by_environment()
+    if logging.lastResort is not None:  # which speaks until the logs are started
+        logging.lastResort.setFormatter(SafeFormatter())
     try:
         if rank == 0:
             # Only the owner of the lock writes, from the first word to the last.
@@ -115,11 +120,11 @@ def _run(run_dir: Path, deadline: float | None, lock: ExitStack) -> int:
         end = train(run_dir, deadline)
     except Exception as error:  # the boundary of the process: report, then fail
         if isinstance(error, RunInUseError) and not attempt_id():
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {one_line(str(error))}", err=True)
             return exits.BAD_INPUT  # a SLURM job owes its supervisor a record, nobody else does
         bad_input = exits.is_bad_input(error)
         if bad_input:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {one_line(str(error))}", err=True)
         else:
             logger.error("this rank has failed", exc_info=True)
         failure = record_failure(run_dir, rank, error)
@@ -156,13 +161,8 @@ def _start_logs(world: World, run_dir: Path) -> None:
     kept = logging.FileHandler(rank_log_file(run_dir, world.rank))
     for handler in (shown, kept):
         handler.addFilter(_is_ours_or_a_warning)
-    logging.basicConfig(
-        level=logging.INFO,
-        format=f"%(asctime)s rank{world.rank} %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=[shown, kept],
-        force=True,
-    )
+        handler.setFormatter(SafeFormatter(f"%(asctime)s rank{world.rank} %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[shown, kept], force=True)
     where = (socket.gethostname(), os.getpid(), world.device)
     logger.info("one of %d ranks: host %s, pid %d, %s", world.size, *where)
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
+
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.config import RunConfig
@@ -26,6 +28,7 @@ from pipeline.training.meters import Meters
 from pipeline.training.recorder import Pace, Recorder
 from pipeline.training.schedule import Schedule
 from pipeline.training.task import ClassificationTask
+from pipeline.training.verdict import reach_verdict
 
 logger = logging.getLogger(__name__)
 
@@ -98,12 +101,12 @@ class Trainer:
             return self._stop_early()
         while self.progress.step < self.schedule.total_steps:
             with self.pulse.timed_step():
-                self._train_step()
+                stop = self._train_step()
             if self._warming_up:
                 self._warm_up_is_over()
             if self._due(self.config.log_every_steps):
                 self._log()
-            if any_rank(self.stopper.requested or self.saver.failed):
+            if stop:
                 return self._stop_early()
             if self._evaluation_is_due() and not self._evaluate():
                 return self._stop_early()
@@ -112,24 +115,38 @@ class Trainer:
         self._save_and_commit()
         return End(StopClass.FINISHED, self._doubt())
 
-    def _train_step(self) -> None:
+    def _train_step(self) -> bool:
+        """One optimizer step; True when any rank asked to stop meanwhile. Collective."""
         step = self.progress.step
         self.engine.train()
+        losses = torch.zeros((), device=self.world.device)
         for _ in range(self.accumulation):
             with self._meters.span("data"):
                 batch = next(self.train_loader)
             with self._meters.device_span("forward"):
                 loss, report = self.task(self.engine, batch)
             self.engine.backward(loss)
+            losses += loss.detach()
             self._meters.add(report)
             self.recorder.samples(step, batch.keys)
-        if self.guard.rejects(step, loss, self.engine.gradients_are_finite()):
+        verdict = reach_verdict(
+            losses,
+            self.engine.squared_grad_norm(),
+            stop=self.stopper.requested or self.saver.failed,
+            world=self.world,
+        )
+        grad_norm = self.engine.unscaled(verdict.grad_norm)
+        overflow = self.engine.loss_scale.overflows(verdict.finite)
+        if self.guard.rejects(step, verdict.finite, overflow=overflow):
             self.engine.discard_gradients()
         else:
-            self.engine.step(self.schedule.lr(step))
+            self.engine.step(self.schedule.lr(step), verdict.grad_norm)
+            self._meters.add_grad_norm(grad_norm)
+        self.engine.loss_scale.note(verdict.finite)
         self.progress.step += 1
         self.progress.position += self.config.batch.global_size
         self._meters.count_step()
+        return verdict.stop
 
     def _warm_up_is_over(self) -> None:
         """After the first step all is compiled, connected and allocated: now slow means broken."""
@@ -152,9 +169,11 @@ class Trainer:
         values = self._meters.flush()
         self._stragglers.compare(self._meters.own_time)
         values |= self.pulse.step_percentiles() | self.saver.timings
-        values["lr"] = self.schedule.lr(step - 1)
+        values |= self.engine.learning_rates(self.schedule.lr(step - 1))
         values["epoch"] = step / self.steps_per_epoch
         values["skipped_steps"] = float(self.guard.skipped)
+        if self.engine.loss_scale.is_on:
+            values["loss_scale"] = self.engine.loss_scale.value
         self.recorder.record(step, "train", values, pace=self._pace())
 
     def _pace(self) -> Pace:
@@ -234,6 +253,7 @@ class Trainer:
             data_digest=data_digest(self.train_loader.shards, self.eval_loader.shards),
             config_digest=self.config.digest(),
             skipped_steps=self.guard.skipped,
+            loss_scale=self.engine.loss_scale.state,
             metrics=self.progress.metrics,
             evaluated_step=self.progress.evaluated_step,
             best_top1=self.progress.best_top1,

@@ -88,7 +88,7 @@ def test_what_else_may_lie_in_a_run_does_not_stop_the_list(tmp_path: Path) -> No
     for name in ("step-00000040.bak", "mine"):
         (run_dir / "checkpoints" / name).mkdir(parents=True)
         (run_dir / "checkpoints" / name / "COMMITTED").touch()
-    rows = '{"step": 3, "kind": "train", "time": 1, "loss": 0.5, "note": "\u2028"}\n'.encode()
+    rows = '{"step": 3, "kind": "train", "time": 1, "loss": 0.5, "\u2028": 1}\n'.encode()
     rows += b'{"kind": "train"}\n\0\0\n\xff\n{"step": 4, "kind": "eval", "time": 1}\n'
     rows += b'{"step": 5, "kind": "train", "time": 1}\n'
     (run_dir / "metrics.jsonl").write_bytes(rows)

@@ -126,3 +126,49 @@ def test_a_global_batch_that_cannot_be_dealt_out_is_refused() -> None:
         BatchConfig(global_size=24).split(5)
     with pytest.raises(ConfigError, match="multiple of 2"):
         BatchConfig(global_size=24).split(8, multiple_of=2)
+
+
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [
+        ("name=1e5", "1e5"),
+        ("name=a #b", "a #b"),
+        ("name=2026-01-01", "2026-01-01"),
+        ("name=[x]", "[x]"),
+        ("name=true", "true"),
+        ("name=null", "null"),
+        ("name='a: b'", "a: b"),
+    ],
+)
+def test_a_name_is_text_whatever_yaml_would_make_of_it(override: str, name: str) -> None:
+    assert load_config("demo", [override]).name == name
+
+
+def test_other_fields_of_text_take_it_literally_and_null_where_there_may_be_none() -> None:
+    overrides = ["data.train=1e5", "data.val=x: y", "tracking.experiment=0x10", "init_from=~"]
+    config = load_config("demo", overrides)
+    assert (str(config.data.train), str(config.data.val)) == ("1e5", "x: y")
+    assert (config.tracking.experiment, config.init_from) == ("0x10", None)
+    assert load_config("demo", ["data.val=a", "data.val=null"]).data.val is None
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "a\u2028b"])
+def test_a_name_that_is_more_than_one_line_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="must be a plain directory name") as refused:
+        load_config("demo", [f"name={name}"])
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["!!timestamp x", "2020-99-99", "!!int ''", "[" * 20000, "9" * 5000],
+    ids=lambda x: x[:9],
+)
+def test_yaml_that_cannot_be_turned_into_a_value(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"seed=.*not YAML: ") as refused:
+        load_config("demo", [f"seed={text}"])
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 500
+    (tmp_path / "r.yaml").write_text(f"seed: {text}")
+    with pytest.raises(ConfigError, match=r"r\.yaml: not YAML: "):
+        load_config(tmp_path / "r.yaml")
