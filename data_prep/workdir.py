@@ -5,10 +5,14 @@ Always on a file system that every job sees; the shards themselves may lie elsew
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from data_prep.annotation import Problem
 from data_prep.durable import move, publish
-from data_prep.errors import DataError
+from data_prep.errors import DataError, refused
 from data_prep.jobs.pool import Caps
 from data_prep.plan import PlannedClip, PlannedShard
 from data_prep.video.clip import EncodeSettings
@@ -122,7 +126,19 @@ class Workdir:
                 path.mkdir(parents=True, exist_ok=True)
             publish(self.root / "writable", b"")
         except OSError as error:
-            raise DataError(f"{self.root}: cannot be written ({error.strerror})") from None
+            raise refused(error, f"{self.root}: cannot be written") from None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Planning and sealing are done by one call at a time."""
+        with (self.root / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                # A file system without locks: calls at one time are up to the user there.
+            yield
 
     def save_plan(
         self, plan: SplitPlan, shards: list[PlannedShard], problems: list[Problem]
@@ -130,7 +146,7 @@ class Workdir:
         """Clips, problems, and the header last."""
         lines = "".join(json.dumps(asdict(problem)) + "\n" for problem in problems)
         publish(self.root / f"problems-{plan.split}.jsonl", lines.encode())
-        temporary = self._clips_path(plan.split).with_suffix(".tmp")
+        temporary = self.root / f".clips-{plan.split}.{uuid.uuid4().hex}.tmp"
         with pq.ParquetWriter(temporary, _CLIP_SCHEMA) as writer:
             for shard in shards:
                 writer.write_table(_clip_table(shard.clips), row_group_size=len(shard.clips))
@@ -182,7 +198,7 @@ class Workdir:
             ) from None
 
     def forget_progress(self) -> None:
-        for path in self.progress.iterdir():
+        for path in self.progress.glob("*.json"):
             path.unlink(missing_ok=True)
 
     def clip_counts(self, plan: SplitPlan) -> list[int]:

@@ -6,6 +6,8 @@ from reprlib import Repr
 class ModelError(ValueError):
     """Bad input to the model package: one line that says what, where, why and what to do."""
 
+    exit_status = 2
+
 
 class ModelConfigError(ModelError):
     """A preset, field or value that does not describe a model."""

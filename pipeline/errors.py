@@ -1,16 +1,18 @@
 """What a user did that cannot work: each becomes one line on stderr and exit status 2."""
 
+from pipeline.rundir.exits import BAD_INPUT
+
 
 class ConfigError(ValueError):
     """A recipe, override or run directory that contradicts itself or the code."""
 
-
-class RunInUseError(ConfigError):
-    """The run directory belongs to another process that trains in it right now."""
+    exit_status = BAD_INPUT
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is absent, incomplete, corrupt or of another run."""
+
+    exit_status = BAD_INPUT
 
 
 class SaveError(RuntimeError):

@@ -1,4 +1,4 @@
-"""Exit statuses, and the errors that mean the user asked for something that cannot work."""
+"""Exit statuses of `vmp`, and the line that tells a user of bad input."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ from textwrap import shorten
 
 from pydantic import ValidationError
 
-from data_prep.errors import DataError as PrepError
-from model.errors import ModelError
-from pipeline.data.errors import DataError
-from pipeline.errors import CheckpointError, ConfigError
-from slurm.errors import ClusterError
+from pipeline.rundir.exits import BAD_INPUT, DONE, FAILED, RESUMABLE
 
-DONE = 0
-FAILED = 1
-BAD_INPUT = 2
-RESUMABLE = 75
-"""Stopped early with a committed checkpoint: the same command goes on."""
+__all__ = ["BAD_INPUT", "DONE", "FAILED", "RESUMABLE", "is_bad_input", "user_error"]
 
-USER_ERRORS = (ConfigError, CheckpointError, DataError, PrepError, ModelError, ClusterError)
+
+def is_bad_input(error: BaseException) -> bool:
+    """Does the error say so itself? Those that mean bad input carry `exit_status`."""
+    return getattr(error, "exit_status", FAILED) == BAD_INPUT
 
 
 def user_error(error: ValueError) -> str | None:
@@ -31,4 +26,4 @@ def user_error(error: ValueError) -> str | None:
         where = ".".join([error.title, *map(str, problem["loc"])])
         got = shorten(repr(problem["input"]), 80)
         return f"{where}: {problem['msg'].removeprefix('Value error, ')} (got {got})"
-    return str(error) if isinstance(error, USER_ERRORS) else None
+    return str(error) if is_bad_input(error) else None

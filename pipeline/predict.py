@@ -68,4 +68,4 @@ def decode_all(path: Path) -> NDArray[np.uint8]:
     try:
         return np.stack(list(read_pictures(str(path))))
     except UnreadableVideoError as error:
-        raise DataError(f"{path}: cannot be used, {error}") from error
+        raise DataError(f"{path}: cannot be used: {error}") from error

@@ -7,7 +7,6 @@ from pathlib import Path
 from pipeline import provenance, rundir
 from pipeline.config import RunConfig, config_difference, read_config
 from pipeline.errors import ConfigError
-from pipeline.health.failure import forget_failures
 from pipeline.rundir import durable
 from pipeline.rundir.private import set_umask
 from pipeline.tracking import hand_on_secrets, resolve_uri
@@ -30,7 +29,7 @@ def prepare_run(config: RunConfig) -> Path:
             run_dir.chmod(0o700)
         if (run_dir / rundir.CONFIG_FILE).exists():
             check_same_run(run_dir, config)
-        forget_failures(run_dir)
+        rundir.forget_failures(run_dir)
         # Each attempt may change what does not change the result: ranks, logging, saving.
         durable.write_text(run_dir / rundir.CONFIG_FILE, config.to_yaml())
         if not (run_dir / rundir.PROVENANCE_FILE).exists():

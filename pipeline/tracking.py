@@ -8,7 +8,6 @@ attempt delivers what is missing.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import queue
@@ -25,13 +24,19 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from pipeline.errors import ConfigError
 from pipeline.redact import HIDDEN, redact
-from pipeline.rundir import durable
+from pipeline.rundir import End, durable
+from pipeline.rundir.lock import waiting_for
+from pipeline.rundir.paths import (
+    METRICS_FILE,
+    TRACKING_ARTIFACTS,
+    TRACKING_ID_FILE,
+    TRACKING_PENDING_FILE,
+    TRACKING_STORE,
+)
 
 logger = logging.getLogger(__name__)
 
-RUN_ID_FILE = "mlflow_run_id"
-PENDING_FILE = "mlflow_pending"
-"""Exists while the store lacks rows of a run that has ended."""
+_LONGEST_TAG = 5000
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -59,7 +64,7 @@ def resolve_uri(config: TrackingConfig, runs_dir: Path) -> str:
     """
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if config.uri is None or HIDDEN not in config.uri:
-        return config.uri or given or f"sqlite:///{runs_dir.resolve() / 'mlflow.db'}"
+        return config.uri or given or f"sqlite:///{runs_dir.resolve() / TRACKING_STORE}"
     if given is not None and redact(given) == config.uri:
         return given
     public = config.uri.replace(f"{HIDDEN}@", "")
@@ -114,7 +119,7 @@ class Tracker:
     @property
     def run_id(self) -> str | None:
         """The run's id once the store has given one; the same over all attempts."""
-        path = self.run_dir / RUN_ID_FILE
+        path = self.run_dir / TRACKING_ID_FILE
         return (path.read_text().strip() or None) if path.exists() else None
 
     def await_run_id(self) -> str | None:
@@ -134,6 +139,11 @@ class Tracker:
     def set_tag(self, key: str, value: str) -> None:
         self._queue.put(("tag", (key, value)))
 
+    def note_end(self, end: End) -> None:
+        """How the attempt ended, as tags of the run."""
+        self.set_tag("stop.class", end.stop_class.value)
+        self.set_tag("stop.reason", end.reason[:_LONGEST_TAG])
+
     def close(self, status: str) -> bool:
         """Deliver what is queued, then set the run's status (FINISHED, KILLED or FAILED).
 
@@ -150,11 +160,11 @@ class Tracker:
                 "MLflow at %s did not take all metrics; they are in %s and will be delivered by "
                 "the next attempt of this run",
                 redact(self.uri),
-                self.run_dir / "metrics.jsonl",
+                self.run_dir / METRICS_FILE,
             )
-            (self.run_dir / PENDING_FILE).touch()
+            (self.run_dir / TRACKING_PENDING_FILE).touch()
             return False
-        (self.run_dir / PENDING_FILE).unlink(missing_ok=True)
+        (self.run_dir / TRACKING_PENDING_FILE).unlink(missing_ok=True)
         return True
 
     # --- the delivering thread -------------------------------------------------------------------
@@ -208,14 +218,14 @@ class Tracker:
             if experiment is None:
                 artifacts = None
                 if self.uri.startswith("sqlite:///"):
-                    artifacts = (self.run_dir.parent.resolve() / "mlartifacts").as_uri()
+                    artifacts = (self.run_dir.parent.resolve() / TRACKING_ARTIFACTS).as_uri()
                 experiment_id = client.create_experiment(self.config.experiment, artifacts)
             else:
                 experiment_id = experiment.experiment_id
         run = None if self.run_id is None else _find_run(client, self.run_id)
         if run is None:
             run = client.create_run(experiment_id, tags=self._tags, run_name=self.run_dir.name)
-            durable.write_text(self.run_dir / RUN_ID_FILE, run.info.run_id + "\n")
+            durable.write_text(self.run_dir / TRACKING_ID_FILE, run.info.run_id + "\n")
             self._stored = {}
         else:
             client.update_run(run.info.run_id, status="RUNNING")
@@ -303,8 +313,7 @@ def _first_touch_lock(uri: str) -> Iterator[None]:
         return
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with waiting_for(database.with_suffix(".lock")):
         yield
 
 
@@ -317,7 +326,7 @@ def serve_ui(runs_dir: Path, port: int) -> int:
 
     Raises ConfigError when there is no store yet.
     """
-    database = runs_dir / "mlflow.db"
+    database = runs_dir / TRACKING_STORE
     if not database.exists():
         raise ConfigError(f"{database}: no run store here; train something, or set --runs")
     environment = os.environ | {

@@ -1,8 +1,12 @@
 """A cluster that was asked for something it cannot do: one line and exit status 2."""
 
+from pipeline.rundir.exits import BAD_INPUT
+
 
 class ClusterError(ValueError):
     """An unusable cluster profile, an unsafe setting, or a refused submission."""
+
+    exit_status = BAD_INPUT
 
 
 class JobDiedError(RuntimeError):

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from slurm import failures, marks, queue, supervise
+from pipeline.rundir import Failure, RankMark, StopClass
+from pipeline.rundir.attempts import ATTEMPT_VARIABLE
+from pipeline.rundir.exits import FAILED, RESUMABLE
+from slurm import judge, queue, supervise
 
 # What SLURM and `slurm.queue.save_and_stop` send; `health.stopping` takes over during training.
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
-# sysexits' "temporary failure, try again": stopped early with a committed checkpoint.
-_RESUMABLE = os.EX_TEMPFAIL
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class TrainJob:
     grace_s: int = 0
 
     def __call__(self) -> int:
-        """Exit status of this rank, see `pipeline.exits`. `slurm.supervise` decides what follows.
+        """Exit status of this rank; `slurm.supervise` decides what follows.
 
         Under SLURM a failed rank raises SystemExit, so that srun ends the others and the job is
         not taken for a success.
@@ -35,31 +36,31 @@ class TrainJob:
         if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
             return self._train(run_dir, None)
         rank = int(os.environ["SLURM_PROCID"])
-        mark = marks.Mark(rank, marks.node_name(), marks.attempt_id())
+        mark = RankMark(rank=rank, node=queue.own_node(), attempt=queue.own_attempt())
         mark.write(run_dir)
 
         def leave_early(number: int, frame: FrameType | None) -> None:
             # Outside of training nothing is to be saved.
-            mark.left(run_dir, _RESUMABLE)
-            raise SystemExit(_RESUMABLE)
+            mark.left(run_dir, RESUMABLE)
+            raise SystemExit(RESUMABLE)
 
         # Submitit's handlers, installed before this call, drop SIGTERM and end the job at SIGUSR2
         # when it is "not checkpointable".
         for number in _SIGNALS:
             signal.signal(number, leave_early)
-        os.environ["VMP_ATTEMPT"] = mark.attempt
+        os.environ[ATTEMPT_VARIABLE] = mark.attempt
         try:
             if rank == 0:
                 supervise.note_lost_attempt(run_dir)
             status = self._train(run_dir, self._deadline() if rank == 0 else None)
         except Exception as error:  # what training reports by itself does not come here
-            failures.record_crash(run_dir, mark, error)
-            mark.left(run_dir, supervise.FAILED)
+            Failure.of(rank, error, StopClass.CRASH).write(run_dir)
+            mark.left(run_dir, FAILED)
             raise
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         mark.left(run_dir, status)
-        if status not in (0, _RESUMABLE):
+        if status not in (0, RESUMABLE):
             raise SystemExit(status)
         return status
 
@@ -74,7 +75,7 @@ class TrainJob:
     def _deadline(self) -> float | None:
         """When to save, should the signal of the time limit not arrive."""
         try:
-            limit = supervise.ends_at(queue.describe(queue.own_job_id()))
+            limit = judge.ends_at(queue.describe(queue.own_job_id()))
         except (OSError, subprocess.TimeoutExpired):  # in a container without SLURM's commands
             return None
         return None if limit is None else limit - self.grace_s

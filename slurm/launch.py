@@ -11,7 +11,10 @@ from pathlib import Path
 
 import psutil
 
-from slurm import files, nodes, queue, snapshot
+from pipeline import rundir
+from pipeline.rundir.exits import FAILED
+from pipeline.rundir.paths import ARRAY_LOGS, LOGS, SNAPSHOTS
+from slurm import nodes, queue, snapshot
 from slurm.errors import ClusterError, JobDiedError
 from slurm.executor import Job, make_executor, results, sbatch_text, submit_array
 from slurm.executor import submit as hand_over
@@ -20,11 +23,8 @@ from slurm.job import CommandJob, TrainJob
 from slurm.profile import ClusterProfile
 from slurm.record import Cluster, JobRecord, Resources, find_record
 
-STATUS_FILE = "status.json"
-"""Written by rank 0, see `pipeline.record.rundir`."""
 # squeue is a question to the controller that all users share.
 _POLL_S: dict[Cluster, float] = {"local": 0.2, "slurm": 2.0}
-FAILED = 1
 _RESUMES = "the same command resumes from the last committed checkpoint"
 
 
@@ -86,8 +86,7 @@ def submit(
     )
     for run_dir in run_dirs:
         snapshot.link(run_dir, code)
-        # From the last job: it must not be taken for how this one ended.
-        (run_dir / STATUS_FILE).unlink(missing_ok=True)
+        rundir.forget_status(run_dir)
     tasks = [TrainJob(str(run_dir.resolve()), profile.grace_s) for run_dir in run_dirs]
     submissions = []
     for run_dir, job in zip(run_dirs, submit_array(executor, tasks), strict=True):
@@ -118,7 +117,7 @@ def submit_command(
     """Submit a `vmp` command as a SLURM job of one task; returns its id. Raises ClusterError."""
     executor = make_executor(
         "slurm",
-        run_dir / "logs",
+        run_dir / LOGS,
         profile,
         resources,
         name=f"{run_dir.name}-{arguments[0]}",
@@ -161,7 +160,7 @@ def dry_run(run_dirs: Sequence[Path], profile: ClusterProfile, resources: Resour
             profile,
             resources,
             name=run_dir.name,
-            code=run_dir.parent.resolve() / ".code" / "SNAPSHOT",
+            code=run_dir.parent.resolve() / SNAPSHOTS / "SNAPSHOT",
             supervised=run_dirs,
             exclude=_nodes_to_avoid(run_dir.parent, profile, resources),
         )
@@ -170,7 +169,7 @@ def dry_run(run_dirs: Sequence[Path], profile: ClusterProfile, resources: Resour
 
 def _log_folder(run_dirs: Sequence[Path]) -> Path:
     first = run_dirs[0]
-    return first / "logs" if len(run_dirs) == 1 else first.parent / ".arrays" / first.name
+    return first / LOGS if len(run_dirs) == 1 else first.parent / ARRAY_LOGS / first.name
 
 
 def _nodes_to_avoid(runs_dir: Path, profile: ClusterProfile, resources: Resources) -> list[str]:
@@ -287,7 +286,8 @@ def _exit_status(submission: Submission, echo: Callable[[str], None]) -> int:
         except JobDiedError as error:
             echo(f"{error}; {_RESUMES}")
             return FAILED
-    status = files.read_object(submission.run_dir / STATUS_FILE) or {}
-    if "exit_status" not in status:
+    status = rundir.read_status(submission.run_dir).exit_status
+    if status is None:
         echo(f"job {submission.job_id} ended without a word; {_RESUMES}")
-    return int(status.get("exit_status", FAILED))
+        return FAILED
+    return status

@@ -6,18 +6,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from slurm import files
+from pipeline.rundir import durable, records
+from pipeline.rundir.paths import NODE_LEDGER
+from pipeline.rundir.records import Record
 
-LEDGER = "bad_nodes.jsonl"
-"""In the runs directory, for all its runs."""
 
-
-class Fault(BaseModel):
+class Fault(Record):
     """A run failed at a node."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     node: str
     run: str
@@ -27,12 +24,12 @@ class Fault(BaseModel):
 
 def note_fault(runs_dir: Path, node: str, run: str, reason: str) -> None:
     """Remember that a run failed at `node`."""
-    files.append(runs_dir / LEDGER, Fault(node=node, run=run, reason=reason))
+    records.append(runs_dir / NODE_LEDGER, Fault(node=node, run=run, reason=reason))
 
 
 def faults(runs_dir: Path) -> list[Fault]:
     """The whole ledger, oldest first; a line cut short is left out."""
-    return files.read_lines(runs_dir / LEDGER, Fault)
+    return records.read_lines(runs_dir / NODE_LEDGER, Fault)
 
 
 def faulty(runs_dir: Path, hours: float) -> list[str]:
@@ -47,7 +44,7 @@ def forgive(runs_dir: Path, node: str) -> bool:
     kept = [fault for fault in known if fault.node != node]
     if len(kept) < len(known):
         text = "".join(f"{fault.model_dump_json()}\n" for fault in kept)
-        files.replace(runs_dir / LEDGER, text)
+        durable.write_text(runs_dir / NODE_LEDGER, text)
     return len(kept) < len(known)
 
 

@@ -7,22 +7,22 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from slurm.attempts import Attempt
+from pipeline.rundir import Attempt, End, StopClass
 
-# The names are those of `pipeline.health.failure.StopClass`, which needs torch to be imported.
-STOPPED_IN_TIME = frozenset({"preempted", "time_limit"})
+STOPPED_IN_TIME = frozenset({StopClass.PREEMPTED, StopClass.TIME_LIMIT})
 """A checkpoint is committed: the run goes on as soon as the queue lets it."""
-FAULTS = frozenset({"node_fault", "hang"})
+FAULTS = frozenset({StopClass.NODE_FAULT, StopClass.HANG})
 """Another attempt may fare better: retried, elsewhere if a node is to blame, not for ever."""
 ADVICE = {
-    "cancelled": "it was asked to stay down; the same command goes on",
-    "configuration": "the same input would fail again: correct it and submit again",
-    "non_finite": "the same numbers would come again: lower optim.lr, or allow "
+    StopClass.CANCELLED: "it was asked to stay down; the same command goes on",
+    StopClass.CONFIGURATION: "the same input would fail again: correct it and submit again",
+    StopClass.NON_FINITE: "the same numbers would come again: lower optim.lr, or allow "
     "guard.max_skipped_in_a_row, and submit again",
-    "out_of_memory": "it would run out of memory again: lower batch.max_micro, raise "
+    StopClass.OUT_OF_MEMORY: "it would run out of memory again: lower batch.max_micro, raise "
     "engine.zero_stage or ask for more memory, and submit again",
-    "disk_full": "free space, or move the run; older checkpoints are intact; submit again",
-    "crash": "an unknown error is not repeated: read the traceback in the log and submit again",
+    StopClass.DISK_FULL: "free space, or move the run; older checkpoints are intact; submit again",
+    StopClass.CRASH: "an unknown error is not repeated: read the traceback in the log and submit "
+    "again",
 }
 """Ends that are not retried, and what to do."""
 
@@ -41,15 +41,6 @@ class RetryPolicy(BaseModel):
     max_backoff_s: int = Field(default=1800, ge=0)
     exclude_faulty: bool = True
     """Retry without the node at fault, as long as the partition has enough others."""
-
-
-class End(NamedTuple):
-    """How an attempt ended."""
-
-    stop_class: str
-    reason: str
-    node: str | None = None
-    """The node at fault."""
 
 
 class Decision(NamedTuple):

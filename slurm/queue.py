@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -61,6 +62,21 @@ def own_job_id() -> str:
     """
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def own_restart() -> int:
+    """How often SLURM had started the job of this process before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def own_attempt() -> str:
+    """The job of this process and how often it was requeued: another one for each attempt."""
+    return f"{own_job_id()}.{own_restart()}"
+
+
+def own_node() -> str:
+    """What SLURM calls this machine, else its host name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def has_ended(job_id: str) -> bool:

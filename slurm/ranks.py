@@ -31,10 +31,9 @@ def environment(
 
 def port_of(raw_job_id: int, step: int = 0) -> int:
     """A port that all ranks of a job derive alike, and another job or attempt does not."""
-    restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     # A requeued job keeps its id: another port keeps its dead predecessor out of the group.
     # Elements of an array share their job_id's first part, but not the raw id.
-    return 20000 + (raw_job_id * 17 + restart + step) % 20000
+    return 20000 + (raw_job_id * 17 + queue.own_restart() + step) % 20000
 
 
 def of_own_step() -> dict[str, str]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from slurm import files
+from pipeline.rundir import records
+from pipeline.rundir.paths import JOB_FILE
+from pipeline.rundir.records import Record
 from slurm.errors import ClusterError
 from slurm.policy import RetryPolicy
 from slurm.profile import ClusterProfile
 
-JOB_FILE = "job.json"
 Cluster = Literal["local", "slurm"]
 
 
@@ -27,10 +28,8 @@ class Resources(BaseModel):
     cpus_per_task: int = 1
 
 
-class JobRecord(BaseModel):
+class JobRecord(Record):
     """What was submitted."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     cluster: Cluster = "slurm"
     job_id: str = ""
@@ -56,7 +55,7 @@ class JobRecord(BaseModel):
         return self.profile.grace_s
 
     def write(self, run_dir: Path) -> None:
-        files.replace(run_dir / JOB_FILE, self.model_dump_json(indent=1))
+        records.write(run_dir / JOB_FILE, self)
 
 
 def find_record(run_dir: Path) -> JobRecord | None:
@@ -65,13 +64,13 @@ def find_record(run_dir: Path) -> JobRecord | None:
     Raises ClusterError when its record cannot be read: whether the run has a job is unknown then.
     """
     path = run_dir / JOB_FILE
-    try:
-        return JobRecord.model_validate_json(path.read_bytes()) if path.exists() else None
-    except ValidationError as error:
+    record = records.read(path, JobRecord)
+    if record is None and path.exists():
         raise ClusterError(
             f"{path}: not the whole record of a job, so whether it still runs is unknown; remove "
             "the file once `squeue --me` and `ps` show no job of this run"
-        ) from error
+        )
+    return record
 
 
 def read_record(run_dir: Path) -> JobRecord:

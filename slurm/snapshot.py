@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.rundir.paths import CODE, SNAPSHOTS
+
 PACKAGES = ("model", "pipeline", "slurm", "data_prep", "videomambapro")
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so")
 
@@ -19,7 +21,7 @@ _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so")
 def take(runs_dir: Path) -> Path:
     """The directory under `runs_dir` that holds this code; made if it is not there yet."""
     root = Path(__file__).resolve().parents[1]
-    target = runs_dir.resolve() / ".code" / _digest(root)
+    target = runs_dir.resolve() / SNAPSHOTS / _digest(root)
     if target.is_dir():
         return target
     staging = target.with_name(f"{target.name}.{os.getpid()}.tmp")
@@ -35,7 +37,7 @@ def link(run_dir: Path, code: Path) -> None:
     """Let `runs/<name>/code` show the code of the newest submission."""
     temporary = run_dir / f".code.{os.getpid()}"
     temporary.symlink_to(os.path.relpath(code, run_dir.resolve()))
-    temporary.replace(run_dir / "code")
+    temporary.replace(run_dir / CODE)
 
 
 def _digest(root: Path) -> str:

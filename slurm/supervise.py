@@ -7,79 +7,74 @@ the job by itself, and the next attempt notes that (`note_lost_attempt`).
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import sys
-import time
-from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from slurm import attempts, failures, files, marks, nodes, queue
+from pipeline import rundir
+from pipeline.rundir import Attempt, End, State, StopClass
+from pipeline.rundir.attempts import ATTEMPT_VARIABLE
+from pipeline.rundir.exits import FAILED, RESUMABLE
+from slurm import nodes, queue
 from slurm.errors import ClusterError
-from slurm.policy import Decision, End, decide
+from slurm.judge import gather, judge
+from slurm.policy import Decision, decide
 from slurm.record import JobRecord, read_record
-
-FAILED = 1
-_RESUMABLE = os.EX_TEMPFAIL
-# SLURM announces a time limit up to a minute early, and a save takes its time.
-_NEAR_THE_LIMIT_S = 90.0
-# slurmstepd's words of two generations, and srun's.
-_OOM_KILL = re.compile(rb"oom[-_]kill event|: Out Of Memory$", re.MULTILINE)
 
 
 def supervise(run_dir: Path, srun_status: int) -> int:
     """Requeue the job or let it end; returns the exit status of the batch script."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # requeueing kills this job
-    os.environ["VMP_ATTEMPT"] = marks.attempt_id()  # for what `settle` writes
+    attempt = queue.own_attempt()
+    os.environ[ATTEMPT_VARIABLE] = attempt  # for what is written from here on
     job_id = queue.own_job_id()
     job = queue.describe(job_id)
     if job.get("JobState") == "PENDING":  # somebody has requeued it; the next attempt notes that
-        return _RESUMABLE
+        return RESUMABLE
     record = read_record(run_dir)
-    end = how_it_ended(run_dir, srun_status, job, record)
-    step = newest_checkpoint(run_dir)
-    history = [attempt for attempt in attempts.read(run_dir) if attempt.job_id == job_id]
+    end = judge(gather(run_dir, attempt, srun_status, job, record))
+    step = rundir.newest_step(run_dir)
+    history = [past for past in rundir.read_attempts(run_dir) if past.job_id == job_id]
     decision = decide(end, history, step, int(job.get("Restarts", "0")), record.retry)
     if end.node is not None:
         nodes.note_fault(run_dir.parent, end.node, run_dir.name, end.reason)
     if decision.requeue:
         decision = _requeue(run_dir, job_id, end, decision, record)
-    attempts.append(
+    rundir.append_attempt(
         run_dir,
-        attempts.Attempt(
+        Attempt(
             job_id=job_id,
-            restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            restart=queue.own_restart(),
             stop_class=end.stop_class,
             reason=end.reason,
             node=end.node,
             step=step,
-            action=f"{'requeued' if decision.requeue else 'stopped'}: {decision.why}",
+            action=f"requeued: {decision.why}" if decision.requeue else f"stopped: {decision.why}",
         ),
     )
     if decision.requeue:
-        return _RESUMABLE
-    status = int(_own_status(run_dir).get("exit_status", FAILED))
-    if end.stop_class != "finished":
-        print(f"job {job_id} ({end.stop_class}: {end.reason}) is not requeued: {decision.why}")
+        return RESUMABLE
+    status = rundir.read_status(run_dir).of_attempt(attempt).exit_status
+    if end.stop_class is not StopClass.FINISHED:
+        told = f"({end.stop_class}: {end.reason})"
+        print(f"job {job_id} {told} is not requeued: {decision.why}")
         from pipeline.training.aftermath import settle
 
-        settle(run_dir, end.stop_class, end.reason)
-    return status
+        settle(run_dir, end)
+    return FAILED if status is None else status
 
 
 def _requeue(
     run_dir: Path, job_id: str, end: End, decision: Decision, record: JobRecord
 ) -> Decision:
     """Put the job back; the decision as it could be carried out."""
-    before = _status(run_dir)
-    _write_status(run_dir, {"state": "queued", "stop_class": end.stop_class, "reason": end.reason})
+    before = rundir.read_status(run_dir)
+    rundir.write_status(run_dir, State.QUEUED, end)
     refusal = queue.requeue(job_id)
     if refusal is not None:
-        _write_status(run_dir, before)
+        rundir.restore_status(run_dir, before)
         return Decision(False, refusal)
     print(f"job {job_id} ({end.stop_class}: {end.reason}) goes back into the queue", flush=True)
     try:
@@ -108,113 +103,20 @@ def _exclude(runs_dir: Path, decision: Decision, record: JobRecord) -> list[str]
     return [*already, *avoided] if avoided else []
 
 
-def how_it_ended(run_dir: Path, srun_status: int, job: Mapping[str, str], record: JobRecord) -> End:
-    """The end of the attempt that this batch script started, from what its ranks left."""
-    attempt = marks.attempt_id()
-    status = _own_status(run_dir)
-    failure = failures.first(run_dir, attempt)
-    ranks = list(marks.read(run_dir, attempt))
-    killed = [mark for mark in ranks if mark.status is None]
-    # The record may be a default one, see `read_record`.
-    missing = max(0, record.resources.nodes * record.resources.ranks_per_node - len(ranks))
-    reason = str(status.get("reason", ""))
-    if status.get("state") == "finished":
-        return End("finished", "")
-    if status.get("state") == "stopped":
-        if job.get("Requeue") == "0":
-            return End("cancelled", reason)
-        return End(
-            "time_limit" if _is_near_the_limit(job, record) else status["stop_class"], reason
-        )
-    if status.get("state") == "cancelled":  # `vmp jobs cancel` killed the ranks
-        return End("cancelled", reason)
-    if failure is not None and (not failure["consequence"] or failure["stop_class"] == "hang"):
-        node = next((m.node for m in ranks if m.rank == failure["rank"]), failure["host"])
-        to_blame = failure["stop_class"] == "node_fault"
-        reason = f"rank {failure['rank']} on {node}: {failure['error']}"
-        return End(failure["stop_class"], reason, node if to_blame else None)
-    # srun tells the others to leave when one is gone: their word is then no proof of a signal.
-    if not killed and not missing and any(mark.status == _RESUMABLE for mark in ranks):
-        kind = "time_limit" if _is_near_the_limit(job, record) else "preempted"
-        return End(kind, "a signal before training")
-    how = _signal_name(srun_status)
-    if missing:
-        return End("node_fault", f"{missing} of the ranks did not start ({how}): see the log")
-    if killed:
-        names = ", ".join(f"rank {mark.rank} on {mark.node}" for mark in killed)
-        if _tells_of_memory(record.log):
-            return End("out_of_memory", f"{names} ended for want of host memory (oom_kill)")
-        # Its peers may have been killed for waiting for it: then nobody knows which it was.
-        node = killed[0].node if len({mark.node for mark in killed}) == 1 else None
-        return End("node_fault", f"{names} ended without a word ({how})", node)
-    where = "" if failure is None else f": rank {failure['rank']}: {failure['error']}"
-    return End("node_fault", f"the ranks lost each other{where}")
-
-
 def note_lost_attempt(run_dir: Path) -> None:
     """At a start: SLURM brought the job back without asking us, so its node was lost."""
-    job_id, restart = queue.own_job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    known = {(attempt.job_id, attempt.restart) for attempt in attempts.read(run_dir)}
+    job_id, restart = queue.own_job_id(), queue.own_restart()
+    known = {(attempt.job_id, attempt.restart) for attempt in rundir.read_attempts(run_dir)}
     if restart and (job_id, restart - 1) not in known:
-        lost = attempts.Attempt(
+        lost = Attempt(
             job_id=job_id,
             restart=restart - 1,
-            stop_class="node_fault",
+            stop_class=StopClass.NODE_FAULT,
             reason="the batch script left no word: its node was lost, or SLURM preempted it",
-            step=newest_checkpoint(run_dir),
+            step=rundir.newest_step(run_dir),
             action="requeued by SLURM",
         )
-        attempts.append(run_dir, lost)
-
-
-def newest_checkpoint(run_dir: Path) -> int:
-    """Step of the newest committed one, -1 without any."""
-    found = (run_dir / "checkpoints").glob("step-*/COMMITTED")
-    return max((int(path.parent.name.removeprefix("step-")) for path in found), default=-1)
-
-
-def ends_at(job: Mapping[str, str]) -> float | None:
-    """When the time limit of a job strikes, in seconds since the epoch; None without a limit."""
-    try:
-        return datetime.fromisoformat(job["EndTime"]).timestamp()
-    except (KeyError, ValueError):
-        return None
-
-
-def _is_near_the_limit(job: Mapping[str, str], record: JobRecord) -> bool:
-    limit = ends_at(job)
-    return limit is not None and limit - time.time() < record.grace_s + _NEAR_THE_LIMIT_S
-
-
-def _tells_of_memory(log: Path) -> bool:
-    """Whether SLURM has written to the job's log that the kernel killed tasks for their memory.
-
-    The log is of all attempts, but one that ends so is the last.
-    """
-    try:
-        return _OOM_KILL.search(log.read_bytes()) is not None
-    except OSError:
-        return False
-
-
-def _signal_name(srun_status: int) -> str:
-    number = srun_status - 128
-    known = {int(s): s.name for s in signal.Signals}
-    return f"killed by {known[number]}" if number in known else f"srun status {srun_status}"
-
-
-def _status(run_dir: Path) -> dict[str, Any]:
-    return files.read_object(run_dir / "status.json") or {}
-
-
-def _own_status(run_dir: Path) -> dict[str, Any]:
-    """{} when the last word is that of an earlier attempt."""
-    status = _status(run_dir)
-    return status if status.get("attempt") == marks.attempt_id() else {}
-
-
-def _write_status(run_dir: Path, content: Mapping[str, Any]) -> None:
-    files.replace(run_dir / "status.json", json.dumps(content))
+        rundir.append_attempt(run_dir, lost)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.load import FullState, read_full_state
-from pipeline.health.heartbeat import read_heartbeats
+from pipeline.rundir import read_heartbeats
 from pipeline.training.distributed import free_port
 
 TINY = [

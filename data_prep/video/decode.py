@@ -29,6 +29,8 @@ _CONTAINERS = (
 )
 _SMPTE2084, _ARIB_STD_B67 = 16, 18
 _PREROLL_S = 2.0
+ROUNDING_S = Fraction(1, 1000)
+"""A frame may come this much before the time that names it, in decimals or in container ticks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +129,18 @@ def describe(container: InputContainer, stream: VideoStream, first: VideoFrame) 
         pixel_format=first.format.name,
         width=first.width,
         height=first.height,
-        rotation=first.rotation,
+        rotation=_rotation(first),
         sample_aspect=float(aspect) if aspect else 1.0,
         hdr=first.color_trc in (_SMPTE2084, _ARIB_STD_B67),
         bytes=container.size,
     )
+
+
+def _rotation(frame: VideoFrame) -> int:
+    try:
+        return frame.rotation
+    except ValueError:  # a matrix that flattens the picture has none
+        return 0
 
 
 def frame_step(stream: VideoStream) -> Fraction:
@@ -158,7 +167,10 @@ def frames(
     seeks = seek and not constant_rate and start_s > _PREROLL_S
     if seeks:
         target = float(origin) + start_s - _PREROLL_S
-        container.seek(int(target / (stream.time_base or 1)), stream=stream, backward=True)
+        try:
+            container.seek(int(target / (stream.time_base or 1)), stream=stream, backward=True)
+        except av.FFmpegError as error:
+            raise Rejection("corrupt", f"no way to {start_s:g} s: {_message(error)}") from None
     step = frame_step(stream)
     shape: tuple[int, int] | None = None
     previous: Fraction | None = None
@@ -177,7 +189,7 @@ def frames(
         if previous is not None and time < previous:
             raise TimesContradictOrder
         previous = time
-        if time >= Fraction(start_s) - Fraction(1, 1000):
+        if time >= Fraction(start_s) - ROUNDING_S:
             if frame.is_corrupt:
                 raise Rejection("corrupt", f"damaged data in frame {number}")
             yield DecodedFrame(frame, time)

@@ -6,7 +6,7 @@ bias and the state must stay float32 whatever the inputs are. Triton launches on
 that of the inputs is made current.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Protocol
 
@@ -38,11 +38,13 @@ class Kernels(Protocol):
         dlast_state: Tensor | None,
         pre_gate: Tensor,
         states: Tensor,
+        into: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Gradients by argument name, in any floating dtype and layout.
 
         Those of B and C are (B, G, N, L) where the argument is (B, N, L). ``dlast_state`` is None
-        when nothing depends on the last state.
+        when nothing depends on the last state. Gradients that ``into`` has memory for, of the
+        argument's shape and any strides, end up there.
         """
         ...
 

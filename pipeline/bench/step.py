@@ -10,37 +10,43 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import nn
 
-from model import VideoMamba, resolve_config
+from model import resolve_config
 from model.flops import training_flops
-from model.mixer import Mixer
-from model.scan import available_backends
+from pipeline.bench.contenders import (
+    Candidate,
+    LeftOut,
+    Stepper,
+    build_stepper,
+    choose,
+    use_backend,
+)
 from pipeline.bench.scan import best_of
 from pipeline.bench.step_report import Contender, StepReport, StepTime
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
 from pipeline.data.config import MixConfig
+from pipeline.errors import NonFiniteError
 from pipeline.training import determinism, distributed
-from pipeline.training.assemble import build_engine, build_optimizer, build_task, initial_model
-from pipeline.training.config import GuardConfig
+from pipeline.training.assemble import build_task
 from pipeline.training.distributed import World
-from pipeline.training.engine import resolve_precision
-from pipeline.training.guard import NonFiniteGuard
+from pipeline.training.precision import AUTOCAST, resolve_precision
 from pipeline.training.task import ClassificationTask
+from pipeline.training.verdict import reach_verdict
 
-_LONGEST_LOOP = 2_000  # tokens x blocks; beyond it the reference, a loop over tokens, is left out
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -53,52 +59,10 @@ class StepBench(BaseModel):
     """Timed steps of each contender."""
     accumulation: int = Field(default=2, ge=1)
     """Micro-batches of a step at most; a recipe may ask for hundreds on one device."""
-
-
-class Stepper(Protocol):
-    """What a step needs of an engine: the whole surface that is measured."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
-
-    def backward(self, loss: Tensor) -> None: ...
-
-    def gradients_are_finite(self) -> Tensor: ...
-
-    def step(self, lr: float) -> Tensor | float: ...
-
-
-class PlainTorch:
-    """The peer of our engine: the same step on one device with nothing but torch."""
-
-    def __init__(self, config: RunConfig, model: VideoMamba, world: World, accumulation: int):
-        self.model = model.to(world.device)
-        self.optimizer = build_optimizer(config, model)
-        self.clip_grad = config.optim.clip_grad
-        self.accumulation = accumulation
-        precision = resolve_precision(config.engine.precision, world.device)
-        self._autocast = torch.autocast(
-            world.device.type, torch.bfloat16, enabled=precision == "bf16"
-        )
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self._autocast:
-            logits: Tensor = self.model(*args, **kwargs)
-        return logits
-
-    def backward(self, loss: Tensor) -> None:
-        (loss / self.accumulation).backward()  # type: ignore[no-untyped-call]
-
-    def gradients_are_finite(self) -> Tensor:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()
-
-    def step(self, lr: float) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad or float("inf"))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm
+    contenders: tuple[str, ...] = ()
+    """Keys of those to measure beside the recipe's own step; () = all."""
+    seconds: float = Field(default=math.inf, gt=0)
+    """No round begins after so long; the first is always made."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +76,11 @@ class _Runner:
     held_bytes: int | None
     """Of the process before the stepper was built."""
 
-    def step(self, task: ClassificationTask, batch: Batch, accumulation: int) -> StepTime:
+    def step(
+        self, task: ClassificationTask, batch: Batch, accumulation: int, world: World
+    ) -> StepTime:
         """As the trainer does it; each phase is waited for, so that the three add up."""
-        _use_backend(self.model, self.backend)
-        guard = NonFiniteGuard(GuardConfig())
+        use_backend(self.model, self.backend)
         forward_s = backward_s = 0.0
         for _ in range(accumulation):
             begin = _now()
@@ -125,18 +90,27 @@ class _Runner:
             end = _now()
             forward_s += middle - begin
             backward_s += end - middle
-        guard.rejects(0, loss, self.stepper.gradients_are_finite())  # raises rather than rejects
-        self.stepper.step(0.0)
+        squares = self.stepper.squared_grad_norm()
+        verdict = reach_verdict(loss, squares, stop=False, world=world)
+        if not verdict.finite:
+            raise NonFiniteError(f"{self.seen.name}: loss or gradients are not finite")
+        self.stepper.step(0.0, verdict.grad_norm)
         self.seen.losses.append(float(loss.detach()))
         return StepTime(forward_s, backward_s, _now() - end)
 
 
-def bench_step(config: RunConfig, bench: StepBench | None = None) -> StepReport:
+def bench_step(
+    config: RunConfig,
+    bench: StepBench | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> StepReport:
     """Measure all contenders. Collective: call on every rank of torchrun, or in one process.
 
+    `progress` hears a line before each thing that takes time.
     Raises ConfigError, ModelError or WeightsError on every rank alike.
     """
     bench = bench or StepBench()
+    began = time.monotonic()
     with ExitStack() as stack:
         world = distributed.join(timeout_s=config.engine.init_timeout_s)
         stack.callback(distributed.leave)
@@ -146,20 +120,27 @@ def bench_step(config: RunConfig, bench: StepBench | None = None) -> StepReport:
         config = _without_mixing_alone(config)
         micro_batch, accumulation = config.batch_split(world.size)
         accumulation = min(accumulation, bench.accumulation)
-        _rehearse(config, world)
+        candidates, left_out = choose(config, world.device, world.size, bench.contenders)
+        candidates, failed = _rehearse(candidates, config, world, progress)
         batch = synthetic_batch(config, micro_batch, world)
         task = build_task(config, world.device)
-        runners = list(_runners(config, world, micro_batch, accumulation))
+        runners = list(_runners(candidates, config, world, micro_batch, accumulation))
         for runner in runners:
-            runner.step(task, batch, accumulation)  # compiles, connects, makes Adam's moments
-            peak = _peak_bytes(world.device, partial(runner.step, task, batch, accumulation))
+            progress(f"warming up: {runner.seen.name}")
+            step = partial(runner.step, task, batch, accumulation, world)
+            step()  # compiles, connects, makes Adam's moments
+            peak = _peak_bytes(world.device, step)
             if peak is not None and runner.held_bytes is not None:
                 runner.seen.peak_bytes.append(distributed.max_over_ranks(peak - runner.held_bytes))
-        products_s = []
-        for _ in range(bench.rounds):
+        products_s: list[float] = []
+        for number in range(bench.rounds):
+            is_late: bool = distributed.from_main(time.monotonic() - began > bench.seconds)
+            if number and is_late:
+                break
+            progress(f"round {number + 1} of {bench.rounds}, {time.monotonic() - began:.0f} s")
             products_s.append(_largest_product_s(config, micro_batch, world))
             for runner in runners:
-                runner.seen.times.append(runner.step(task, batch, accumulation))
+                runner.seen.times.append(runner.step(task, batch, accumulation, world))
     clips = micro_batch * config.data.views
     return StepReport(
         config=config,
@@ -172,6 +153,7 @@ def bench_step(config: RunConfig, bench: StepBench | None = None) -> StepReport:
         flops_per_rank=clips * accumulation * training_flops(config.model),
         product_flops_per_s=_product_flops(config, micro_batch) / statistics.median(products_s),
         contenders=tuple(runner.seen for runner in runners),
+        left_out=(*left_out, *failed),
     )
 
 
@@ -200,55 +182,59 @@ def _without_mixing_alone(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": data})
 
 
-def _rehearse(config: RunConfig, world: World) -> None:
-    """Every contender on a tiny model, so that loading its code is no part of its memory."""
+def _rehearse(
+    candidates: Sequence[Candidate],
+    config: RunConfig,
+    world: World,
+    progress: Callable[[str], None],
+) -> tuple[list[Candidate], list[LeftOut]]:
+    """A step of each on a tiny model: loading its code is then no part of its memory.
+
+    Whoever fails is left out, on every rank; the recipe's own step, the first, has to work.
+    """
     tiny = resolve_config("videomambapro-tiny-test", scan_backend=config.model.scan_backend)
     config = config.model_copy(update={"model": tiny, "init_from": None})
-    micro_batch = 2
-    batch, task = synthetic_batch(config, micro_batch, world), build_task(config, world.device)
-    for runner in _runners(config, world, micro_batch, accumulation=1):
-        runner.step(task, batch, accumulation=1)
+    batch, task = synthetic_batch(config, 2, world), build_task(config, world.device)
+    able: list[Candidate] = []
+    failed: list[LeftOut] = []
+    for candidate in candidates:
+        progress(f"loading: {candidate.name}")
+        reason: str | None = None
+        try:
+            (runner,) = _runners([candidate], config, world, micro_batch=2, accumulation=1)
+            runner.step(task, batch, accumulation=1, world=world)
+        except Exception as error:  # whatever a compiled extension raises
+            if not able:
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reasons = [said for said in distributed.from_all_ranks(reason) if said is not None]
+        if reasons:
+            failed.append(LeftOut(candidate.key, reasons[0]))
+        else:
+            able.append(candidate)
+    return able, failed
 
 
 def _runners(
-    config: RunConfig, world: World, micro_batch: int, accumulation: int
+    candidates: Sequence[Candidate],
+    config: RunConfig,
+    world: World,
+    micro_batch: int,
+    accumulation: int,
 ) -> Iterator[_Runner]:
-    """The recipe's own step first; then what it is compared with."""
-    stage = config.engine.zero_stage
-    own, *others = distributed.from_main(_backends(config, world.device))
-    for zero_stage, backends in ((stage, [own, *others]), (0 if stage else 1, [own])):
-        held, model = _held_bytes(world.device), _model(config)
-        engine_config = config.engine.model_copy(update={"zero_stage": zero_stage})
-        changed = config.model_copy(update={"engine": engine_config})
-        engine = build_engine(changed, model, world, micro_batch, accumulation)
-        for backend in backends:
-            seen = Contender(f"{backend} scan, ZeRO {zero_stage}")
-            yield _Runner(seen, engine, model, backend, held)
-    if world.size == 1:
-        held, model = _held_bytes(world.device), _model(config)
-        plain = PlainTorch(config, model, world, accumulation)
-        yield _Runner(Contender(f"{own} scan, plain torch"), plain, model, own, held)
-
-
-def _backends(config: RunConfig, device: torch.device) -> list[str]:
-    """The recipe's first; without those that take minutes."""
-    model = config.model
-    ready = list(available_backends(device))
-    own = ready[0] if model.scan_backend == "auto" else model.scan_backend
-    if model.num_tokens * model.depth > _LONGEST_LOOP:
-        ready.remove("reference")
-    return [own, *(name for name in ready if name != own)]
-
-
-def _model(config: RunConfig) -> VideoMamba:
-    torch.manual_seed(config.seed)
-    return initial_model(config).train()
-
-
-def _use_backend(model: nn.Module, backend: str) -> None:
-    for module in model.modules():
-        if isinstance(module, Mixer):
-            module.config = module.config.model_copy(update={"scan_backend": backend})
+    """One for each; scans at the same stage share an engine."""
+    engines: dict[int, tuple[Stepper, nn.Module, int | None]] = {}
+    for candidate in candidates:
+        stage = candidate.zero_stage
+        if stage in engines:
+            stepper, model, held = engines[stage]
+        else:
+            held = _held_bytes(world.device)
+            stepper, model = build_stepper(candidate, config, world, micro_batch, accumulation)
+            if stage is not None:
+                engines[stage] = stepper, model, held
+        seen = Contender(candidate.name, same_loss=candidate.same_loss)
+        yield _Runner(seen, stepper, model, candidate.backend, held)
 
 
 def _now() -> float:
@@ -300,8 +286,8 @@ def _status_bytes(field: str) -> int | None:
 
 def _largest_product_s(config: RunConfig, micro_batch: int, world: World) -> float:
     """Seconds of the largest matrix product of a block alone: the rate that a step can hope for."""
-    bf16 = resolve_precision(config.engine.precision, world.device) == "bf16"
-    options: Any = {"device": world.device, "dtype": torch.bfloat16 if bf16 else torch.float32}
+    precision = resolve_precision(config.engine.precision, world.device)
+    options: Any = {"device": world.device, "dtype": AUTOCAST.get(precision, torch.float32)}
     model = config.model
     rows = micro_batch * config.data.views * model.num_tokens
     left = torch.ones(rows, model.embed_dim, **options)

@@ -47,6 +47,8 @@ class Contender:
     """Of every step, warm-up included."""
     peak_bytes: list[int] = field(default_factory=list)
     """Most memory in a step, weights and moments included; of the rank that needs most."""
+    same_loss: bool = True
+    """Does it compute the same function as the recipe's own step?"""
 
     @property
     def median(self) -> StepTime:
@@ -70,6 +72,8 @@ class StepReport:
     product_flops_per_s: float
     """Of the largest matrix product of a block, measured alone in the same rounds."""
     contenders: tuple[Contender, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
+    """(who, why) of those that could not be measured."""
 
     @property
     def clips(self) -> int:
@@ -106,7 +110,9 @@ class StepReport:
             self._absolute(),
             self._relative(),
             "Synthetic clips in memory: no loader, no disk. Peak: weights, moments, gradients and "
-            "activations.\nof product: FLOP/s over those of in_proj alone in the same run.",
+            "activations.\nof product: FLOP/s over those of in_proj alone in the same run; "
+            "FLOPs are\nthose of the recipe's model for all.",
+            *(f"left out: {who}: {why}" for who, why in self.left_out),
         )
 
     def _absolute(self) -> Table:

@@ -11,28 +11,35 @@ checkpoints/step-00001234/
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.errors import CheckpointError
+from pipeline.rundir import paths
+from pipeline.rundir.paths import MARKER as MARKER
+from pipeline.rundir.paths import checkpoint_name as checkpoint_name
+from pipeline.rundir.paths import committed as committed
+from pipeline.rundir.records import Number, Record
 
-MARKER = "COMMITTED"
 STATE_FILE = "state.json"
 CONFIG_FILE = "config.yaml"
-STEP_PATTERN = re.compile(r"step-(\d{8})")
 
 
-class RunState(BaseModel):
+class LossScaleState(Record):
+    """What a resumed fp16 run needs of its loss scale."""
+
+    value: float
+    good_steps: int
+
+
+class RunState(Record):
     """All that a run needs beside its tensors to go on as if it had never stopped.
 
     There is no RNG state: every random draw is a pure function of the seed and its position.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     version: int = 2
     step: int
@@ -50,37 +57,31 @@ class RunState(BaseModel):
     """Of the samples trained on and validated on, see `pipeline.open_data`."""
     config_digest: str
     skipped_steps: int = 0
-    metrics: dict[str, float] = {}
+    loss_scale: LossScaleState | None = None
+    """fp16 only."""
+    metrics: dict[str, Number] = Field(default_factory=dict)
     """Newest validation metrics."""
     evaluated_step: int = -1
     """Step that they are of; an evaluation that is due and missing is made up for on resume."""
-    best_top1: float = -1.0
+    best_top1: Number = -1.0
     """Highest validation top-1 so far."""
     best_step: int = -1
     """Step whose weights had it; the earlier of equals."""
-    elapsed_s: float = 0.0
+    elapsed_s: Number = 0.0
     """Training time of all attempts so far."""
 
 
-class FileRecord(BaseModel):
+class FileRecord(Record):
     """A file as it was committed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     bytes: int
     sha256: str
 
 
-class Marker(BaseModel):
+class Marker(Record):
     """What `COMMITTED` holds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     files: dict[str, FileRecord] = Field(min_length=1)
-
-
-def checkpoint_name(step: int) -> str:
-    return f"step-{step:08d}"
 
 
 def shard_name(rank: int, world_size: int) -> str:
@@ -88,21 +89,10 @@ def shard_name(rank: int, world_size: int) -> str:
 
 
 def step_of(path: Path) -> int:
-    match = STEP_PATTERN.fullmatch(path.name)
-    if match is None:
+    step = paths.step_of(path)
+    if step is None:
         raise CheckpointError(f"{path}: not a checkpoint directory (expected step-<8 digits>)")
-    return int(match[1])
-
-
-def committed(root: Path) -> list[Path]:
-    """Checkpoints under `root` that carry their marker, oldest first."""
-    if not root.is_dir():
-        return []
-    return sorted(
-        path
-        for path in root.iterdir()
-        if STEP_PATTERN.fullmatch(path.name) and (path / MARKER).is_file()
-    )
+    return step
 
 
 def verify(path: Path) -> None:

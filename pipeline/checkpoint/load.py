@@ -23,7 +23,7 @@ tensor in its own shape."""
 
 
 def newest_valid(root: Path) -> Path | None:
-    """The newest committed checkpoint whose files match their hashes.
+    """The newest committed checkpoint whose files match their hashes and can be read.
 
     A corrupt one is reported and passed over for the one before it; when all are corrupt,
     CheckpointError: starting from scratch in silence would throw the run away.
@@ -32,6 +32,7 @@ def newest_valid(root: Path) -> Path | None:
     for path in reversed(candidates):
         try:
             layout.verify(path)
+            layout.read_state(path)
         except CheckpointError as error:
             logger.error("%s; falling back to the checkpoint before it", error)
             continue

@@ -27,6 +27,7 @@ from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.retention import prune
 from pipeline.errors import SaveError
 from pipeline.rundir import durable
+from pipeline.rundir.paths import is_unfinished
 from pipeline.training.distributed import World, any_rank, from_all_ranks, on_main
 from pipeline.training.zero_state import Fragment
 
@@ -164,7 +165,7 @@ class CheckpointSaver:
             else:
                 files[path.name] = _fingerprint(path)
         final = staging.with_suffix("")
-        if final.exists():
+        if final.is_dir() and not final.is_symlink():  # what a link leads to is not ours
             layout.delete(final)
         durable.sync_file(staging)  # another rank may not have come to it since its last file
         durable.rename(staging, final)
@@ -184,9 +185,6 @@ def _remove_leftovers(root: Path) -> None:
     """Delete what killed runs left: staging directories and checkpoints without a marker."""
     root.mkdir(parents=True, exist_ok=True)
     for path in root.iterdir():
-        unfinished = path.name.endswith(".tmp") or (
-            layout.STEP_PATTERN.fullmatch(path.name) and not (path / layout.MARKER).is_file()
-        )
-        if path.is_dir() and unfinished:
+        if is_unfinished(path):
             logger.warning("removing unfinished checkpoint %s", path)
             shutil.rmtree(path)

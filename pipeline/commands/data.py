@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.terminal import say
+from pipeline.terminal import one_line, say
 
 if TYPE_CHECKING:
     from data_prep.options import ShardConfig
     from data_prep.schema import Manifest
+
+
+@contextmanager
+def machine_trouble_in_one_line() -> Iterator[None]:
+    """A full disk, an I/O error or too little memory: status 1, and nothing is lost."""
+    from data_prep.errors import MachineTrouble, is_of_machine
+    from pipeline import exits
+
+    try:
+        yield
+    except MachineTrouble as error:
+        line = str(error)
+    except OSError as error:
+        if not is_of_machine(error):
+            raise
+        line = f"{error}; run the same command again when there is room"
+    else:
+        return
+    say(f"error: {one_line(line)}", err=True)
+    sys.exit(exits.FAILED)
+
 
 app = typer.Typer(no_args_is_help=True, help="Make and inspect shard directories.")
 
@@ -31,7 +54,8 @@ def data_synth(
     from data_prep.synthetic import SynthOptions, synthesize
 
     options = SynthOptions(clips_per_split={"train": train, "val": val}, seed=seed)
-    say(synthesize(out, options))
+    with machine_trouble_in_one_line():
+        say(synthesize(out, options))
 
 
 @app.command("shard")
@@ -64,6 +88,7 @@ def data_shard(
     Example: vmp data shard --format folder --videos my_videos --out shards
     """
     from data_prep.options import ShardConfig
+    from data_prep.sealed.survey import reasons
     from data_prep.shard import shard
     from data_prep.video.clip import EncodeSettings
 
@@ -81,9 +106,14 @@ def data_shard(
         encode=EncodeSettings(copy_suitable=copy),
         work=work,
     )
-    manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)
+    with machine_trouble_in_one_line():
+        manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)
     counts = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
     say(f"{out}: {len(manifest.classes)} classes; samples: {counts}")
+    left_out = reasons(out)
+    if left_out:
+        listed = ", ".join(f"{count} {code}" for code, count in left_out.most_common())
+        say(f"left out: {listed}; each with its reason in quarantine.jsonl")
 
 
 def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
@@ -110,7 +140,7 @@ def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
     except DataError as error:
         if outcome.all_completed:
             raise
-        say(f"error: {error} ({outcome})", err=True)
+        say(f"error: {one_line(f'{error} ({outcome})')}", err=True)
         sys.exit(exits.FAILED)
 
 
@@ -124,12 +154,20 @@ def data_verify(
     Example: vmp data verify shards
     """
     from data_prep.sealed.verify import verify
+    from data_prep.video.picture import PICTURE_VERSION
 
-    found = verify(shards, fix=fix)
+    with machine_trouble_in_one_line():
+        found = verify(shards, fix=fix)
     for name in found.rebuilt:
         say(f"rebuilt {name}")
     for finding in found.findings:
-        say(finding)
+        say(one_line(str(finding)))
+    if found.picture_version < PICTURE_VERSION:
+        say(f"made by an earlier version (pictures {found.picture_version})")
+        for older in found.affected:
+            say(f"  {older}")
+        advice = "what to do" if found.affected else "none of its samples is affected"
+        say(f'  {advice}: docs/data.md, "Shards of earlier versions"')
     state = "unsound" if found.findings else "sound"
     say(f"{shards}: {state}; {found.shards} shards, {found.samples} samples")
     sys.exit(1 if found.findings else 0)
@@ -143,7 +181,8 @@ def data_report(shards: Annotated[str, typer.Argument(help="Shard directory.")])
     """
     from data_prep.sealed.report import report
 
-    say(report(shards))
+    with machine_trouble_in_one_line():
+        say(report(shards))
 
 
 @app.command("cache")

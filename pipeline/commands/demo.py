@@ -5,7 +5,6 @@ Each stage finds what an earlier, killed call has finished and goes on from ther
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,13 @@ from data_prep.options import ShardConfig
 from data_prep.shard import shard
 from data_prep.synthetic import CLASSES, SynthOptions, synthesize
 from data_prep.video.clip import EncodeSettings
-from pipeline import exits, rundir
+from pipeline import exits
 from pipeline.commands.program import vmp
 from pipeline.commands.submit import Order, submit_run
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import ConfigError
 from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
+from pipeline.rundir.summary import read_summary
 
 console = Console(highlight=False)
 _CHANCE = 1 / len(CLASSES)
@@ -58,8 +58,10 @@ def run_demo(root: Path, overrides: Sequence[str], clips_per_split: Mapping[str,
 
     console.rule("4/4  evaluating the checkpoint, frames in order and shuffled")
     run_dir = config.run_dir
-    summary = json.loads((run_dir / rundir.SUMMARY_FILE).read_text())
-    checkpoint = Path(summary["checkpoint"])
+    summary = read_summary(run_dir)
+    if summary is None:
+        raise ConfigError(f"{run_dir}: its summary cannot be read; run the same command again")
+    checkpoint = summary.checkpoint
     ordered = evaluate_checkpoint(checkpoint, shards)
     shuffled = evaluate_checkpoint(checkpoint, shards, ["eval.shuffle_frames=true"])
     order_matters = (
@@ -81,7 +83,7 @@ def run_demo(root: Path, overrides: Sequence[str], clips_per_split: Mapping[str,
     console.print(
         f"run          {run_dir}\n"
         f"checkpoint   {checkpoint}\n"
-        f"MLflow       {vmp()} ui --runs {run_dir.parent}   # run {summary['mlflow_run_id']}\n\n"
+        f"MLflow       {vmp()} ui --runs {run_dir.parent}   # run {summary.mlflow_run_id}\n\n"
         "your own videos, in one folder per class under MY_VIDEOS, K classes:\n"
         f"{vmp()} data shard --format folder --videos MY_VIDEOS --out my_shards\n"
         f"{vmp()} train demo name=mine data.train=my_shards data.val_split=train "

@@ -18,7 +18,6 @@ from pipeline.finished import finished
 from pipeline.open_data import open_data
 from pipeline.prepare import check_same_run, prepare_run
 from pipeline.rundir.metrics import read_metrics
-from pipeline.rundir.paths import METRICS_FILE
 from pipeline.terminal import say
 from pipeline.training import aftermath
 from slurm import launch
@@ -254,9 +253,8 @@ def _warn_without_gpus(resources: Resources, order: Order) -> None:
 
 def _check_grace(config: RunConfig, profile: ClusterProfile) -> None:
     """A run that has saved before shows how long the end of an attempt takes."""
-    path = config.run_dir / METRICS_FILE
-    logged = read_metrics(config.run_dir) if path.exists() else []
-    measured = next((row for row in reversed(logged) if "save_s" in row), None)
+    logged = reversed(read_metrics(config.run_dir))
+    measured = next((row for row in logged if {"save_s", "step_s_p95"} <= row.keys()), None)
     if measured is None:
         return
     step_s, save_s = measured["step_s_p95"], measured["save_s"]

@@ -8,18 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from pipeline import exits, rundir
-from pipeline.checkpoint import layout
 from pipeline.config import read_config
 from pipeline.errors import ConfigError
-from pipeline.health.failure import StopClass, first_failure
-from pipeline.health.heartbeat import read_heartbeats
 from pipeline.open_data import open_data
 from pipeline.prepare import prepare_run
+from pipeline.rundir import Attempt, End, RunStatus, State, StopClass
 from pipeline.rundir.metrics import read_metrics
-from pipeline.rundir.paths import METRICS_FILE
-from slurm import attempts, launch, nodes, queue
+from slurm import launch, nodes, queue
 from slurm.errors import ClusterError
 from slurm.follow import LogFollower
 
@@ -84,23 +82,25 @@ def _row(
 ) -> JobRow:
     """`views`: the jobs that SLURM knows; None when it does not answer."""
     if isinstance(submission, ClusterError):
-        return JobRow(run_dir.name, "unreadable", "-", "-", "-", "-", "-", 0, "-", str(submission))
+        return JobRow(
+            run_dir.name, State.UNREADABLE, "-", "-", "-", "-", "-", 0, "-", str(submission)
+        )
     view = views.get(submission.job_id) if views is not None and submission is not None else None
     status = rundir.read_status(run_dir)
-    last = status.get("state", "never started")
+    last = status.state
     if submission is None or submission.cluster == "local":
-        state = _local_state(run_dir, last)
+        state: str = _local_state(run_dir, last)
     elif views is None:
         state = f"{last} (SLURM does not answer)"
     else:
         state = _lost_or(last) if view is None or view.has_ended else view.state.lower()
-    logged = read_metrics(run_dir) if (run_dir / METRICS_FILE).exists() else []
-    training = [row for row in logged if row["kind"] == "train"]
-    beat = next((b for b in read_heartbeats(run_dir) if b.rank == 0), None)
+    training = [row for row in read_metrics(run_dir) if row["kind"] == "train"]
+    beat = rundir.read_heartbeat(run_dir)
+    past = rundir.read_attempts(run_dir)
     step = max(training[-1]["step"] if training else 0, beat.step if beat else 0)
     total = beat.total_steps if beat else 0
-    saved = layout.committed(run_dir / rundir.CHECKPOINTS)
-    is_alive = state in ("running", "stopping")
+    saved = rundir.committed(run_dir / rundir.CHECKPOINTS)
+    is_alive = state in (State.RUNNING, "stopping")
     waits_for = view.waits_for if view is not None and state == "pending" else ""
     return JobRow(
         name=run_dir.name,
@@ -108,31 +108,37 @@ def _row(
         job="-" if submission is None else f"{submission.cluster}:{submission.job_id}",
         nodes=(view.nodes if view is not None and is_alive else "") or "-",
         step=f"{step}/{total}" if total else str(step),
-        loss=f"{training[-1]['loss']:.4f}" if training else "-",
+        loss=_last_loss(training),
         eta=_duration((total - step) * beat.step_s) if is_alive and beat and beat.step_s else "-",
-        restarts=len(attempts.read(run_dir)),
+        restarts=len(past),
         checkpoint=saved[-1].name if saved else "-",
-        reason=f"waits for {waits_for}" if waits_for else _reason(run_dir, state, status),
+        reason=f"waits for {waits_for}" if waits_for else _reason(run_dir, state, status, past),
     )
 
 
-def _local_state(run_dir: Path, last: str) -> str:
+def _last_loss(training: list[dict[str, Any]]) -> str:
+    losses = [row["loss"] for row in training if "loss" in row]
+    return f"{losses[-1]:.4f}" if losses else "-"
+
+
+def _local_state(run_dir: Path, last: State) -> State:
     is_running = launch.find_running(run_dir) is not None or rundir.is_active(run_dir)
-    return "running" if is_running else _lost_or(last)
+    return State.RUNNING if is_running else _lost_or(last)
 
 
-def _lost_or(last: str) -> str:
+def _lost_or(last: State) -> State:
     """Of a run whose job is gone: one that never came to write its end is lost."""
-    return "lost" if last in ("running", "queued") else last
+    return State.LOST if last in (State.RUNNING, State.QUEUED) else last
 
 
-def _reason(run_dir: Path, state: str, status: dict[str, str]) -> str:
-    if "stop_class" in status and status["stop_class"] != "finished":
-        return f"{status['stop_class']}: {status.get('reason', '')}"
-    if state == "unreadable":
+def _reason(run_dir: Path, state: str, status: RunStatus, past: list[Attempt]) -> str:
+    if status.stop_class is StopClass.FINISHED:
+        return status.reason
+    if status.stop_class is not None:
+        return f"{status.stop_class}: {status.reason}"
+    if state == State.UNREADABLE:
         return f"{run_dir / rundir.STATUS_FILE}: not a whole status; the next start replaces it"
-    past = attempts.read(run_dir)
-    if state in ("running", "pending") and past:
+    if state in (State.RUNNING, "pending") and past:
         return f"before: {past[-1].stop_class}: {past[-1].reason}"
     return ""
 
@@ -160,7 +166,7 @@ def print_log(run_dir: Path, echo: Callable[[str], None], *, follow: bool, rank:
         if ended:
             break
         time.sleep(_POLL_S)
-    failure = first_failure(run_dir, rundir.read_status(run_dir).get("attempt", ""))
+    failure = rundir.first_failure(run_dir, rundir.read_status(run_dir).attempt)
     if failure is not None:
         echo(f"--- first failure: {failure}")
         echo(failure.traceback.rstrip())
@@ -184,14 +190,12 @@ def cancel(run_dir: Path, *, save: bool) -> str:
 
 def _write_cancelled(run_dir: Path) -> None:
     """Killed ranks cannot say it. The supervisor heeds what is of its own attempt."""
-    attempt = rundir.read_status(run_dir).get("attempt", "")
     rundir.write_status(
         run_dir,
-        "cancelled",
-        attempt=attempt,
+        State.CANCELLED,
+        End(StopClass.CANCELLED, "vmp jobs cancel"),
         exit_status=exits.FAILED,
-        stop_class=StopClass.CANCELLED.value,
-        reason="vmp jobs cancel",
+        attempt=rundir.read_status(run_dir).attempt,
     )
 
 
@@ -204,7 +208,7 @@ def resume(run_dir: Path) -> str:
     running = launch.find_running(run_dir)
     if running is not None:
         raise ClusterError(f"run {run_dir}: job {running.job_id} has it already")
-    if rundir.read_status(run_dir).get("state") == "finished":
+    if rundir.read_status(run_dir).state is State.FINISHED:
         raise ConfigError(f"run {run_dir}: is finished; there is nothing to resume")
     record = submission.record
     run_dir = run_dir.resolve()
@@ -218,7 +222,7 @@ def resume(run_dir: Path) -> str:
         [run_dir], record.cluster, record.profile, record.resources, then=record.then
     )
     follower = launch.submit_follower(again)
-    saved = layout.committed(run_dir / rundir.CHECKPOINTS)
+    saved = rundir.committed(run_dir / rundir.CHECKPOINTS)
     where = f"from {saved[-1].name}" if saved else "from its beginning"
     done = f"submitted: job {again.job_id} ({record.cluster}), run {run_dir} goes on {where}"
     return f"{done}\n{follower}" if follower else done

@@ -139,6 +139,8 @@ _NOT_IDENTITY = frozenset(
         "data.workers",
         "data.prefetch",
         "data.worker_start",
+        "engine.compile",
+        "engine.tf32",
         "engine.zero_stage",
         "engine.init_timeout_s",
         "engine.step_timeout_s",

@@ -27,6 +27,13 @@ class Batch(NamedTuple):
     """(key, reason) of every sample here that could not be read."""
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for: from pageable memory, CUDA would empty the stream."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def normalize(
     clips: Tensor,
     mean: tuple[float, float, float],
@@ -34,6 +41,6 @@ def normalize(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """uint8 (B, V, 3, T, H, W) -> standardised (B * V, 3, T, H, W) of `dtype`, on clips' device."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=clips.device).view(3, 1, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=clips.device)
+    scale = to_device(torch.tensor([1 / (255 * s) for s in std]), clips.device).view(3, 1, 1, 1)
+    shift = to_device(torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]), clips.device)
     return torch.addcmul(shift.view(3, 1, 1, 1), clips.flatten(0, 1).float(), scale).to(dtype)

@@ -6,7 +6,6 @@ all ranks map, so that its memory is the page cache's and is shared.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from data_prep.schema import INDEX_SCHEMA
 from pipeline.rundir.durable import rename
+from pipeline.rundir.lock import waiting_for
 
 COLUMNS = ("key", "shard", "offset", "size", "sha256", "label", "frames", "keyframes")
 _BATCH_ROWS = 1 << 17
@@ -74,8 +74,7 @@ def read_index(
     if parquet.metadata.num_rows <= _SHARED_ROWS:
         return Index(tuple(_parts(parquet, split, shard_names)))
     path = _node_directory() / f"{digest}-{split or 'all'}.arrow"
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with waiting_for(path.with_suffix(".lock")):
         if not path.exists():
             _unpack(_parts(parquet, split, shard_names), path)
     with pa.memory_map(str(path)) as mapped:

@@ -6,11 +6,9 @@ lock, appears under its name only complete and proven, and may be removed while 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +16,7 @@ from typing import BinaryIO
 from data_prep.schema import ShardRecord
 from pipeline.data.errors import DataError
 from pipeline.rundir.durable import rename, sync_file
+from pipeline.rundir.lock import waiting_for
 
 Download = Callable[[str, Path], None]
 """(shard name, local file to write)."""
@@ -57,7 +56,7 @@ class ShardCache:
                 f"({self.limit_bytes}): raise data.cache_gib"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock")):
+        with waiting_for(path.with_suffix(".lock")):
             if path.exists():
                 return
             # Left by a killed process, if it exists: the lock says nobody else writes it now.
@@ -73,7 +72,7 @@ class ShardCache:
                 part.unlink(missing_ok=True)
 
     def _make_room(self, needed: int) -> None:
-        with _locked(self.directory / "evict.lock"):
+        with waiting_for(self.directory / "evict.lock"):
             kept = sorted(_sizes_by_age(self.directory))
             total = sum(size for _, size, _ in kept)
             for _, size, path in kept:
@@ -100,11 +99,3 @@ def _check(part: Path, record: ShardRecord) -> None:
             f"{record.name}: fetched {part.stat().st_size} bytes that are not the shard the "
             f"manifest names ({record.bytes} bytes)"
         )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """An exclusive lock that the kernel releases when the process ends, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

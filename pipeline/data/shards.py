@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from data_prep.schema import INDEX_NAME, MANIFEST_NAME, SCHEMA_VERSION, Manifest
+from data_prep.schema import INDEX_NAME, MANIFEST_NAME, SCHEMA_VERSION, Manifest, how_to_seal
 from pipeline.data.errors import DataError
 from pipeline.data.index import Index, read_index
 from pipeline.data.randomness import shuffled
@@ -143,13 +143,21 @@ def _fetch(location: str, name: str) -> bytes:
             return RemoteStorage(location).read_whole(name)
         return (Path(location) / name).read_bytes()
     except FileNotFoundError:
+        advice = how_to_seal(_names(location) if name == MANIFEST_NAME else ())
         raise DataError(
-            f"{location}: no {name} here, so this is not a finished shard directory; "
-            "make one with `vmp data shard`"
+            f"{location}: no {name} here, so this is not a finished shard directory; {advice}"
         ) from None
     # ValueError and ImportError: fsspec does not know the protocol or lacks its package.
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"{location}/{name}: cannot be read: {error}") from None
+
+
+def _names(location: str) -> list[str]:
+    """Of a local directory; what lies behind a URL is not listed for the sake of a message."""
+    try:
+        return [] if is_url(location) else os.listdir(location)
+    except OSError:
+        return []
 
 
 def _parse_manifest(path: str, content: bytes) -> Manifest:

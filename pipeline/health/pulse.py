@@ -12,22 +12,15 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from typing import TypeVar
 
 import numpy as np
 
+from pipeline.rundir import Phase
+
 T = TypeVar("T")
 
 _RECENT_STEPS = 100
-
-
-class Phase(StrEnum):
-    START = "start"
-    TRAIN = "train"
-    SAVE = "save"
-    EVAL = "eval"
-    END = "end"
 
 
 class Pulse:

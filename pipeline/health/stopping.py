@@ -9,22 +9,13 @@ from __future__ import annotations
 import signal
 import time
 from types import FrameType
-from typing import NamedTuple
 
 from pipeline.health.config import StopConfig
-from pipeline.health.failure import StopClass
+from pipeline.rundir import End, StopClass
+from pipeline.rundir.ends import is_near
 
 # USR2: Submitit's time-out and preemption signal. TERM: what clusters without a user signal send.
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-# SLURM sends the signal that announces the time limit up to a minute early.
-_EARLY_S = 75.0
-
-
-class Stop(NamedTuple):
-    """Why a run ended early."""
-
-    stop_class: StopClass
-    reason: str
 
 
 class Stopper:
@@ -32,7 +23,7 @@ class Stopper:
 
     def __init__(self, config: StopConfig, deadline: float | None = None) -> None:
         """`deadline`: seconds since the epoch at which the run must begin to save."""
-        self.stop: Stop | None = None
+        self.end: End | None = None
         self._after_s = config.after_s
         self._started = time.monotonic()
         self._deadline = deadline
@@ -48,22 +39,22 @@ class Stopper:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.stop is not None:
+        if self.end is not None:
             return
         if number == signal.SIGINT:
             kind = StopClass.CANCELLED
-        elif self._deadline is not None and time.time() > self._deadline - _EARLY_S:
+        elif is_near(self._deadline, time.time()):
             kind = StopClass.TIME_LIMIT
         else:
             kind = StopClass.PREEMPTED
-        self.stop = Stop(kind, f"signal {signal.Signals(number).name}")
+        self.end = End(kind, f"signal {signal.Signals(number).name}")
 
     @property
     def requested(self) -> bool:
         """Does this rank want to stop? The others may not know yet."""
-        if self.stop is None and self._deadline is not None and time.time() > self._deadline:
-            self.stop = Stop(StopClass.TIME_LIMIT, "the job's time limit is near")
+        if self.end is None and self._deadline is not None and time.time() > self._deadline:
+            self.end = End(StopClass.TIME_LIMIT, "the job's time limit is near")
         ran_s = time.monotonic() - self._started
-        if self.stop is None and self._after_s is not None and ran_s > self._after_s:
-            self.stop = Stop(StopClass.TIME_LIMIT, "time limit stop.after_s")
-        return self.stop is not None
+        if self.end is None and self._after_s is not None and ran_s > self._after_s:
+            self.end = End(StopClass.TIME_LIMIT, "time limit stop.after_s")
+        return self.end is not None

@@ -28,8 +28,10 @@ from typing import TextIO
 from pipeline import exits
 from pipeline.errors import HangError
 from pipeline.health.config import HealthConfig
-from pipeline.health.failure import Failure, record_failure
+from pipeline.health.failure import record_failure
 from pipeline.health.pulse import Pulse
+from pipeline.rundir import Failure
+from pipeline.rundir.paths import hang_file, stacks_file
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +68,11 @@ class Watchdog:
         self._others_have_started = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
-        self._stacks_path = run_dir / "logs" / f"stacks-rank{pulse.rank:05d}.txt"
+        self._stacks_path = stacks_file(run_dir, pulse.rank)
 
     def __enter__(self) -> Watchdog:
         if self._pulse.rank == 0:  # from an earlier attempt
-            _marker(self._run_dir).unlink(missing_ok=True)
+            hang_file(self._run_dir).unlink(missing_ok=True)
         self._stacks: TextIO = self._stacks_path.open("a")
         self._faulthandler_was_on = faulthandler.is_enabled()
         faulthandler.enable(self._stacks)
@@ -99,7 +101,7 @@ class Watchdog:
             seen = self._pulse.beats
             if idle_s >= self._patience_s():
                 self._end(f"no progress for {idle_s:.0f} s (health.hang_timeout_s)")
-            if self._others_have_started and (call := _read(_marker(self._run_dir))):
+            if self._others_have_started and (call := _read(hang_file(self._run_dir))):
                 self._end(f"asked for its stack by {call}")
 
     def _patience_s(self) -> float:
@@ -136,7 +138,7 @@ class Watchdog:
 
 def call_for_stacks(run_dir: Path, caller: str) -> None:
     """Make every rank that still lives dump its stacks and end; the first call counts."""
-    with suppress(OSError), _marker(run_dir).open("x") as marker:
+    with suppress(OSError), hang_file(run_dir).open("x") as marker:
         marker.write(caller)
 
 
@@ -148,10 +150,6 @@ def _in_a_collective() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _marker(run_dir: Path) -> Path:
-    return run_dir / "logs" / "hang"
 
 
 def _read(path: Path) -> str:

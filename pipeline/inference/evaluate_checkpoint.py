@@ -13,7 +13,7 @@ from pipeline.data.shards import Shards, open_shards
 from pipeline.errors import ConfigError
 from pipeline.inference.evaluate import EvalResult, evaluate
 from pipeline.inference.loader import evaluation_loader
-from pipeline.training.engine import resolve_precision
+from pipeline.training.precision import AUTOCAST, resolve_precision
 
 
 def evaluate_checkpoint(path: Path, data: Path, overrides: Sequence[str] = ()) -> EvalResult:
@@ -29,12 +29,8 @@ def evaluate_checkpoint(path: Path, data: Path, overrides: Sequence[str] = ()) -
     _check_classes(checkpoint, shards)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_trained(checkpoint, config).to(device).eval()
-    autocast = torch.autocast(
-        device.type,
-        torch.bfloat16,
-        enabled=resolve_precision(config.engine.precision, device) == "bf16",
-    )
-    with autocast:
+    dtype = AUTOCAST.get(resolve_precision(config.engine.precision, device))
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
         return evaluate(model, evaluation_loader(shards, config), config.data, device)
 
 

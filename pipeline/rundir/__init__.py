@@ -1,35 +1,79 @@
-"""The run directory: what lies in it, who owns it, and how it is read and written.
+"""The run directory as a schema: paths, durable writing, and a record for each thing kept there.
 
-Imports the standard library and pydantic only; `pipeline` and `slurm` both go through it.
+`pipeline` and `slurm` both read and write runs through this package, which imports the standard
+library and pydantic only.
 """
 
-from pipeline.rundir.attempts import attempt_id
-from pipeline.rundir.lock import exclusive, is_active, refuse_active
+from pipeline.rundir.attempts import Attempt, append_attempt, attempt_id, read_attempts
+from pipeline.rundir.ends import End, StopClass
+from pipeline.rundir.failures import Failure, first_failure, forget_failures
+from pipeline.rundir.heartbeats import (
+    Heartbeat,
+    Phase,
+    forget_heartbeats,
+    read_heartbeat,
+    read_heartbeats,
+)
+from pipeline.rundir.lock import RunInUseError, exclusive, is_active, refuse_active
+from pipeline.rundir.marks import RankMark, read_marks
 from pipeline.rundir.paths import (
     ATTEMPTS_FILE,
     CHECKPOINTS,
     CONFIG_FILE,
+    JOB_FILE,
     LOGS,
     METRICS_FILE,
     PROVENANCE_FILE,
     STATUS_FILE,
     SUMMARY_FILE,
+    committed,
+    newest_step,
 )
-from pipeline.rundir.status import read_status, write_status
+from pipeline.rundir.status import (
+    RunStatus,
+    State,
+    forget_status,
+    read_status,
+    restore_status,
+    write_status,
+)
 
 __all__ = [
     "ATTEMPTS_FILE",
     "CHECKPOINTS",
     "CONFIG_FILE",
+    "JOB_FILE",
     "LOGS",
     "METRICS_FILE",
     "PROVENANCE_FILE",
     "STATUS_FILE",
     "SUMMARY_FILE",
+    "Attempt",
+    "End",
+    "Failure",
+    "Heartbeat",
+    "Phase",
+    "RankMark",
+    "RunInUseError",
+    "RunStatus",
+    "State",
+    "StopClass",
+    "append_attempt",
     "attempt_id",
+    "committed",
     "exclusive",
+    "first_failure",
+    "forget_failures",
+    "forget_heartbeats",
+    "forget_status",
     "is_active",
+    "newest_step",
+    "read_attempts",
+    "read_heartbeat",
+    "read_heartbeats",
+    "read_marks",
     "read_status",
     "refuse_active",
+    "restore_status",
     "write_status",
 ]

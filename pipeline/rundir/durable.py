@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -15,9 +16,30 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, content: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(content)
-    sync_file(temporary)
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        sync_file(temporary)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     rename(temporary, path)
+
+
+def write_text_even_on_a_full_disk(path: Path, content: str) -> None:
+    """As `write_text`; where that fails for want of space, over the old content.
+
+    A small file that is overwritten needs no new block on most file systems. Half of it would be
+    JSON that nobody can read, which readers take for no record.
+    """
+    try:
+        write_text(path, content)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not path.is_file():
+            raise
+        with path.open("r+b") as file:
+            file.write(content.encode().ljust(path.stat().st_size))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def sync_file(path: Path) -> None:

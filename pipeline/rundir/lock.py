@@ -1,44 +1,86 @@
-"""The lock of a run: one process trains in a directory at a time."""
+"""The lock of a run: one process trains in a directory at a time.
+
+A lock of an open file description: the kernel lets go of it however the process ends, and, unlike
+with flock, one can ask who holds it without taking it.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import os
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import RunInUseError
 from pipeline.rundir.attempts import attempt_id
+from pipeline.rundir.exits import BAD_INPUT
+from pipeline.rundir.paths import LOCK_FILE
 
 _LOST_NODE_S = 150.0
+# struct flock: l_type, l_whence, l_start, l_len (0 = the whole file), l_pid (0 as asked for).
+_FLOCK = "hhqqi4x"
+
+
+class RunInUseError(ValueError):
+    """The run directory belongs to another process that trains in it right now."""
+
+    exit_status = BAD_INPUT
 
 
 @contextmanager
 def exclusive(run_dir: Path) -> Iterator[None]:
-    """Hold the run's lock; the kernel lets go of it however this process ends.
+    """Hold the run's lock.
 
     Raises RunInUseError when another process trains in this directory.
     """
     # A file server may keep the lock of a node that was lost for a while.
     patience_s = _LOST_NODE_S if attempt_id() else 0.0
     deadline = time.monotonic() + patience_s
-    with (run_dir / ".lock").open("a+") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise _in_use(run_dir) from error
+    with (run_dir / LOCK_FILE).open("a+") as lock:
+        while not _try(lock.fileno()):
+            if time.monotonic() > deadline:
+                raise _in_use(run_dir)
             time.sleep(1)
         yield
 
 
 def refuse_active(run_dir: Path) -> None:
-    """Raises RunInUseError when a process trains in the directory. Call it before `prepare`."""
+    """Raises RunInUseError when a process trains in the directory. Call it before `prepare_run`."""
     if is_active(run_dir):
         raise _in_use(run_dir)
+
+
+def is_active(run_dir: Path) -> bool:
+    """Does a process train in the directory right now? The lock is not touched."""
+    try:
+        descriptor = os.open(run_dir / LOCK_FILE, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        told = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked)
+    finally:
+        os.close(descriptor)
+    return bool(struct.unpack(_FLOCK, told)[0] != fcntl.F_UNLCK)
+
+
+@contextmanager
+def waiting_for(path: Path) -> Iterator[None]:
+    """Hold a lock on the file `path`, which is made if need be, once nobody else does."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _try(descriptor: int) -> bool:
+    wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _in_use(run_dir: Path) -> RunInUseError:
@@ -46,15 +88,3 @@ def _in_use(run_dir: Path) -> RunInUseError:
         f"run directory {run_dir} is in use by another training process; wait for it, stop it, or "
         "choose another name=..."
     )
-
-
-def is_active(run_dir: Path) -> bool:
-    """Does a process on this machine train in the directory right now?"""
-    if not (run_dir / ".lock").exists():
-        return False
-    with (run_dir / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.rundir import durable
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-METRICS_FILE = "metrics.jsonl"
+from pipeline.rundir import durable, records
+from pipeline.rundir.paths import METRICS_FILE
+
+logger = logging.getLogger(__name__)
+
+
+class _Row(BaseModel):
+    """What a line must be to count as a row: so that readers need not look at a value twice."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, int | float]
+
+    step: int
+    kind: str
+    time: float
 
 
 class MetricsLog:
@@ -40,11 +55,19 @@ class MetricsLog:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All complete rows; a last line cut short by a kill is ignored."""
-    rows = []
-    for line in (run_dir / METRICS_FILE).read_text().splitlines():
+    """All rows, oldest first; lines that are none are left out and counted in the log.
+
+    [] when there is no such file. A last line cut short by a kill is no news.
+    """
+    rows: list[dict[str, Any]] = []
+    path = run_dir / METRICS_FILE
+    lines = records.lines(path)
+    bad = 0
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            rows.append(_Row.model_validate_json(line).model_dump())
+        except ValidationError:
+            bad += number < len(lines)
+    if bad:
+        logger.warning("%s: %d lines are no rows of metrics and are left out", path, bad)
     return rows

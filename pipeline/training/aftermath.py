@@ -6,8 +6,7 @@ from pathlib import Path
 
 from pipeline import exits, rundir
 from pipeline.config import read_config
-from pipeline.health.failure import first_failure
-from pipeline.rundir import attempt_id
+from pipeline.rundir import End, State, attempt_id
 from pipeline.tracking import Tracker
 
 _DELIVER_S = 20.0
@@ -19,37 +18,37 @@ def explain(run_dir: Path) -> str:
     Leaves that in status.json. Call it when all ranks are gone.
     """
     status = rundir.read_status(run_dir)
-    failure = first_failure(run_dir, status.get("attempt", ""))
-    if failure is not None and status.get("state") in ("running", "failed"):
-        told = {"stop_class": failure.stop_class.value, "reason": str(failure)}
-        if status.get("stop_class") != told["stop_class"]:
-            status = {"exit_status": exits.FAILED, **status, **told}
-            details = {key: status[key] for key in ("exit_status", *told)}
-            rundir.write_status(run_dir, "failed", **details)
-    if "stop_class" not in status:
+    stop_class, reason = status.stop_class, status.reason
+    failure = rundir.first_failure(run_dir, status.attempt)
+    if (
+        failure is not None
+        and status.state in (State.RUNNING, State.FAILED)
+        and stop_class is not failure.stop_class
+    ):
+        stop_class, reason = failure.stop_class, str(failure)
+        exit_status = exits.FAILED if status.exit_status is None else status.exit_status
+        end = End(stop_class, reason)
+        rundir.write_status(run_dir, State.FAILED, end, exit_status=exit_status)
+    if stop_class is None:
         return "its ranks left no word; see the log"
-    return f"{status['stop_class']}: {status.get('reason', '')}"
+    return f"{stop_class}: {reason}"
 
 
-def settle(run_dir: Path, stop_class: str, reason: str) -> None:
-    """Leave the reason in status.json and in the MLflow run, when rank 0 has not done so."""
-    status = rundir.read_status(run_dir)
-    if status.get("attempt") != attempt_id():  # the ranks of this attempt said nothing
-        status = {}
-    if "exit_status" in status and status.get("stop_class") == stop_class:
+def settle(run_dir: Path, end: End) -> None:
+    """Leave the end in status.json and in the MLflow run, when rank 0 has not done so."""
+    status = rundir.read_status(run_dir).of_attempt(attempt_id())
+    if status.exit_status is not None and status.stop_class is end.stop_class:
         return
-    stopped = status.get("state") == "stopped"
+    stopped = status.state is State.STOPPED
     rundir.write_status(
         run_dir,
-        "stopped" if stopped else "failed",
-        exit_status=status.get("exit_status", exits.FAILED),
-        stop_class=stop_class,
-        reason=reason,
+        State.STOPPED if stopped else State.FAILED,
+        end,
+        exit_status=exits.FAILED if status.exit_status is None else status.exit_status,
     )
     config = read_config(run_dir).tracking.model_copy(update={"flush_timeout_s": _DELIVER_S})
     tracker = Tracker(config, run_dir, params={}, tags={})
     if tracker.run_id is None:  # it never began: there is nothing to mark
         return
-    tracker.set_tag("stop.class", stop_class)
-    tracker.set_tag("stop.reason", reason[:5000])
+    tracker.note_end(end)
     tracker.close("KILLED" if stopped else "FAILED")

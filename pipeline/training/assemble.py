@@ -28,6 +28,7 @@ from pipeline.training.distributed import World
 from pipeline.training.engine import Engine
 from pipeline.training.guard import NonFiniteGuard
 from pipeline.training.optim import build_adamw, parameter_groups
+from pipeline.training.precision import allow_tf32
 from pipeline.training.recorder import Recorder
 from pipeline.training.schedule import Schedule
 from pipeline.training.startup import do_without_compiler, step_without_compiler
@@ -103,9 +104,12 @@ def build_engine(
     config: RunConfig, model: VideoMamba, world: World, micro_batch: int, accumulation: int
 ) -> Engine:
     """`model` and its AdamW as `config` says. Collective: call on every rank."""
-    do_without_compiler()
-    optimizer = build_optimizer(config, model)
-    step_without_compiler(optimizer)
+    allow_tf32(config.engine.tf32, world.device)
+    if not config.engine.compile:
+        do_without_compiler()
+    optimizer = build_optimizer(config, model, world.device)
+    if not config.engine.compile:
+        step_without_compiler(optimizer)
     return Engine(
         model,
         optimizer,
@@ -118,14 +122,14 @@ def build_engine(
     )
 
 
-def build_optimizer(config: RunConfig, model: VideoMamba) -> AdamW:
+def build_optimizer(config: RunConfig, model: VideoMamba, device: torch.device) -> AdamW:
     groups = parameter_groups(
         model.named_parameters(),
         config.optim,
         no_weight_decay=model.no_weight_decay(),
         depth=config.model.depth,
     )
-    return build_adamw(groups, config.optim)
+    return build_adamw(groups, config.optim, device)
 
 
 def build_task(config: RunConfig, device: torch.device) -> ClassificationTask:
@@ -168,6 +172,7 @@ def resume(
     if state.shapes != engine.state.shapes:
         raise CheckpointError(f"checkpoint {path}: its parameters are not those of this model")
     engine.state.load(tensors, state.adam_steps)
+    engine.loss_scale.restore(state.loss_scale)
     guard.skipped = state.skipped_steps
     logger.warning("resuming from %s", path)
     return Progress(

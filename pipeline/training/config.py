@@ -97,14 +97,28 @@ class EngineConfig(_Section):
     """How DeepSpeed holds the model."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 = autocast around fp32 parameters (never DeepSpeed's bf16 mode, which would round A_log,
-    D and the dt bias). auto = bf16 on CUDA, fp32 on CPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """bf16 and fp16 = autocast around fp32 parameters (never DeepSpeed's own modes, which would
+    round A_log, D and the dt bias); fp16 with a dynamic loss scale. auto = bf16 on CUDA, fp32 on
+    CPU."""
+    tf32: bool = False
+    """Let CUDA round the factors of fp32 matrix products to 10 bits of mantissa."""
+    compile: bool = False
+    """torch.compile what surrounds the scan in each block; the first step then takes minutes.
+    Equal to eager up to rounding; not at ZeRO stage 3."""
     init_timeout_s: float = Field(default=1800, gt=0)
     """Collective time-out while ranks start, compile and read their checkpoint."""
     step_timeout_s: float = Field(default=600, gt=0)
     """Collective time-out from the end of the first step on: how long ranks may wait for the
     slowest of them, evaluation and saving included, before they take it for lost."""
+
+    @model_validator(mode="after")
+    def _stage_3_is_eager(self) -> EngineConfig:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile=true cannot trace what ZeRO stage 3 gathers: take a lower zero_stage"
+            )
+        return self
 
 
 class EmaConfig(_Section):

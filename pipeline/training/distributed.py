@@ -44,12 +44,12 @@ class World:
         return self.rank == 0
 
 
-def join(*, timeout_s: float, logs: Path | None = None) -> World:
+def join(*, timeout_s: float, traces: Path | None = None) -> World:
     """Enter the process group described by RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
 
     Collective: call on every rank. The environment comes from torchrun, `slurm.job`,
-    `slurm.ranks` or `pipeline.spawn`; without it this process is a world of one. NCCL's traces go
-    into `logs`.
+    `slurm.ranks` or `pipeline.training.spawn`; without it this process is a world of one. The names
+    of NCCL's dumps begin with `traces`.
     """
     rank = int(os.environ.get("RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -68,8 +68,8 @@ def join(*, timeout_s: float, logs: Path | None = None) -> World:
         os.environ["MASTER_PORT"] = str(free_port())
     for name, text in _NCCL_DEFAULTS.items():
         os.environ.setdefault(name, text)
-    if logs is not None:
-        os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(logs / "nccl-trace-rank"))
+    if traces is not None:
+        os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(traces))
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == size and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     timeout = timedelta(seconds=timeout_s)

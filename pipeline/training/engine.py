@@ -1,6 +1,8 @@
 """DeepSpeed behind a small surface; the only module that imports it.
 
-What the trainer needs: forward, backward, finite check, step, and the ZeRO-sharded state (`state`).
+What the trainer needs: forward, backward, gradient norm, step, and the ZeRO-sharded state.
+DeepSpeed itself neither clips nor casts nor checks: its norm is a float64 copy of every gradient
+and waits for the device, where ours is one fused launch that the verdict of the step reads.
 """
 
 from __future__ import annotations
@@ -9,25 +11,20 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from pipeline.training.config import EngineConfig
 from pipeline.training.distributed import World, limit_collectives
+from pipeline.training.precision import AUTOCAST, LossScale, resolve_precision
 from pipeline.training.startup import absent
 from pipeline.training.zero_state import ZeroState
 
-# The phantom-step and precision traps that shaped this list are measured in docs/training.md.
-Precision = Literal["fp32", "bf16"]
 _LARGEST_BUCKET = 50_000_000
-
-
-def resolve_precision(precision: str, device: torch.device) -> Precision:
-    if precision == "auto":
-        return "bf16" if device.type == "cuda" else "fp32"
-    return "bf16" if precision == "bf16" else "fp32"
+# A gradient norm of zero must not divide by zero; the value is that of torch and DeepSpeed.
+_CLIP_EPS = 1e-6
 
 
 class Engine:
@@ -53,6 +50,13 @@ class Engine:
         self.stage = config.zero_stage
         self.clip_grad = clip_grad
         self.precision = resolve_precision(config.precision, world.device)
+        self.loss_scale = LossScale(self.precision)
+        if config.compile:
+            compile_blocks(model)
+        if self.precision in AUTOCAST:
+            # Never DeepSpeed's own mixed precision, see docs/training.md.
+            autocast = torch.autocast(world.device.type, AUTOCAST[self.precision])
+            model.forward = autocast(model.forward)
         if self.stage == 3 and hasattr(model, "zero3_leaf_modules"):
             deepspeed.utils.set_z3_leaf_modules(model, list(cast(Any, model).zero3_leaf_modules))
         with absent("triton"):  # for layers of experts, which we have not
@@ -80,22 +84,17 @@ class Engine:
             "train_batch_size": micro_batch * accumulation * self.world.size,
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": accumulation,
-            # Stage 0 is clipped in `step`, where the norm can be reported as well.
-            "gradient_clipping": 0.0 if self.stage == 0 else (self.clip_grad or 0.0),
+            "gradient_clipping": 0.0,  # `step` does it
             "zero_optimization": {
                 "stage": self.stage,
+                # Stage 3 knows no way without.
+                "compute_grad_norm": self.stage == 3 or self.stage == 0,
                 "overlap_comm": self.world.device.type == "cuda",
                 # The default of 5e8 elements is allocated anew in every step: 2 GB for any model.
                 "reduce_bucket_size": bucket,
                 "allgather_bucket_size": bucket,
                 # Small models: partition every parameter, so that stage 3 is the same at any size.
                 "stage3_param_persistence_threshold": 0,
-            },
-            "torch_autocast": {
-                "enabled": self.precision == "bf16",
-                "dtype": "bfloat16",
-                # No module communicates in bf16: gradients are summed in fp32 at every world size.
-                "lower_precision_safe_modules": [],
             },
             "steps_per_print": 2**31,
         }
@@ -114,16 +113,20 @@ class Engine:
         `loss` is the micro-batch mean; DeepSpeed divides by the accumulation steps itself.
         Collective on the last micro-batch of a step.
         """
-        self._engine.backward(loss)
+        self._engine.backward(loss * self.loss_scale.value if self.loss_scale.is_on else loss)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # only advances DeepSpeed's micro-step counter
 
-    def gradients_are_finite(self) -> torch.Tensor:
-        """0-dim bool on the device: are the reduced gradients that this rank holds finite?"""
-        finite = torch.ones((), dtype=torch.bool, device=self.world.device)
-        for gradient in self._local_gradients():
-            finite &= torch.isfinite(gradient).all()
-        return finite
+    def squared_grad_norm(self) -> torch.Tensor:
+        """0-dim float64 on the device: this rank's share of the squared norm, scaled as the loss.
+
+        The shares of all ranks add up to the whole. Not collective; waits for nothing.
+        """
+        gradients = list(self._local_gradients())
+        if not gradients:
+            return torch.zeros((), dtype=torch.float64, device=self.world.device)
+        squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
+        return squares / self.world.size if self.stage == 0 else squares
 
     def _local_gradients(self) -> Iterator[torch.Tensor]:
         if self.stage == 0:
@@ -134,23 +137,27 @@ class Engine:
         for gradients in self._optimizer.averaged_gradients.values():
             yield from (g for g in gradients or () if g is not None)
 
-    def step(self, lr: float) -> torch.Tensor | float:
-        """Apply the accumulated gradients with learning rate `lr`; returns the gradient norm.
+    def step(self, lr: float, grad_norm: float) -> None:
+        """Apply the accumulated gradients with learning rate `lr`. Collective.
 
-        Collective.
+        `grad_norm`: of all ranks, from `squared_grad_norm`; decides about clipping.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        norm: torch.Tensor | float | None = None
-        if self.stage == 0:
-            norm = nn.utils.clip_grad_norm_(
-                self.module.parameters(), self.clip_grad or float("inf"), error_if_nonfinite=False
-            )
+        factor = clip_factor(self.unscaled(grad_norm), self.clip_grad) / self.loss_scale.value
+        if factor != 1:
+            torch._foreach_mul_(list(self._local_gradients()), factor)
         self._engine.step()
         self.state.update_average()
-        if norm is None:
-            norm = self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else norm
+
+    def unscaled(self, grad_norm: float) -> float:
+        """A norm of gradients as it is without the loss scale."""
+        return grad_norm / self.loss_scale.value
+
+    def learning_rates(self, lr: float) -> dict[str, float]:
+        """`lr`, and what groups with another scale get of it, by name."""
+        scales = {group["lr_scale"] for group in self._optimizer.param_groups} - {1.0}
+        return {"lr": lr} | {f"lr_x{scale:.3g}": lr * scale for scale in sorted(scales)}
 
     def discard_gradients(self) -> None:
         """Forget the accumulated gradients; parameters, moments and Adam's step stay."""
@@ -163,6 +170,20 @@ class Engine:
             for group in self._optimizer.all_grad_tensors:
                 self._optimizer.all_grad_tensors[group] = None
         self._engine.micro_steps += 1
+
+
+def clip_factor(grad_norm: float, largest: float | None) -> float:
+    """What gradients of norm `grad_norm` are multiplied by, so that it is `largest` at most."""
+    return 1.0 if largest is None else min(1.0, largest / (grad_norm + _CLIP_EPS))
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """torch.compile each block of a backbone in place: its parameters keep their names.
+
+    The scan stays a call of its own; what surrounds it is fused.
+    """
+    for block in cast(Any, model).blocks:
+        block.compile(dynamic=False)
 
 
 def _import_deepspeed(device: torch.device) -> Any:

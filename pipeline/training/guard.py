@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from pipeline.errors import NonFiniteError
 from pipeline.training.config import GuardConfig
-from pipeline.training.distributed import any_rank
 
 
 class NonFiniteGuard:
@@ -17,16 +14,21 @@ class NonFiniteGuard:
         self.skipped_in_a_row = 0
         self.skipped = 0
 
-    def rejects(self, step: int, loss: torch.Tensor, gradients_finite: torch.Tensor) -> bool:
-        """True when the step must be discarded. Collective; reads the device once.
+    def rejects(self, step: int, finite: bool, *, overflow: bool = False) -> bool:
+        """True when the step must be discarded.
 
-        Raises NonFiniteError, on all ranks alike, when too many steps in a row were bad.
+        Args:
+            finite: what the ranks agreed on, see `Verdict`.
+            overflow: the loss scale of fp16 was too high and has been lowered: skipped, no fault.
+
+        Raises NonFiniteError when too many steps in a row were bad.
         """
-        bad_here = not bool(torch.isfinite(loss).all() & gradients_finite)
-        if not any_rank(bad_here):
+        if finite:
             self.skipped_in_a_row = 0
             return False
         self.skipped += 1
+        if overflow:
+            return True
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row > self.config.max_skipped_in_a_row:
             raise NonFiniteError(

@@ -29,6 +29,7 @@ class Meters:
         self._device_spans: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._started = time.perf_counter()
         self._steps = 0
+        self._grad_norms: list[float] = []
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -54,6 +55,10 @@ class Meters:
     def add(self, report: Report) -> None:
         self._sums += torch.stack(report)
 
+    def add_grad_norm(self, norm: float) -> None:
+        """Of all ranks, before clipping, of a step that was applied."""
+        self._grad_norms.append(norm)
+
     def count_step(self) -> None:
         self._steps += 1
 
@@ -72,7 +77,11 @@ class Meters:
             "clips_per_s": weight / elapsed,
             "step_s": elapsed / steps,
             "data_wait_share": self._span_s["data"] / elapsed,
+            "data_wait_s": self.own_time.data_s,
         }
+        if self._grad_norms:
+            values["grad_norm"] = sum(self._grad_norms) / len(self._grad_norms)
+            values["grad_norm_max"] = max(self._grad_norms)
         if self._device.type == "cuda":
             values["memory_peak_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
         self._reset()

@@ -53,6 +53,12 @@ def parameter_groups(
     return list(groups.values())
 
 
-def build_adamw(groups: list[dict[str, object]], config: OptimConfig) -> torch.optim.AdamW:
-    """Torch's own AdamW: DeepSpeed's fused one would compile C++ for minutes on first use."""
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+def build_adamw(
+    groups: list[dict[str, object]], config: OptimConfig, device: torch.device
+) -> torch.optim.AdamW:
+    """Torch's own AdamW: DeepSpeed's fused one would compile C++ for minutes on first use.
+
+    On CUDA one kernel updates all parameters; on the CPU torch's fused form has other bits.
+    """
+    fused = True if device.type == "cuda" else None
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -12,15 +14,16 @@ from typing import NamedTuple
 from pipeline import rundir
 from pipeline.config import RunConfig, flatten
 from pipeline.health.failure import classify
-from pipeline.health.stopping import Stop
-from pipeline.rundir import durable
+from pipeline.rundir import End, durable
 from pipeline.rundir.metrics import MetricsLog, read_metrics
+from pipeline.rundir.paths import of_all_ranks, samples_file
 from pipeline.tracking import Tracker
 from pipeline.training.distributed import World, from_main
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_TAG = 5000
+
+_SAMPLE = re.compile(rb"(\d+)\t([!-~]+)")
 # In metrics.jsonl and in MLflow; a line of the log is for the eye.
 _UNSHOWN = ("step_s", "step_s_p50", "step_s_p95", "save_s", "save_blocked_s", "memory_peak_gib")
 
@@ -84,11 +87,10 @@ class Recorder:
             if log is not None:
                 log.sync()
 
-    def note_stop(self, stop: Stop) -> None:
+    def note_end(self, end: End) -> None:
         """Why the attempt ends early, as tags of the MLflow run."""
         if self._rows is not None:
-            self._tracker.set_tag("stop.class", stop.stop_class.value)
-            self._tracker.set_tag("stop.reason", stop.reason[:_LONGEST_TAG])
+            self._tracker.note_end(end)
 
     def mlflow_run_id(self) -> str | None:
         """Rank 0 only; None when no store has answered in `tracking.flush_timeout_s`."""
@@ -106,7 +108,7 @@ class Recorder:
         if self._rows is None:
             return
         if error is not None:
-            self.note_stop(Stop(classify(error), " ".join(str(error).split())))
+            self.note_end(End(classify(error), " ".join(str(error).split())))
         self._rows.close()
         summary = self._run_dir / rundir.SUMMARY_FILE
         if kind is None and summary.exists():
@@ -123,7 +125,7 @@ class SampleLog:
     """
 
     def __init__(self, run_dir: Path, world: World) -> None:
-        self._file = (run_dir / rundir.LOGS / f"samples-rank{world.rank:05d}.tsv").open("a")
+        self._file = samples_file(run_dir, world.rank).open("a")
 
     def write(self, step: int, keys: list[str]) -> None:
         self._file.writelines(f"{step}\t{key}\n" for key in keys)
@@ -138,20 +140,27 @@ class SampleLog:
 
 def drop_samples_from(run_dir: Path, step: int) -> None:
     """Forget the sample log from `step` on, in the files of every rank."""
-    for path in (run_dir / rundir.LOGS).glob("samples-rank*.tsv"):
-        lines = path.read_text().splitlines(keepends=True)
-        complete = [line for line in lines if line.endswith("\n")]
-        path.write_text("".join(x for x in complete if int(x.split("\t")[0]) < step))
+    for path in of_all_ranks(run_dir, samples_file(run_dir, 0)):
+        kept = [f"{at}\t{key}\n" for at, key in _sample_lines(path) if at < step]
+        durable.write_text(path, "".join(kept))
 
 
 def read_samples(run_dir: Path) -> dict[int, list[str]]:
     """Step -> the keys of its global batch, sorted."""
     steps: dict[int, list[str]] = {}
-    for path in (run_dir / rundir.LOGS).glob("samples-rank*.tsv"):
-        for line in path.read_text().splitlines():
-            step, key = line.split("\t")
-            steps.setdefault(int(step), []).append(key)
+    for path in of_all_ranks(run_dir, samples_file(run_dir, 0)):
+        for step, key in _sample_lines(path):
+            steps.setdefault(step, []).append(key)
     return {step: sorted(keys) for step, keys in sorted(steps.items())}
+
+
+def _sample_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(step, key) of every whole line; a power cut may leave anything at the end."""
+    *whole, _ = path.read_bytes().split(b"\n")
+    for line in whole:
+        found = _SAMPLE.fullmatch(line)
+        if found:
+            yield int(found[1]), found[2].decode()
 
 
 def _tags(run_dir: Path) -> dict[str, str]:

@@ -45,6 +45,6 @@ def run_ranks(run_dir: Path, ranks: int) -> int:
     except (ChildFailedError, SignalException):
         # Rank 0 left the status of the run, but another rank's failure may be behind its own.
         say(f"run {run_dir} ended: {aftermath.explain(run_dir)}", err=True)
-        status = rundir.read_status(run_dir)
-        return int(status.get("exit_status", exits.FAILED))
+        status = rundir.read_status(run_dir).exit_status
+        return exits.FAILED if status is None else status
     return exits.DONE

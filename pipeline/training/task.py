@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.data.batch import Batch, normalize
+from pipeline.data.batch import Batch, normalize, to_device
 from pipeline.data.config import DataConfig
 from pipeline.data.mix import Mix, draw_mix, mix_clips, mix_targets
 from pipeline.data.randomness import sample_rng
@@ -53,11 +53,9 @@ class ClassificationTask:
         sample then never depends on which rank or micro-batch its neighbours are in.
         """
         views = batch.clips.shape[1]
-        clips = normalize(
-            batch.clips.to(self.device, non_blocking=True), self.data.mean, self.data.std
-        )
-        label = batch.label.to(self.device)
-        weight = batch.weight.to(self.device).repeat_interleave(views)
+        clips = normalize(to_device(batch.clips, self.device), self.data.mean, self.data.std)
+        label = to_device(batch.label, self.device)
+        weight = to_device(batch.weight, self.device).repeat_interleave(views)
         mix = self._draw_mix(batch)
         if mix is not None:
             clips = mix_clips(clips, mix, views)
@@ -81,9 +79,8 @@ class ClassificationTask:
     def _draw_mix(self, batch: Batch) -> Mix | None:
         if not self.data.mix.is_on:
             return None
-        return Mix(
-            *(tensor.to(self.device) for tensor in draw_mix(batch, self.data.mix, self.seed))
-        )
+        mix = draw_mix(batch, self.data.mix, self.seed)
+        return Mix(*(to_device(tensor, self.device) for tensor in mix))
 
     def _drop_path_keep(self, batch: Batch, views: int) -> Tensor | None:
         """Which blocks each clip passes through: a pure function of (seed, epoch, key, view)."""
@@ -97,4 +94,4 @@ class ClassificationTask:
             for view in range(views)
         ]
         keep = np.stack(draws) >= np.asarray(self.drop_path_rates)
-        return torch.from_numpy(keep).to(self.device)
+        return to_device(torch.from_numpy(keep), self.device)

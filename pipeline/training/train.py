@@ -15,32 +15,42 @@ from pathlib import Path
 
 from pipeline import exits, rundir
 from pipeline.config import read_config
-from pipeline.errors import RunInUseError
 from pipeline.health import preflight
-from pipeline.health.failure import Failure, StopClass, record_failure, timed_out
-from pipeline.health.heartbeat import HeartbeatWriter, forget_heartbeats
+from pipeline.health.failure import record_failure, timed_out
+from pipeline.health.heartbeat import HeartbeatWriter
+from pipeline.health.parent import stop_with_parent
 from pipeline.health.pulse import Pulse
-from pipeline.health.stopping import Stop, Stopper
+from pipeline.health.stopping import Stopper
 from pipeline.health.watchdog import Watchdog, call_for_stacks
-from pipeline.rundir import attempt_id, durable
+from pipeline.rundir import (
+    End,
+    Failure,
+    RunInUseError,
+    State,
+    StopClass,
+    attempt_id,
+    forget_heartbeats,
+)
+from pipeline.rundir.paths import collective_traces, rank_log_file
 from pipeline.rundir.private import set_umask
+from pipeline.rundir.summary import Summary, write_summary
 from pipeline.terminal import SafeFormatter, one_line, say
 from pipeline.training import distributed
 from pipeline.training.assemble import assemble
 from pipeline.training.distributed import World
-from pipeline.training.trainer import Outcome, Trainer
+from pipeline.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 
-def train(run_dir: Path, deadline: float | None = None) -> tuple[Outcome, Stop | None]:
+def train(run_dir: Path, deadline: float | None = None) -> End:
     """Train, or go on training, the run of a prepared directory. Collective: call on every rank.
 
     Rank 0 holds the lock of the run: `rundir.exclusive`.
 
     Args:
         deadline: when to stop and save, in seconds since the epoch; null = never.
-    Returns how it ended and, when it was stopped, why.
+    Returns how the attempt ended: FINISHED, or what it was stopped for.
     """
     config = read_config(run_dir)
     set_umask(private=config.private)
@@ -56,7 +66,7 @@ def train(run_dir: Path, deadline: float | None = None) -> tuple[Outcome, Stop |
         )
         stack.enter_context(watchdog)
         world = distributed.join(
-            timeout_s=config.engine.init_timeout_s, logs=(run_dir / rundir.LOGS).resolve()
+            timeout_s=config.engine.init_timeout_s, traces=collective_traces(run_dir)
         )
         stack.callback(distributed.leave)
         watchdog.heed_others()
@@ -64,29 +74,27 @@ def train(run_dir: Path, deadline: float | None = None) -> tuple[Outcome, Stop |
         preflight.check(config, run_dir, world)
         distributed.on_main(lambda: forget_heartbeats(run_dir, from_rank=world.size))
         trainer = assemble(config, run_dir, world, stopper, pulse, stack)
-        outcome = trainer.fit()
-        if outcome is Outcome.FINISHED and world.is_main:
-            write_summary(trainer, run_dir)
+        end = trainer.fit()
+        if end.stop_class is StopClass.FINISHED and world.is_main:
+            write_summary(run_dir, summary_of(trainer))
             logger.info("finished: %s", _result(trainer.progress.metrics))
-        return outcome, trainer.stopped_by
+        return end
 
 
-def write_summary(trainer: Trainer, run_dir: Path) -> None:
-    """summary.json: the result of a finished run."""
+def summary_of(trainer: Trainer) -> Summary:
+    """The result of a finished run. Rank 0 only."""
     state = trainer.state()
     metrics = state.metrics
-    durable.write_json(
-        run_dir / rundir.SUMMARY_FILE,
-        {
-            "top1": metrics["top1"],
-            "top5": metrics["top5"],
-            "num_samples": int(metrics["num_samples"]),
-            "steps": state.step,
-            "epochs": state.step / trainer.steps_per_epoch,
-            "checkpoint": str(trainer.saver.path_of(state.step)),
-            "mlflow_run_id": trainer.recorder.mlflow_run_id(),
-            "wall_s": round(state.elapsed_s, 3),
-        },
+    return Summary(
+        top1=metrics["top1"],
+        top5=metrics["top5"],
+        loss=metrics["loss"],
+        num_samples=int(metrics["num_samples"]),
+        steps=state.step,
+        epochs=state.step / trainer.steps_per_epoch,
+        checkpoint=trainer.saver.path_of(state.step),
+        mlflow_run_id=trainer.recorder.mlflow_run_id(),
+        wall_s=round(state.elapsed_s, 3),
     )
 
 
@@ -106,15 +114,15 @@ def _run(run_dir: Path, deadline: float | None, lock: ExitStack) -> int:
         logging.lastResort.setFormatter(SafeFormatter())
     try:
         if rank == 0:
-            # Before anything is written, and until the end has been: both are the owner's.
+            # Only the owner of the lock writes, from the first word to the last.
             lock.enter_context(rundir.exclusive(run_dir))
-            rundir.write_status(run_dir, "running")
-        outcome, stop = train(run_dir, deadline)
+            rundir.write_status(run_dir, State.RUNNING)
+        end = train(run_dir, deadline)
     except Exception as error:  # the boundary of the process: report, then fail
         if isinstance(error, RunInUseError) and not attempt_id():
             say(f"error: {one_line(str(error))}", err=True)
             return exits.BAD_INPUT  # a SLURM job owes its supervisor a record, nobody else does
-        bad_input = isinstance(error, exits.USER_ERRORS)
+        bad_input = exits.is_bad_input(error)
         if bad_input:
             say(f"error: {one_line(str(error))}", err=True)
         else:
@@ -122,32 +130,27 @@ def _run(run_dir: Path, deadline: float | None, lock: ExitStack) -> int:
         failure = record_failure(run_dir, rank, error)
         if timed_out(error):
             call_for_stacks(run_dir, f"rank {rank} on {failure.host}, which waited too long")
-        end = Stop(failure.stop_class, str(error) if bad_input else str(failure))
-        return _end(run_dir, rank, "failed", exits.BAD_INPUT if bad_input else exits.FAILED, end)
-    if outcome is Outcome.STOPPED:
-        return _end(run_dir, rank, "stopped", exits.RESUMABLE, stop)
-    return _end(run_dir, rank, "finished", exits.DONE, Stop(StopClass.FINISHED, ""))
+        failed = End(failure.stop_class, str(error) if bad_input else str(failure))
+        status = exits.BAD_INPUT if bad_input else exits.FAILED
+        return _leave_word(run_dir, rank, State.FAILED, failed, status)
+    if end.stop_class is StopClass.FINISHED:
+        return _leave_word(run_dir, rank, State.FINISHED, end, exits.DONE)
+    return _leave_word(run_dir, rank, State.STOPPED, end, exits.RESUMABLE)
 
 
 def _leave_failure(run_dir: Path, failure: Failure) -> None:
-    end = Stop(failure.stop_class, str(failure))
-    _end(run_dir, failure.rank, "failed", exits.FAILED, end)
+    end = End(failure.stop_class, str(failure))
+    _leave_word(run_dir, failure.rank, State.FAILED, end, exits.FAILED)
 
 
-def _end(run_dir: Path, rank: int, state: str, status: int, stop: Stop | None) -> int:
+def _leave_word(run_dir: Path, rank: int, state: State, end: End, exit_status: int) -> int:
+    """Rank 0 says how the attempt ended; returns the exit status."""
     if rank == 0:
-        stop = stop or Stop(StopClass.PREEMPTED, "")
         try:
-            rundir.write_status(
-                run_dir,
-                state,
-                exit_status=status,
-                stop_class=stop.stop_class.value,
-                reason=stop.reason,
-            )
+            rundir.write_status(run_dir, state, end, exit_status=exit_status)
         except OSError:  # a full disk may be what ended the run: the log and the status have it
             traceback.print_exc()
-    return status
+    return exit_status
 
 
 def _start_logs(world: World, run_dir: Path) -> None:
@@ -155,7 +158,7 @@ def _start_logs(world: World, run_dir: Path) -> None:
     rank's own share whatever has launched it."""
     shown = logging.StreamHandler(sys.stderr)
     shown.setLevel(logging.INFO if world.is_main else logging.WARNING)
-    kept = logging.FileHandler(run_dir / rundir.LOGS / f"rank{world.rank:05d}.log")
+    kept = logging.FileHandler(rank_log_file(run_dir, world.rank))
     for handler in (shown, kept):
         handler.addFilter(_is_ours_or_a_warning)
         handler.setFormatter(SafeFormatter(f"%(asctime)s rank{world.rank} %(message)s", "%H:%M:%S"))
@@ -171,4 +174,5 @@ def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:
 
 
 if __name__ == "__main__":
+    stop_with_parent()
     raise SystemExit(run(Path(sys.argv[1])))

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
+
+import torch
 
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
 from pipeline.data.loader import EvalLoader, TrainLoader
-from pipeline.health.failure import StopClass
-from pipeline.health.pulse import Phase, Pulse
-from pipeline.health.stopping import Stop, Stopper
+from pipeline.health.pulse import Pulse
+from pipeline.health.stopping import Stopper
 from pipeline.health.straggler import StragglerWatch
 from pipeline.inference.evaluate import evaluate
 from pipeline.open_data import data_digest
+from pipeline.rundir import End, Phase, StopClass
 from pipeline.training.distributed import World, any_rank, from_all_ranks, limit_collectives
 from pipeline.training.engine import Engine
 from pipeline.training.guard import NonFiniteGuard
@@ -26,14 +28,9 @@ from pipeline.training.meters import Meters
 from pipeline.training.recorder import Pace, Recorder
 from pipeline.training.schedule import Schedule
 from pipeline.training.task import ClassificationTask
+from pipeline.training.verdict import reach_verdict
 
 logger = logging.getLogger(__name__)
-
-
-class Outcome(StrEnum):
-    FINISHED = "finished"
-    STOPPED = "stopped"
-    """Asked to stop; a checkpoint is committed and the run can be resumed."""
 
 
 @dataclass
@@ -90,10 +87,11 @@ class Trainer:
         self._attempt_started = time.monotonic()
         self._first_step = self.progress.step
         self._warming_up = True
-        self.stopped_by: Stop | None = None
 
-    def fit(self) -> Outcome:
+    def fit(self) -> End:
         """Train to the end of the schedule or until any rank is asked to stop. Collective.
+
+        Either way a checkpoint is committed, and the end is the same on every rank.
 
         Raises NonFiniteError or SaveError on every rank alike. A DataError (too many
         unreadable samples) rises on the rank that met it; the others lose it and fail.
@@ -103,38 +101,52 @@ class Trainer:
             return self._stop_early()
         while self.progress.step < self.schedule.total_steps:
             with self.pulse.timed_step():
-                self._train_step()
+                stop = self._train_step()
             if self._warming_up:
                 self._warm_up_is_over()
             if self._due(self.config.log_every_steps):
                 self._log()
-            if any_rank(self.stopper.requested or self.saver.failed):
+            if stop:
                 return self._stop_early()
             if self._evaluation_is_due() and not self._evaluate():
                 return self._stop_early()
             if self._due(self.config.checkpoint.every_steps) or self._must_keep_best():
                 self._save()
         self._save_and_commit()
-        return Outcome.FINISHED
+        return End(StopClass.FINISHED, self._doubt())
 
-    def _train_step(self) -> None:
+    def _train_step(self) -> bool:
+        """One optimizer step; True when any rank asked to stop meanwhile. Collective."""
         step = self.progress.step
         self.engine.train()
+        losses = torch.zeros((), device=self.world.device)
         for _ in range(self.accumulation):
             with self._meters.span("data"):
                 batch = next(self.train_loader)
             with self._meters.device_span("forward"):
                 loss, report = self.task(self.engine, batch)
             self.engine.backward(loss)
+            losses += loss.detach()
             self._meters.add(report)
             self.recorder.samples(step, batch.keys)
-        if self.guard.rejects(step, loss, self.engine.gradients_are_finite()):
+        verdict = reach_verdict(
+            losses,
+            self.engine.squared_grad_norm(),
+            stop=self.stopper.requested or self.saver.failed,
+            world=self.world,
+        )
+        grad_norm = self.engine.unscaled(verdict.grad_norm)
+        overflow = self.engine.loss_scale.overflows(verdict.finite)
+        if self.guard.rejects(step, verdict.finite, overflow=overflow):
             self.engine.discard_gradients()
         else:
-            self.engine.step(self.schedule.lr(step))
+            self.engine.step(self.schedule.lr(step), verdict.grad_norm)
+            self._meters.add_grad_norm(grad_norm)
+        self.engine.loss_scale.note(verdict.finite)
         self.progress.step += 1
         self.progress.position += self.config.batch.global_size
         self._meters.count_step()
+        return verdict.stop
 
     def _warm_up_is_over(self) -> None:
         """After the first step all is compiled, connected and allocated: now slow means broken."""
@@ -157,9 +169,11 @@ class Trainer:
         values = self._meters.flush()
         self._stragglers.compare(self._meters.own_time)
         values |= self.pulse.step_percentiles() | self.saver.timings
-        values["lr"] = self.schedule.lr(step - 1)
+        values |= self.engine.learning_rates(self.schedule.lr(step - 1))
         values["epoch"] = step / self.steps_per_epoch
         values["skipped_steps"] = float(self.guard.skipped)
+        if self.engine.loss_scale.is_on:
+            values["loss_scale"] = self.engine.loss_scale.value
         self.recorder.record(step, "train", values, pace=self._pace())
 
     def _pace(self) -> Pace:
@@ -204,17 +218,26 @@ class Trainer:
         with self.pulse.during(Phase.SAVE):
             self.saver.finish()
 
-    def _stop_early(self) -> Outcome:
-        self.stopped_by = self._why()
-        logger.warning("stopping at step %d: %s", self.progress.step, self.stopped_by.reason)
-        self._save_and_commit()
-        self.recorder.note_stop(self.stopped_by)
-        return Outcome.STOPPED
+    def _doubt(self) -> str:
+        """What a finished run must not keep to itself; empty when all is well."""
+        loss = self.progress.metrics.get("loss", 0.0)
+        if math.isfinite(loss):
+            return ""
+        doubt = f"the validation loss is {loss}: this model is of no use; lower optim.lr"
+        logger.warning("finished, but %s", doubt)
+        return doubt
 
-    def _why(self) -> Stop:
+    def _stop_early(self) -> End:
+        end = self._why()
+        logger.warning("stopping at step %d: %s", self.progress.step, end.reason)
+        self._save_and_commit()
+        self.recorder.note_end(end)
+        return end
+
+    def _why(self) -> End:
         """What stopped the run, the same on every rank. Collective."""
-        asked = [stop for stop in from_all_ranks(self.stopper.stop) if stop is not None]
-        return asked[0] if asked else Stop(StopClass.DISK_FULL, "a checkpoint failed")
+        asked = [end for end in from_all_ranks(self.stopper.end) if end is not None]
+        return asked[0] if asked else End(StopClass.DISK_FULL, "a checkpoint failed")
 
     def state(self) -> RunState:
         """What a checkpoint of this moment records beside the tensors."""
@@ -230,6 +253,7 @@ class Trainer:
             data_digest=data_digest(self.train_loader.shards, self.eval_loader.shards),
             config_digest=self.config.digest(),
             skipped_steps=self.guard.skipped,
+            loss_scale=self.engine.loss_scale.state,
             metrics=self.progress.metrics,
             evaluated_step=self.progress.evaluated_step,
             best_top1=self.progress.best_top1,

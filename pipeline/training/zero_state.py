@@ -176,7 +176,7 @@ class ZeroState:
             for parameter in parameters:
                 adam.state[parameter] = {
                     # One tensor each: sharing it would advance it once per parameter.
-                    "step": torch.tensor(float(steps)),
+                    "step": _step_count(group, parameter, steps),
                     "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                     "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                 }
@@ -186,7 +186,7 @@ class ZeroState:
             flats = self._optimizer.fp32_partitioned_groups_flat
             for flat in flats:
                 adam.state[flat] = {
-                    "step": torch.tensor(float(steps)),
+                    "step": _step_count(adam.param_groups[0], flat, steps),
                     "exp_avg": torch.zeros_like(flat),
                     "exp_avg_sq": torch.zeros_like(flat),
                 }
@@ -205,3 +205,9 @@ class ZeroState:
 
     def _trainable(self) -> Iterator[tuple[str, Any]]:
         return ((n, p) for n, p in self._module.named_parameters() if p.requires_grad)
+
+
+def _step_count(group: Mapping[str, Any], parameter: torch.Tensor, steps: int) -> torch.Tensor:
+    """Adam's own counter: beside the parameter where the update is fused, else on the CPU."""
+    device = parameter.device if group.get("fused") else "cpu"
+    return torch.tensor(float(steps), device=device)

@@ -18,6 +18,7 @@ from pipeline.training.config import GuardConfig
 from pipeline.training.guard import NonFiniteGuard
 from pipeline.training.engine import Engine
 from pipeline.training.config import EngineConfig
+from pipeline.training.verdict import reach_verdict
 from pipeline.training.zero_state import EMA_KEY, STATE_KEYS
 
 State = dict[str, dict[str, torch.Tensor]]
@@ -61,6 +62,7 @@ def train(
     guard = NonFiniteGuard(GuardConfig(max_skipped_in_a_row=1))
     share = 4 // engine.world.size
     for step in steps:
+        losses = torch.zeros(())
         for part in range(2):
             batch = torch.randn(4, 7, generator=torch.Generator().manual_seed(step * 10 + part))
             mine = batch[engine.world.rank * share :][:share].clone()
@@ -68,11 +70,14 @@ def train(
                 mine[0, 0] = float("nan")
             loss = engine(mine).pow(2).mean()
             engine.backward(loss)
-        if guard.rejects(step, loss, engine.gradients_are_finite()) or step == discard:
+            losses += loss.detach()
+        squares = engine.squared_grad_norm()
+        verdict = reach_verdict(losses, squares, stop=False, world=engine.world)
+        if guard.rejects(step, verdict.finite) or step == discard:
             assert step in (discard, *poison)
             engine.discard_gradients()
         else:
-            engine.step(1e-2)
+            engine.step(1e-2, verdict.grad_norm)
 
 
 def whole_state(engine: Engine) -> State:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from pipeline.config import load_config
-from pipeline.health.failure import Failure, StopClass, first_failure
+from pipeline.rundir import Failure, StopClass, first_failure
 from pipeline import rundir
 from tests import runs
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from data_prep.schema import MANIFEST_NAME, Manifest
 from model import create_model, save_model
+from pipeline import rundir
 from pipeline.checkpoint import layout
 from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
 from pipeline.inference.export import export_weights
@@ -113,6 +114,32 @@ def test_sigterm_saves_and_exits_75_and_the_run_can_go_on(
 
     runs.assert_bitwise_equal(runs.final_state(undisturbed), runs.final_state(root / "stopped"))
     assert read_samples(root / "stopped") == read_samples(undisturbed)
+
+
+def test_ranks_whose_launcher_is_killed_alone_save_and_end(
+    tmp_path: Path, glyph_shards: Path
+) -> None:
+    run_dir = tmp_path / "orphaned"
+    arguments = runs.overrides(
+        tmp_path,
+        glyph_shards,
+        run_dir.name,
+        schedule__epochs=10_000,
+        launch__ranks_per_node=2,
+        checkpoint__every_steps=5,
+    )
+    process = runs.start("train", *arguments)
+    saved = runs.wait_for_checkpoint(run_dir, process)
+
+    process.kill()
+
+    deadline = time.monotonic() + 60
+    while rundir.is_active(run_dir):
+        assert time.monotonic() < deadline, "the ranks train on"
+        time.sleep(0.1)
+    runs.kill_group(process)
+    assert rundir.read_status(run_dir).state is rundir.State.STOPPED
+    assert rundir.newest_step(run_dir) > saved
 
 
 def test_a_stop_interrupts_an_evaluation_which_is_made_up_for(

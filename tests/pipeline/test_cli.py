@@ -136,5 +136,5 @@ def test_predict_goes_on_after_a_bad_video(
     assert status == 2
     assert [line.partition(": ")[0] for line in out.splitlines()] == [str(good)]
     first, second = err.splitlines()
-    assert first.startswith(f"error: {changing}: changes its size at frame ")
-    assert second.startswith(f"error: {text}: cannot be decoded")
+    assert first.startswith(f"error: {changing}: cannot be used: resolution_change: from 96x64 to ")
+    assert second.startswith(f"error: {text}: cannot be used: not_video: ")

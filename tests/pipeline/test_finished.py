@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.finished import finished
 from pipeline.open_data import data_digest, open_data
 from pipeline.prepare import prepare_run
-from pipeline.tracking import PENDING_FILE
+from pipeline.rundir.paths import TRACKING_PENDING_FILE as PENDING_FILE
 from pipeline.training.distributed import World
 from pipeline.training.zero_state import Fragment
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.tracking import PENDING_FILE, Tracker, TrackingConfig
+from pipeline.rundir.paths import TRACKING_PENDING_FILE as PENDING_FILE
+from pipeline.tracking import Tracker, TrackingConfig
 from pipeline.training.distributed import free_port
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint import layout
+from pipeline.rundir import read_attempts
 from pipeline.training.distributed import free_port
 from pipeline.training.recorder import read_samples
-from slurm import attempts
 from tests import runs
 from tests.conftest import require
 from tests.slurm import drive
@@ -53,7 +53,7 @@ def test_a_killed_rank_is_retried_on_another_node(
     assert output.count("goes back into the queue") == 1
     assert f"without {node}" in output
     assert node not in drive.show_job(run_dir)["NodeList"]
-    (attempt,) = [a for a in attempts.read(run_dir) if a.stop_class == "node_fault"]
+    (attempt,) = [a for a in read_attempts(run_dir) if a.stop_class == "node_fault"]
     assert attempt.node == node
     assert attempt.step >= 10
     assert_same(undisturbed, run_dir)
@@ -79,7 +79,7 @@ def test_a_lost_node_is_left_by_slurm_itself(
 
     assert "resuming from" in output
     assert node not in drive.show_job(run_dir)["NodeList"]
-    assert attempts.read(run_dir)[0].action == "requeued by SLURM"
+    assert read_attempts(run_dir)[0].action == "requeued by SLURM"
     assert_same(undisturbed, run_dir)
 
 
@@ -101,7 +101,7 @@ def test_a_time_limit_saves_requeues_and_goes_on(
     restarts = int(drive.show_job(run_dir)["Restarts"])
     assert restarts >= 1
     assert output.count("goes back into the queue") == restarts
-    (attempt, *_) = attempts.read(run_dir)
+    (attempt, *_) = read_attempts(run_dir)
     assert attempt.stop_class == "time_limit"
     assert attempt.step > 5, "nothing was saved"
     assert_same(undisturbed, run_dir)

@@ -17,6 +17,7 @@ from pipeline.commands import watch as jobs
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.prepare import prepare_run
+from pipeline.rundir import State
 from slurm import launch
 from slurm.errors import ClusterError
 from slurm.record import JobRecord
@@ -82,6 +83,24 @@ def test_a_broken_file_costs_one_row(tmp_path: Path) -> None:
     assert "b/job.json: not the whole record of a job" in rows[1].reason
 
 
+def test_what_else_may_lie_in_a_run_does_not_stop_the_list(tmp_path: Path) -> None:
+    run_dir = prepare_run(load_config("demo", ["name=a", f"runs_dir={tmp_path}"]))
+    for name in ("step-00000040.bak", "mine"):
+        (run_dir / "checkpoints" / name).mkdir(parents=True)
+        (run_dir / "checkpoints" / name / "COMMITTED").touch()
+    rows = '{"step": 3, "kind": "train", "time": 1, "loss": 0.5, "\u2028": 1}\n'.encode()
+    rows += b'{"kind": "train"}\n\0\0\n\xff\n{"step": 4, "kind": "eval", "time": 1}\n'
+    rows += b'{"step": 5, "kind": "train", "time": 1}\n'
+    (run_dir / "metrics.jsonl").write_bytes(rows)
+    (run_dir / "attempts.jsonl").write_bytes(b"\0\n{}\n")
+    (run_dir / "logs" / "heartbeat-rank00000.json").write_text("{}")
+    (tmp_path / "gone").symlink_to("nowhere")
+    rows_shown = jobs.list_jobs(tmp_path)
+    assert [(row.name, row.step, row.loss, row.checkpoint) for row in rows_shown] == [
+        ("a", "5", "0.5000", "-")
+    ]
+
+
 def test_a_job_that_is_killed_is_called_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,12 +109,12 @@ def test_a_job_that_is_killed_is_called_cancelled(
         started = psutil.Process(process.pid).create_time()
         JobRecord(cluster="local", job_id=str(process.pid), started=started).write(run_dir)
         monkeypatch.setenv("VMP_ATTEMPT", "7.0")
-        rundir.write_status(run_dir, "running")
+        rundir.write_status(run_dir, State.RUNNING)
         monkeypatch.delenv("VMP_ATTEMPT")
         jobs.cancel(run_dir, save=False)
     (row,) = jobs.list_jobs(tmp_path)
     assert (row.state, row.reason) == ("cancelled", "cancelled: vmp jobs cancel")
-    assert rundir.read_status(run_dir)["attempt"] == "7.0"
+    assert rundir.read_status(run_dir).attempt == "7.0"
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:

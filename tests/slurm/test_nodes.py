@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 
+from pipeline.rundir.paths import NODE_LEDGER
 from slurm import nodes
 
 
@@ -14,7 +15,7 @@ def test_faults_are_remembered_for_a_while_and_can_be_forgiven(tmp_path: Path) -
     nodes.note_fault(tmp_path, "node2", "run", "killed")
     nodes.note_fault(tmp_path, "node2", "other", "killed")
     old = {"node": "node1", "run": "run", "reason": "", "time": time.time() - 25 * 3600}
-    with (tmp_path / nodes.LEDGER).open("a") as file:
+    with (tmp_path / NODE_LEDGER).open("a") as file:
         file.write(json.dumps(old) + "\n")
     assert nodes.faulty(tmp_path, 24) == ["node2"]
     assert nodes.faulty(tmp_path, 48) == ["node1", "node2"]
@@ -25,7 +26,7 @@ def test_faults_are_remembered_for_a_while_and_can_be_forgiven(tmp_path: Path) -
 
 
 def test_half_a_line_in_the_ledger_costs_nothing_but_itself(tmp_path: Path) -> None:
-    (tmp_path / nodes.LEDGER).write_text('{"node": "node1", "ru')
+    (tmp_path / NODE_LEDGER).write_text('{"node": "node1", "ru')
     nodes.note_fault(tmp_path, "node2", "run", "killed")
     assert nodes.faulty(tmp_path, 24) == ["node2"]
     assert nodes.forgive(tmp_path, "node2")

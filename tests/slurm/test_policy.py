@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.health.failure import StopClass
-from slurm.attempts import Attempt
-from slurm.policy import ADVICE, FAULTS, STOPPED_IN_TIME, End, RetryPolicy, decide
+from pipeline.rundir import Attempt, End, StopClass
+from slurm.policy import ADVICE, FAULTS, STOPPED_IN_TIME, RetryPolicy, decide
 
 
 def fault(step: int) -> Attempt:
@@ -19,7 +18,7 @@ def test_every_class_of_end_is_answered() -> None:
 
 @pytest.mark.parametrize("kind", sorted(ADVICE))
 def test_what_would_happen_again_is_not_retried(kind: str) -> None:
-    decision = decide(End(kind, "why", "node1"), [], 10, 0, RetryPolicy())
+    decision = decide(End(StopClass(kind), "why", "node1"), [], 10, 0, RetryPolicy())
     assert not decision.requeue
     assert decision.why == ADVICE[kind]
 
@@ -27,15 +26,15 @@ def test_what_would_happen_again_is_not_retried(kind: str) -> None:
 @pytest.mark.parametrize("kind", sorted(STOPPED_IN_TIME))
 def test_a_stop_with_a_checkpoint_goes_on_at_once_until_the_budget_is_spent(kind: str) -> None:
     policy = RetryPolicy(max_requeues=2)
-    assert decide(End(kind, ""), [fault(5)] * 9, 5, 1, policy) == (
+    assert decide(End(StopClass(kind), ""), [fault(5)] * 9, 5, 1, policy) == (
         True, "a checkpoint is committed", 0, None,
     )  # fmt: skip
-    assert not decide(End(kind, ""), [], 5, 2, policy).requeue
+    assert not decide(End(StopClass(kind), ""), [], 5, 2, policy).requeue
 
 
 def test_faults_in_a_row_back_off_and_end() -> None:
     policy = RetryPolicy(max_faults=4, backoff_s=60, max_backoff_s=100)
-    end = End("node_fault", "killed", "node2")
+    end = End(StopClass.NODE_FAULT, "killed", "node2")
     delays = [decide(end, [fault(7)] * before, 7, before, policy).delay_s for before in range(4)]
     assert delays == [0, 60, 100, 100]
     last = decide(end, [fault(7)] * 4, 7, 4, policy)
@@ -45,7 +44,7 @@ def test_faults_in_a_row_back_off_and_end() -> None:
 
 def test_a_newer_checkpoint_starts_the_count_again() -> None:
     history = [fault(7)] * 3
-    end = End("hang", "no step")
+    end = End(StopClass.HANG, "no step")
     assert not decide(end, history, 7, 3, RetryPolicy(max_faults=3)).requeue
     assert decide(end, history, 8, 3, RetryPolicy(max_faults=3)) == (
         True, "fault 1 of 3 in a row", 0, None,
@@ -53,6 +52,6 @@ def test_a_newer_checkpoint_starts_the_count_again() -> None:
 
 
 def test_the_node_at_fault_is_left_out_when_asked() -> None:
-    end = End("node_fault", "killed", "node2")
+    end = End(StopClass.NODE_FAULT, "killed", "node2")
     assert decide(end, [], -1, 0, RetryPolicy()).exclude == "node2"
     assert decide(end, [], -1, 0, RetryPolicy(exclude_faulty=False)).exclude is None

@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from slurm import attempts, launch
+from pipeline.rundir import read_attempts
+from slurm import launch
 from tests import runs
 from tests.slurm import drive
 
@@ -95,7 +96,7 @@ def test_sixteen_random_faults_change_nothing(
         drive.hurry(run_dir)
         time.sleep(0.5)
 
-    assert len(attempts.read(run_dir)) >= FAULTS + 1
+    assert len(read_attempts(run_dir)) >= FAULTS + 1
     drive.assert_same_run(tmp_path / "undisturbed", run_dir, STEPS)
     runs.assert_one_mlflow_run(run_dir, STEPS)
 

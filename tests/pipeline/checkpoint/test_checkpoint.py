@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -116,6 +118,38 @@ def test_without_a_marker_nothing_is_there_and_leftovers_are_removed(tmp_path: P
         read_full_state(path)
     saver(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sound_checkpoint_of_another_shape_is_passed_over(tmp_path: Path) -> None:
+    target = saver(tmp_path)
+    older, newer = write(target, 1), write(target, 2)
+    (newer / layout.STATE_FILE).write_text('{"step": 2}')
+    marker = json.loads((newer / layout.MARKER).read_text())
+    told = (newer / layout.STATE_FILE).read_bytes()
+    marker["files"][layout.STATE_FILE] = {
+        "bytes": len(told),
+        "sha256": hashlib.sha256(told).hexdigest(),
+    }
+    (newer / layout.MARKER).write_text(json.dumps(marker))
+    layout.verify(newer)
+    assert newest_valid(tmp_path) == older
+
+
+def test_what_is_not_ours_stays_and_is_not_followed(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    (elsewhere / "precious").mkdir(parents=True)
+    root.mkdir()
+    for name in ("mine.tmp", "step-00000001.bak", "notes"):
+        (root / name).mkdir()
+    (root / "step-00000002").symlink_to(elsewhere)
+    (root / "step-00000003.tmp").symlink_to(elsewhere)
+    foreign = sorted(root.iterdir())
+
+    target = saver(root, keep_last=1)
+    newest = [write(target, step) for step in (4, 5)][-1]
+
+    assert sorted(root.iterdir()) == sorted([*foreign, newest])
+    assert (elsewhere / "precious").is_dir()
 
 
 def test_retention_keeps_the_newest_the_best_and_every_nth(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from pipeline.data.errors import DataError
 from pipeline.data.index import Index
 from pipeline.data.loader import build_eval_loader, build_train_loader
 from pipeline.data.shards import Shards, open_shards
+from pipeline.health.failure import classify
+from pipeline.rundir import StopClass
 
 BASE = DataConfig(train="unused", workers=0, crop=CropConfig(scale=(0.3, 1.0)))
 
@@ -250,3 +252,16 @@ def test_settings_that_cannot_work_are_refused(val_shards: Shards) -> None:
         CropConfig(scale=(1.0, 0.5))
     with pytest.raises(ValueError, match="cannot exceed the whole frame"):
         CropConfig(scale=(0.5, 1.5))
+
+
+def test_a_killed_loader_process_is_a_fault_of_the_node(train_shards: Shards) -> None:
+    config = BASE.model_copy(update={"workers": 1})
+    with build_train_loader(
+        train_shards, config, img_size=16, num_frames=4, seed=0, global_batch=4, micro_batch=4
+    ) as loader:
+        next(loader)
+        (worker,) = loader.processes
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError) as caught:
+            list(islice(loader, 20))
+    assert classify(caught.value) is StopClass.NODE_FAULT

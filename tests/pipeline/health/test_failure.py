@@ -17,13 +17,8 @@ from pipeline.errors import (
     NonFiniteError,
     SaveError,
 )
-from pipeline.health.failure import (
-    StopClass,
-    classify,
-    first_failure,
-    forget_failures,
-    record_failure,
-)
+from pipeline.health.failure import classify, record_failure
+from pipeline.rundir import StopClass, first_failure, forget_failures
 
 
 def chained(error: Exception, cause: Exception) -> Exception:
@@ -48,6 +43,7 @@ def chained(error: Exception, cause: Exception) -> Exception:
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), StopClass.NODE_FAULT),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
          StopClass.NODE_FAULT),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), StopClass.NODE_FAULT),
         (RuntimeError("[gloo/pair.cc] Connection closed by peer [127.0.0.1]:1"),
          StopClass.NODE_FAULT),
         (torch.distributed.DistStoreError("wait timeout"), StopClass.NODE_FAULT),
@@ -60,7 +56,7 @@ def test_each_kind_of_error_has_its_class(error: Exception, expected: StopClass)
 
 
 def test_a_save_that_fails_is_no_bad_input() -> None:
-    assert not issubclass(SaveError, exits.USER_ERRORS)
+    assert not exits.is_bad_input(SaveError("x"))
 
 
 def test_the_cause_comes_before_what_it_caused(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from pipeline.health.heartbeat import HeartbeatWriter, forget_heartbeats, read_heartbeats
-from pipeline.health.pulse import Phase, Pulse
+from pipeline.health.heartbeat import HeartbeatWriter
+from pipeline.health.pulse import Pulse
+from pipeline.rundir import Phase, forget_heartbeats, read_heartbeats
 
 
 def test_heartbeats_follow_the_pulse_and_end_with_the_phase_end(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import NodeFaultError
-from pipeline.health.failure import StopClass, classify, record_failure
+from pipeline.health.failure import classify, record_failure
 from pipeline.health.preflight import Finding, Report, judge, low_space
+from pipeline.rundir import StopClass
 
 FIT = Report(0, "node1", 1000.0, [])
 

@@ -8,9 +8,10 @@ import pytest
 
 from pipeline import cli, open_data, rundir
 from pipeline.config import load_config, read_config
-from pipeline.errors import ConfigError, RunInUseError
+from pipeline.errors import ConfigError
 from pipeline.health.failure import record_failure
 from pipeline.prepare import prepare_run
+from pipeline.rundir import RunInUseError
 from pipeline.training.train import run
 
 
@@ -24,7 +25,7 @@ def test_a_second_start_leaves_a_live_run_untouched(
 ) -> None:
     monkeypatch.setattr(open_data, "open_data", lambda config: None)
     with rundir.exclusive(run_dir):
-        rundir.write_status(run_dir, "running")
+        rundir.write_status(run_dir, rundir.State.RUNNING)
         record_failure(run_dir, 1, RuntimeError("of the live run"))
         before = _content(run_dir)
 
@@ -56,4 +57,4 @@ def test_a_broken_configuration_is_one_line(run_dir: Path, text: str, message: s
 @pytest.mark.parametrize("text", ["", '{"state": "fin', "[]"])
 def test_a_status_cut_short_is_unreadable(run_dir: Path, text: str) -> None:
     (run_dir / "status.json").write_text(text)
-    assert rundir.read_status(run_dir) == {"state": "unreadable"}
+    assert rundir.read_status(run_dir).state is rundir.State.UNREADABLE

@@ -1,0 +1,202 @@
+"""Who takes part in `vmp bench step`, and who is left out for what reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from model import VideoMamba
+from model.config import ModelConfig
+from model.mixer import Mixer
+from model.scan import available_backends
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.training.assemble import build_engine, build_optimizer, initial_model
+from pipeline.training.distributed import World
+from pipeline.training.precision import AUTOCAST, allow_tf32, resolve_precision
+
+PLAIN_TORCH, MAMBA_BLOCK = "plain-torch", "mamba-block"
+_LONGEST_LOOP = 2_000  # tokens x blocks; beyond it the reference, a loop over tokens, takes minutes
+
+
+class Stepper(Protocol):
+    """What a step needs of an engine: the whole surface that is measured."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
+
+    def backward(self, loss: Tensor) -> None: ...
+
+    def squared_grad_norm(self) -> Tensor: ...
+
+    def step(self, lr: float, grad_norm: float) -> None: ...
+
+
+class LeftOut(NamedTuple):
+    """A contender that is not measured."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to do the step."""
+
+    key: str
+    """What `--contenders` calls it."""
+    backend: str
+    """Of the scan; that of the recipe for the mamba-ssm block, which has its own."""
+    zero_stage: int | None
+    """None = plain torch, no engine."""
+    reason: str | None = None
+    """Why it cannot take part."""
+    same_loss: bool = True
+    """Does it compute the same function as the recipe's own step?"""
+
+    @property
+    def name(self) -> str:
+        """As the tables call it."""
+        if self.key == MAMBA_BLOCK:
+            return "mamba-ssm block, both ways, plain torch"
+        how = "plain torch" if self.zero_stage is None else f"ZeRO {self.zero_stage}"
+        return f"{self.backend} scan, {how}"
+
+
+def choose(
+    config: RunConfig, device: torch.device, ranks: int, asked: Sequence[str] = ()
+) -> tuple[list[Candidate], list[LeftOut]]:
+    """Those who take part, the recipe's own step first, and those who do not.
+
+    Args:
+        asked: keys; the recipe's own step takes part anyway. () = all that may take part.
+    Raises ConfigError for a key that nobody has.
+    """
+    candidates = list(_candidates(config, device, ranks))
+    own, *others = candidates
+    unknown = [key for key in asked if key not in {c.key for c in candidates}]
+    if unknown:
+        keys = ", ".join(dict.fromkeys(c.key for c in candidates))
+        raise ConfigError(f"--contenders {unknown[0]}: unknown; one of {keys}")
+    if asked:
+        others = [c for c in others if c.key in asked]
+        # Whoever asks for a slow one gets it.
+        others = [replace(c, reason=None) if c.reason == _SLOW else c for c in others]
+    taking_part = [own, *(c for c in others if c.reason is None)]
+    return taking_part, [LeftOut(c.key, c.reason) for c in others if c.reason is not None]
+
+
+_SLOW = "a loop over tokens takes minutes at this size; ask for it with --contenders reference"
+
+
+def _candidates(config: RunConfig, device: torch.device, ranks: int) -> list[Candidate]:
+    model, stage = config.model, config.engine.zero_stage
+    ready = list(available_backends(device))
+    own = ready[0] if model.scan_backend == "auto" else model.scan_backend
+    is_slow = model.num_tokens * model.depth > _LONGEST_LOOP
+    found = [Candidate(own, own, stage)]
+    for backend in ready:
+        if backend != own:
+            slow = is_slow and backend == "reference"
+            found.append(Candidate(backend, backend, stage, _SLOW if slow else None))
+    other_stage = 0 if stage else 1
+    found.append(Candidate(f"zero{other_stage}", own, other_stage))
+    alone = "it has no ranks: start one process" if ranks > 1 else None
+    found.append(Candidate(PLAIN_TORCH, own, None, alone))
+    why_not = alone or why_no_mamba_block(device)
+    found.append(Candidate(MAMBA_BLOCK, own, None, why_not, same_loss=False))
+    return found
+
+
+def why_no_mamba_block(device: torch.device) -> str | None:
+    """What the stock block of mamba-ssm lacks here; None when it loads."""
+    if device.type != "cuda":
+        return "mamba-ssm computes on a CUDA device only"
+    try:
+        _stock_mamba()
+    except Exception as error:  # a compiled extension can fail to load in any way
+        return f"mamba-ssm does not load: {type(error).__name__}: {' '.join(str(error).split())}"
+    return None
+
+
+def _stock_mamba() -> Any:
+    import causal_conv1d  # noqa: F401  # without it the block takes a slow road in silence
+    from mamba_ssm.modules.mamba_simple import Mamba
+
+    return Mamba
+
+
+class BothWays(nn.Module):
+    """mamba-ssm's block over the sequence and over its reverse, as Vim and VideoMamba use it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.mamba = _stock_mamba()(
+            config.embed_dim, d_state=config.d_state, d_conv=config.d_conv, expand=config.expand
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, L, d) -> (B, L, d)."""
+        forward: Tensor = self.mamba(tokens)
+        backward: Tensor = self.mamba(tokens.flip(1)).flip(1)
+        return forward + backward
+
+
+class PlainTorch:
+    """The peer of our engine: the same step on one device with nothing but torch."""
+
+    def __init__(self, config: RunConfig, model: VideoMamba, world: World, accumulation: int):
+        allow_tf32(config.engine.tf32, world.device)
+        self.model = model.to(world.device)
+        self.optimizer = build_optimizer(config, model, world.device)
+        self.clip_grad = config.optim.clip_grad
+        self.accumulation = accumulation
+        precision = resolve_precision(config.engine.precision, world.device)
+        dtype = AUTOCAST.get(precision)
+        self._autocast = torch.autocast(world.device.type, dtype, enabled=dtype is not None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._autocast:
+            logits: Tensor = self.model(*args, **kwargs)
+        return logits
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.accumulation).backward()  # type: ignore[no-untyped-call]
+
+    def squared_grad_norm(self) -> Tensor:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return nn.utils.get_total_norm(gradients).square()
+
+    def step(self, lr: float, grad_norm: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        if self.clip_grad is not None:
+            norm = torch.full((), grad_norm, device=next(self.model.parameters()).device)
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_grad, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def build_stepper(
+    candidate: Candidate, config: RunConfig, world: World, micro_batch: int, accumulation: int
+) -> tuple[Stepper, nn.Module]:
+    """The stepper of a candidate and the model in it. Collective at a ZeRO stage."""
+    torch.manual_seed(config.seed)
+    model = initial_model(config).train()
+    if candidate.key == MAMBA_BLOCK:
+        for block in cast(Iterable[Any], model.blocks):
+            block.mixer = BothWays(config.model)
+    if candidate.zero_stage is None:
+        return PlainTorch(config, model, world, accumulation), model
+    engine = config.engine.model_copy(update={"zero_stage": candidate.zero_stage})
+    changed = config.model_copy(update={"engine": engine})
+    return build_engine(changed, model, world, micro_batch, accumulation), model
+
+
+def use_backend(model: nn.Module, backend: str) -> None:
+    for module in model.modules():
+        if isinstance(module, Mixer):
+            module.config = module.config.model_copy(update={"scan_backend": backend})

@@ -1,0 +1,70 @@
+"""logs/heartbeat-rank00000.json: a sign of life of every rank, for people and tools outside.
+
+It is telemetry: not synced to the disk, and a write that fails is made up for by the next one.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+
+from pipeline.rundir import records
+from pipeline.rundir.paths import heartbeat_file, of_all_ranks
+from pipeline.rundir.records import Record
+
+
+class Phase(StrEnum):
+    """What a rank is busy with."""
+
+    START = "start"
+    TRAIN = "train"
+    SAVE = "save"
+    EVAL = "eval"
+    END = "end"
+
+
+class Heartbeat(Record):
+    """What one rank was doing at `time`."""
+
+    rank: int
+    host: str
+    pid: int
+    phase: Phase
+    step: int
+    """Optimizer steps done."""
+    total_steps: int
+    """0 until the data is open."""
+    step_s: float | None
+    """Median of the last 100 steps; None before the first."""
+    time: float
+    """Seconds since the epoch, by the clock of `host`."""
+
+    def write(self, run_dir: Path) -> None:
+        path = heartbeat_file(run_dir, self.rank)
+        temporary = path.with_suffix(f".{self.pid}.tmp")
+        with suppress(OSError):
+            temporary.write_text(self.model_dump_json())
+            temporary.rename(path)
+
+
+def read_heartbeat(run_dir: Path, rank: int = 0) -> Heartbeat | None:
+    """The newest of one rank; None before the first."""
+    return records.read(heartbeat_file(run_dir, rank), Heartbeat)
+
+
+def read_heartbeats(run_dir: Path) -> list[Heartbeat]:
+    """The newest of every rank, in the order of the ranks; [] before the first.
+
+    A dead rank leaves its last one: compare `time` with the clock.
+    """
+    paths = of_all_ranks(run_dir, heartbeat_file(run_dir, 0))
+    found = (records.read(path, Heartbeat) for path in paths)
+    return [heartbeat for heartbeat in found if heartbeat is not None]
+
+
+def forget_heartbeats(run_dir: Path, from_rank: int) -> None:
+    """Those of an earlier attempt that had more ranks."""
+    for heartbeat in read_heartbeats(run_dir):
+        if heartbeat.rank >= from_rank:
+            heartbeat_file(run_dir, heartbeat.rank).unlink(missing_ok=True)
