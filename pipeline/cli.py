@@ -49,6 +49,7 @@ Raw = Annotated[
     bool, typer.Option("--raw", help="The last weights, where the run kept their average (ema).")
 ]
 Cluster = Literal["local", "slurm"]
+_LONGEST = 2000  # characters of an error: it may quote a line of a file
 
 
 def main() -> None:
@@ -64,7 +65,7 @@ def main() -> None:
         line = exits.user_error(error)
         if line is None:
             raise
-        say(f"error: {one_line(line)}", err=True)
+        say(f"error: {one_line(line)[:_LONGEST]}", err=True)
         sys.exit(exits.BAD_INPUT)
 
 
