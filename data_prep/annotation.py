@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from data_prep.schema import SPLIT_PATTERN
+
 VIDEO_SUFFIXES = frozenset(
     [
         ".3gp",
@@ -31,7 +33,7 @@ IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".webp"])
 HARMLESS = frozenset({"duplicate_row", "in_other_split", "outside", "unknown_suffix"})
 """Codes of what is left out without being a sign that something is wrong with the data set."""
 
-SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
+SPLIT_NAME = re.compile(SPLIT_PATTERN)
 """Splits name files: shards, plans, caches."""
 
 

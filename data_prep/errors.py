@@ -6,6 +6,17 @@ import errno
 import os
 
 
+def one_line(text: object) -> str:
+    """For a terminal: what does not print, as labels and file names may hold, is escaped.
+
+    Control sequences, line ends and turns of direction of Unicode, bytes that are no text.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in str(text)
+    )
+
+
 class DataError(ValueError):
     """Bad input: one line that says what, where, why and what to do."""
 
@@ -28,6 +39,27 @@ _VERDICTS = {
     errno.EPERM: "unreadable",
     errno.EISDIR: "not_video",
 }
+
+
+_OF_MACHINE = frozenset(
+    {
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.EROFS,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+
+
+def is_of_machine(error: OSError) -> bool:
+    """Whether what is written or read does not matter: disk full, I/O error, stale handle."""
+    return error.errno in _OF_MACHINE
 
 
 def verdict(error: OSError, path: str | os.PathLike[str]) -> tuple[str, str]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, StringConstraints
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -40,6 +41,26 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
+SPLIT_PATTERN = r"[A-Za-z0-9_-]+"
+"""Splits name files: shards, plans, caches."""
+
+# Names come from files that others may have written, and are used as paths: plain ones only.
+SplitName = Annotated[str, StringConstraints(pattern=rf"^{SPLIT_PATTERN}$", max_length=200)]
+ShardName = Annotated[str, StringConstraints(pattern=rf"^{SPLIT_PATTERN}\.tar$", max_length=220)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+def how_to_seal(names: Iterable[str]) -> str:
+    """What to do about a directory without a manifest, by the names of its files."""
+    if any(name.endswith(".tar") for name in names):
+        return (
+            "its tars were written by another tool (video2dataset, webdataset) or never sealed: "
+            "unpack them and run `vmp data shard --format csv` on the files, or run the command "
+            "again that was to make this directory"
+        )
+    return "make one with `vmp data shard`"
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,11 +68,11 @@ class _Frozen(BaseModel):
 class ShardRecord(_Frozen):
     """One tar as the manifest vouches for it."""
 
-    name: str
-    split: str
-    samples: int
-    bytes: int
-    sha256: str
+    name: ShardName
+    split: SplitName
+    samples: NonNegativeInt
+    bytes: NonNegativeInt
+    sha256: Sha256
 
 
 class Manifest(_Frozen):
@@ -60,13 +81,13 @@ class Manifest(_Frozen):
     schema_version: int = SCHEMA_VERSION
     dataset: str
     classes: tuple[str, ...]
-    splits: dict[str, int]
+    splits: dict[SplitName, NonNegativeInt]
     """Samples per split."""
     settings: dict[str, Any]
     """Encoding and sharding settings that shaped the bytes."""
     shards: tuple[ShardRecord, ...]
-    index_sha256: str
-    digest: str = ""
+    index_sha256: Sha256
+    digest: Sha256 | Literal[""] = ""
     """sha256 over everything above; identifies the data set in checkpoints and runs."""
 
     def compute_digest(self) -> str:

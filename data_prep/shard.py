@@ -31,7 +31,9 @@ def shard(config: ShardConfig, *, show_progress: bool = True) -> Manifest:
         return manifest
     decoders = config.decoders or max(1, len(os.sched_getaffinity(0)) // config.jobs)
     run_jobs(work, jobs=config.jobs, decoders=decoders, show_progress=show_progress)
-    return seal(work)
+    with Workdir(work).alone():
+        # Another call on the same directory may have sealed it meanwhile.
+        return sealed(work) or seal(work)
 
 
 def prepare(config: ShardConfig) -> Path:
@@ -43,6 +45,12 @@ def prepare(config: ShardConfig) -> Path:
     workdir = Workdir(work_dir(config.out, config.work))
     store = open_store(config.out, workdir.scratch)
     workdir.create()
+    with workdir.alone():
+        _plan(config, workdir, store)
+    return workdir.root
+
+
+def _plan(config: ShardConfig, workdir: Workdir, store: Store) -> None:
     workdir.relocate(absolute_out(config.out))
     known = {plan.split: plan for plan in workdir.plans()}
     for plan, shards, problems in plan_inputs(config, workdir, known):
@@ -54,7 +62,6 @@ def prepare(config: ShardConfig) -> Path:
             workdir.allow_missing(known[plan.split], config.max_missing)
     _reopen_lost(store, workdir.plans())
     workdir.forget_progress()
-    return workdir.root
 
 
 def _difference(old: SplitPlan, new: SplitPlan) -> str:

@@ -9,7 +9,7 @@ from typing import IO, Any, Protocol, cast
 import fsspec
 
 from data_prep.durable import move, publish
-from data_prep.errors import DataError
+from data_prep.errors import DataError, refused
 
 
 class Store(Protocol):
@@ -123,5 +123,7 @@ def open_store(out: str, scratch: Path) -> Store:
             Path(out).mkdir(parents=True, exist_ok=True)
             return DirectoryStore(Path(out))
         return UrlStore(out, scratch)
-    except (OSError, ValueError, ImportError) as error:
+    except OSError as error:
+        raise refused(error, f"--out {out}: cannot be used") from None
+    except (ValueError, ImportError) as error:
         raise DataError(f"--out {out}: cannot be used ({error})") from None

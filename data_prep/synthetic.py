@@ -22,7 +22,7 @@ from av.video.reformatter import VideoReformatter
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
 from data_prep.durable import publish
-from data_prep.errors import DataError
+from data_prep.errors import DataError, refused
 from data_prep.video.h264 import TIME_BASE, encode_clip
 
 CLASSES = (
@@ -226,9 +226,7 @@ def synthesize(out: Path, options: SynthOptions, *, workers: int | None = None) 
             (out / split).mkdir(parents=True, exist_ok=True)
         publish(settings, wanted.encode())
     except OSError as error:
-        raise DataError(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
-        ) from None
+        raise refused(error, f"{out}: cannot be written; choose another --out") from None
     with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn")) as pool:
         futures = [
             pool.submit(_render_range, out, split, number, span, options)

@@ -5,21 +5,25 @@ Always on a file system that every job sees; the shards themselves may lie elsew
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from data_prep.annotation import Problem
 from data_prep.durable import move, publish
-from data_prep.errors import DataError
+from data_prep.errors import DataError, refused
 from data_prep.jobs.pool import Caps
 from data_prep.plan import PlannedClip, PlannedShard
 from data_prep.video.clip import EncodeSettings
@@ -76,6 +80,30 @@ def fingerprint(shards: Iterable[PlannedShard], shaping: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
+class _Poison(BaseModel):
+    key: str
+    code: str
+    detail: str
+
+
+_PROBLEM = TypeAdapter(Problem)
+
+
+def _read_plan(path: Path) -> SplitPlan:
+    try:
+        return SplitPlan.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(
+            f"{path}: not a plan ({_why(error)}); remove {path.parent} to plan anew"
+        ) from None
+
+
+def _why(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(ascii(part).strip("'") for part in problem["loc"][:3])
+    return f"{where[:80] or 'content'}: {problem['msg']}"
+
+
 @dataclass(frozen=True, slots=True)
 class Workdir:
     root: Path
@@ -98,7 +126,19 @@ class Workdir:
                 path.mkdir(parents=True, exist_ok=True)
             publish(self.root / "writable", b"")
         except OSError as error:
-            raise DataError(f"{self.root}: cannot be written ({error.strerror})") from None
+            raise refused(error, f"{self.root}: cannot be written") from None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Planning and sealing are done by one call at a time."""
+        with (self.root / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                # A file system without locks: calls at one time are up to the user there.
+            yield
 
     def save_plan(
         self, plan: SplitPlan, shards: list[PlannedShard], problems: list[Problem]
@@ -106,7 +146,7 @@ class Workdir:
         """Clips, problems, and the header last."""
         lines = "".join(json.dumps(asdict(problem)) + "\n" for problem in problems)
         publish(self.root / f"problems-{plan.split}.jsonl", lines.encode())
-        temporary = self._clips_path(plan.split).with_suffix(".tmp")
+        temporary = self.root / f".clips-{plan.split}.{uuid.uuid4().hex}.tmp"
         with pq.ParquetWriter(temporary, _CLIP_SCHEMA) as writer:
             for shard in shards:
                 writer.write_table(_clip_table(shard.clips), row_group_size=len(shard.clips))
@@ -118,7 +158,7 @@ class Workdir:
     def plans(self) -> list[SplitPlan]:
         """Of every split, sorted by name."""
         headers = sorted(self.root.glob("plan-*.json"))
-        return [SplitPlan.model_validate_json(header.read_text()) for header in headers]
+        return [_read_plan(header) for header in headers]
 
     def allow_missing(self, plan: SplitPlan, max_missing: float) -> None:
         """Another bound for a plan that is otherwise the same."""
@@ -148,11 +188,17 @@ class Workdir:
         return (os.fsdecode(path) for path in table["path"].to_pylist())
 
     def problems(self, split: str) -> list[Problem]:
-        text = (self.root / f"problems-{split}.jsonl").read_text()
-        return [Problem(**json.loads(line)) for line in text.splitlines()]
+        path = self.root / f"problems-{split}.jsonl"
+        try:
+            lines = path.read_bytes().splitlines()
+            return [_PROBLEM.validate_json(line) for line in lines]
+        except ValidationError as error:
+            raise DataError(
+                f"{path}: not the list of problems that was written ({_why(error)})"
+            ) from None
 
     def forget_progress(self) -> None:
-        for path in self.progress.iterdir():
+        for path in self.progress.glob("*.json"):
             path.unlink(missing_ok=True)
 
     def clip_counts(self, plan: SplitPlan) -> list[int]:
@@ -166,10 +212,12 @@ class Workdir:
         if not path.exists():
             return {}
         found: dict[str, tuple[str, str]] = {}
-        for line in path.read_text().splitlines():
-            if line.endswith("}"):  # a killed writer leaves half a line
-                row = json.loads(line)
-                found[row["key"]] = (row["code"], row["detail"])
+        for line in path.read_bytes().splitlines():
+            try:
+                row = _Poison.model_validate_json(line)
+            except ValidationError:  # a killed writer leaves half a line
+                continue
+            found[row.key] = (row.code, row.detail)
         return found
 
     def add_poison(self, key: str, code: str, detail: str) -> None:

@@ -1,5 +1,7 @@
 """What `model` raises when its input, not its code, is at fault."""
 
+from reprlib import Repr
+
 
 class ModelError(ValueError):
     """Bad input to the model package: one line that says what, where, why and what to do."""
@@ -17,8 +19,10 @@ class WeightsError(ModelError):
 
 def brief(value: object) -> str:
     """`value` as an error may quote it: printable, on one line, of 80 characters at most."""
+    shape = Repr()
+    shape.maxlevel, shape.maxstring, shape.maxother, shape.maxlong = 3, 80, 80, 80
     try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of 5000 digits; lists within lists
+        text = shape.repr(value)
+    except ValueError:  # an integer of 5000 digits
         text = f"<{type(value).__name__}>"
     return text if len(text) <= 80 else f"{text[:60]}...{text[-17:]}"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import ModelConfig
+from model.inner import Options, Way, fused_backends, inner
 from model.scan import bidirectional_scan, causal_conv1d_silu
 
 
@@ -53,8 +54,16 @@ class Mixer(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden (B, L, d) -> (B, L, d)."""
+        xz = self.in_proj(hidden)
+        backends = fused_backends(xz, self.config)
+        mixed = self.compose(xz) if backends is None else self._inner(xz, *backends)
+        projected: Tensor = self.out_proj(mixed)
+        return projected
+
+    def compose(self, xz: Tensor) -> Tensor:
+        """xz (B, L, 2 D) -> (B, L, D), an operator at a time: what ``inner`` must equal."""
         # Halved before transposing: the gradients then join in the memory order in_proj needs.
-        x, z = (half.transpose(1, 2) for half in self.in_proj(hidden).chunk(2, dim=-1))
+        x, z = (half.transpose(1, 2) for half in xz.chunk(2, dim=-1))
         forward = self._scan_inputs(x, self.conv1d, self.x_proj, self.dt_proj)
         own: dict[str, Tensor] = {}
         if self.config.layout == "separate":
@@ -66,8 +75,7 @@ class Mixer(nn.Module):
         y = bidirectional_scan(
             forward.u,
             forward.delta,
-            -torch.exp(self.A_log.float()),
-            -torch.exp(self.A_b_log.float()),
+            *self._decays(),
             forward.B,
             forward.C,
             self.D,
@@ -79,8 +87,24 @@ class Mixer(nn.Module):
             mask_backward=self.config.mask_backward,
             backend=self.config.scan_backend,
         )
-        projected: Tensor = self.out_proj(y.transpose(1, 2))
-        return projected
+        return y.transpose(1, 2)
+
+    def _inner(self, xz: Tensor, scan_backend: str, conv_backend: str) -> Tensor:
+        ways = [_way(self.conv1d, self.x_proj, self.dt_proj, self.D)]
+        if self.config.layout == "separate":
+            ways.append(_way(self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.D_b))
+        options = Options(
+            scans_input=self.config.value == "raw",
+            first_token=self.config.initial_state == "first_token",
+            mask_backward=self.config.mask_backward,
+            scan_backend=scan_backend,
+            conv_backend=conv_backend,
+        )
+        return inner(xz, *self._decays(), ways, options)
+
+    def _decays(self) -> tuple[Tensor, Tensor]:
+        """A and A_b (D, N)."""
+        return -torch.exp(self.A_log.float()), -torch.exp(self.A_b_log.float())
 
     def _scan_inputs(
         self,
@@ -99,6 +123,11 @@ class Mixer(nn.Module):
         delta = F.linear(low_rank, dt_proj.weight)
         u = convolved if self.config.value == "conv" else x
         return _ScanInputs(u, delta.transpose(1, 2), B.transpose(1, 2), C.transpose(1, 2))
+
+
+def _way(conv1d: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, skip: Tensor) -> Way:
+    assert conv1d.bias is not None
+    return Way(conv1d.weight, conv1d.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, skip)
 
 
 def _depthwise_conv(config: ModelConfig) -> nn.Conv1d:

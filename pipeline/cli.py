@@ -7,25 +7,41 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Literal
 
 import typer
 
 from pipeline.commands import bench, data, jobs
-from pipeline.isolation import isolate
+from pipeline.isolation import isolate, set_umask
+from pipeline.terminal import one_line, say
 
 app = typer.Typer(
     name="vmp",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="VideoMambaPro: shard videos, train on SLURM with DeepSpeed, track in MLflow.",
 )
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
 
-Recipe = Annotated[str, typer.Argument(help="A .yaml file, or the name of a shipped recipe.")]
+
+def complete_recipe(typed: str) -> list[str]:
+    """What the shell offers for a recipe: the shipped ones, and the YAML files that are here."""
+    from pipeline.config import shipped_recipes
+
+    files = [str(path) for path in Path().glob("*.yaml")]
+    return [name for name in [*shipped_recipes(), *files] if name.startswith(typed)]
+
+
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="A .yaml file, or the name of a shipped recipe.", autocompletion=complete_recipe
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Any field of the recipe: optim.lr=1e-3 ...")
 ]
@@ -33,11 +49,14 @@ Raw = Annotated[
     bool, typer.Option("--raw", help="The last weights, where the run kept their average (ema).")
 ]
 Cluster = Literal["local", "slurm"]
+_LONGEST = 2000  # characters of an error: it may quote a line of a file
 
 
 def main() -> None:
     """Run a command; bad input becomes one line on stderr and exit status 2."""
     isolate()
+    set_umask(private=False)
+    sys.excepthook = _report
     try:
         app()
     except ValueError as error:
@@ -46,8 +65,33 @@ def main() -> None:
         line = exits.user_error(error)
         if line is None:
             raise
-        typer.echo(f"error: {line}", err=True)
+        say(f"error: {one_line(line)[:_LONGEST]}", err=True)
         sys.exit(exits.BAD_INPUT)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        say(f"videomambapro {version('videomambapro')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and stop.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """VideoMambaPro: shard videos, train on SLURM with DeepSpeed, track in MLflow."""
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback may quote what must not be shown."""
+    say("".join(traceback.format_exception(kind, error, trace)), err=True, nl=False)
 
 
 @app.command()
@@ -67,30 +111,31 @@ def train(
 
     config = load_config(recipe, overrides or [])
     if print_config:
-        typer.echo(config.to_yaml(), nl=False)
+        say(config.to_yaml(), nl=False)
         return
-    from pipeline.finished import finished
-    from pipeline.open_data import open_data
-    from pipeline.prepare import prepare_run
-    from pipeline.training import distributed, spawn
+    from pipeline.commands.finished import finished
+    from pipeline.prepare import check_start, prepare_run
+    from pipeline.training import ranks
     from slurm import ranks as slurm_ranks
 
-    if not spawn.inside_launcher():  # torchrun may be what srun has started
+    if not ranks.inside_launcher():  # torchrun may be what srun has started
         os.environ.update(slurm_ranks.of_own_step())
 
-    open_data(config)  # a wrong path or head is said once, here, before any rank starts
-    is_first = distributed.rank_by_environment() == 0
+    # What cannot work is said once, here, before any rank starts and the run takes its name.
+    check_start(config, ranks.num_ranks(config.launch))
+    is_first = ranks.rank_by_environment() == 0
     if is_first:  # to the others, rank 0 is such a process
         rundir.refuse_active(config.run_dir)
     if (summary := finished(config)) is not None:
         if is_first:
-            typer.echo(summary.line(config.run_dir))
+            say(summary.line(config.run_dir))
         return
     run_dir = prepare_run(config)
 
-    ranks = spawn.ranks_here(config.launch)
-    if ranks > 1 and not spawn.inside_launcher():
-        sys.exit(spawn.run_ranks(run_dir, ranks))
+    if not ranks.inside_launcher() and ranks.ranks_here(config.launch) > 1:
+        from pipeline.training.spawn import run_ranks
+
+        sys.exit(run_ranks(run_dir, ranks.ranks_here(config.launch)))
     from pipeline.training.train import run
 
     sys.exit(run(run_dir))
@@ -102,7 +147,7 @@ def submit(
     overrides: Overrides = None,
     cluster: Annotated[Cluster, typer.Option(help="local runs here, through Submitit.")] = "local",
     profile: Annotated[Path | None, typer.Option(help="Cluster profile, YAML.")] = None,
-    nodes: Annotated[int, typer.Option(min=1)] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of each run.")] = 1,
     gpus_per_node: Annotated[
         int | None, typer.Option(min=0, help="GPUs (and ranks) per node; default: those here.")
     ] = None,
@@ -150,7 +195,9 @@ def submit(
 
 @app.command("eval")
 def eval_command(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run directory.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run directory, a checkpoint, or an exported file.")
+    ],
     data: Annotated[Path, typer.Argument(help="Shard directory.")],
     overrides: Overrides = None,
 ) -> None:
@@ -161,7 +208,7 @@ def eval_command(
     from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
 
     result = evaluate_checkpoint(checkpoint, data, overrides or [])
-    typer.echo(
+    say(
         f"top1 {result.top1:.4f}  top5 {result.top5:.4f}  loss {result.loss:.4f}  "
         f"samples {result.num_samples}"
     )
@@ -169,7 +216,9 @@ def eval_command(
 
 @app.command()
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run directory.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run directory, a checkpoint, or an exported file.")
+    ],
     videos: Annotated[list[Path], typer.Argument(help="Video files of any format.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to show per video.")] = 5,
     raw: Raw = False,
@@ -188,11 +237,11 @@ def predict(
         try:
             classes = predictor(video)
         except DataError as error:
-            typer.echo(f"error: {error}", err=True)
+            say(f"error: {one_line(str(error))}", err=True)
             status = exits.BAD_INPUT
             continue
         shown = ", ".join(f"{label} {share:.3f}" for label, share in classes[:top])
-        typer.echo(f"{video}: {shown}")
+        say(one_line(f"{video}: {shown}"))
     sys.exit(status)
 
 
@@ -201,9 +250,15 @@ def convert(
     source: Annotated[Path, typer.Argument(help="Released weights, .pth or .safetensors.")],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     model: Annotated[str | None, typer.Option(help="Preset to fit; default: as it is.")] = None,
-    num_frames: int | None = None,
-    num_classes: int | None = None,
-    allow_lossy: Annotated[bool, typer.Option("--allow-lossy")] = False,
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames per clip; default: as it is.")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes; a head of another size is made afresh.")
+    ] = None,
+    allow_lossy: Annotated[
+        bool, typer.Option("--allow-lossy", help="Merge two directions into one, at a loss.")
+    ] = False,
 ) -> None:
     """Bring released VideoMamba or VideoMambaPro weights into this project's format.
 
@@ -213,22 +268,22 @@ def convert(
 
     fields = {"num_frames": num_frames, "num_classes": num_classes}
     given = {key: value for key, value in fields.items() if value is not None}
-    typer.echo(str(convert_weights(source, out, model, allow_lossy, **given)))
+    say(str(convert_weights(source, out, model, allow_lossy, **given)))
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory, or a checkpoint.")],
-    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors or .pth file to write.")],
     raw: Raw = False,
 ) -> None:
-    """Write the weights of a run as one safetensors file with its model configuration.
+    """Write the weights of a run as one file with classes, sampling and model configuration.
 
     Example: vmp export runs/demo demo.safetensors
     """
     from pipeline.inference.export import export_weights
 
-    typer.echo(export_weights(run, out, raw=raw))
+    say(export_weights(run, out, raw=raw))
 
 
 @app.command()
@@ -236,7 +291,7 @@ def plan(
     recipe: Recipe,
     overrides: Overrides = None,
     world: Annotated[int, typer.Option(min=1, help="GPUs in all.")] = 8,
-    gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 8,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Training clips, where there are no shards yet.")
     ] = None,
@@ -254,6 +309,27 @@ def plan(
     config = load_config(recipe, overrides or [])
     print_plan(config, world)
     print_steps(config, samples, -(-world // gpus_per_node), step_s)
+
+
+@app.command()
+def config(
+    recipe: Recipe,
+    section: Annotated[
+        str | None, typer.Argument(help="One section, such as optim or data.crop.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """The fields of a recipe: type, value here, default, meaning, and which may change on resume.
+
+    Example: vmp config demo optim
+    """
+    from pipeline.commands.config import print_config
+    from pipeline.config import load_config
+
+    given = overrides or []
+    if section is not None and "=" in section:
+        given, section = [section, *given], None
+    print_config(load_config(recipe, given), section)
 
 
 @app.command()
@@ -286,15 +362,15 @@ def demo(
 @app.command()
 def ui(
     runs: Annotated[Path, typer.Option(help="Directory of the runs.")] = Path("runs"),
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
 ) -> None:
-    """Open the MLflow UI on the run store; serves on this machine only.
+    """Show the runs in MLflow's web page; it is served to this machine only.
 
     Example: vmp ui --runs runs
     """
-    from pipeline.tracking import serve_ui
+    from pipeline.commands.ui import serve_ui
 
-    sys.exit(serve_ui(runs, port))
+    sys.exit(serve_ui(runs, port, say))
 
 
 if __name__ == "__main__":

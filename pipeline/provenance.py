@@ -11,15 +11,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+from pipeline.redact import redact
 
 PACKAGES = ("videomambapro", "torch", "deepspeed", "mlflow", "submitit", "webdataset", "av")
 
 
 def collect() -> dict[str, Any]:
     """A JSON-ready record; unknown entries are null, never invented."""
+    import torch
+
     return {
-        "argv": sys.argv,
+        "argv": [redact(argument) for argument in sys.argv],
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": platform.python_version(),

@@ -8,21 +8,21 @@ attempt delivers what is missing.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import queue
-import subprocess
-import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from pipeline.errors import ConfigError
+from pipeline.redact import HIDDEN, redact
 from pipeline.rundir import End, durable
 from pipeline.rundir.lock import waiting_for
 from pipeline.rundir.paths import (
@@ -40,19 +40,67 @@ _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class TrackingConfig(BaseModel):
+    """Where MLflow keeps the run."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     enabled: bool = True
-    uri: str | None = None
-    """Tracking store; null = MLFLOW_TRACKING_URI, else sqlite:///<runs_dir>/mlflow.db."""
+    """False: metrics.jsonl alone."""
+    uri: str | None = Field(default=None, repr=False)
+    """Tracking store; null = MLFLOW_TRACKING_URI, else sqlite:///<runs_dir>/mlflow.db. Passwords
+    and tokens in it are never stored: `vmp jobs resume` takes them from MLFLOW_TRACKING_URI."""
     experiment: str = "videomambapro"
+    """MLflow experiment that the run is listed in."""
     flush_timeout_s: float = Field(default=60, ge=0)
     """How long the end of a run waits for an absent server before it leaves rows for later."""
 
+    @field_serializer("uri", when_used="json")
+    def _without_secrets(self, uri: str | None) -> str | None:
+        return uri if uri is None else redact(uri)
+
 
 def resolve_uri(config: TrackingConfig, runs_dir: Path) -> str:
-    default = f"sqlite:///{runs_dir.resolve() / TRACKING_STORE}"
-    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    """The tracking store, secrets included.
+
+    Raises ConfigError when `config` was read back from a run, whose secrets are not stored, and
+    the environment does not have them.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if config.uri is None or HIDDEN not in config.uri:
+        return config.uri or given or f"sqlite:///{runs_dir.resolve() / TRACKING_STORE}"
+    if given is not None and redact(given) == config.uri:
+        return given
+    public = config.uri.replace(f"{HIDDEN}@", "")
+    if HIDDEN not in public and {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"} & set(
+        os.environ
+    ):
+        return public
+    raise ConfigError(
+        f"tracking.uri={config.uri}: its secret was not stored with the run; set "
+        "MLFLOW_TRACKING_URI to the whole URI, or MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD"
+    )
+
+
+def hand_on_secrets(config: TrackingConfig) -> None:
+    """Puts a tracking URI with secrets into the environment, for the ranks and jobs to come.
+
+    They read the rest of the configuration from a file, where it stands without them.
+    """
+    if config.uri is not None and redact(config.uri) != config.uri:
+        os.environ["MLFLOW_TRACKING_URI"] = config.uri
+
+
+class DatasetUse(NamedTuple):
+    """Shards that a run works with, as MLflow shows them."""
+
+    context: str
+    """training or validation."""
+    name: str
+    digest: str
+    """MLflow takes 36 characters."""
+    source: str
+    """Where they lie."""
 
 
 class Tracker:
@@ -65,18 +113,24 @@ class Tracker:
         *,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
+        datasets: Iterable[DatasetUse] = (),
     ) -> None:
         self.config = config
         self.run_dir = run_dir
-        self.uri = resolve_uri(config, run_dir.parent)
+        try:
+            self.uri = resolve_uri(config, run_dir.parent)
+        except ConfigError as error:  # the others wait for rank 0: the run goes on untracked
+            logger.warning("not tracked: %s; metrics.jsonl has the rows", error)
+            self.config = config.model_copy(update={"enabled": False})
         self._params = dict(params)
         self._tags = dict(tags)
+        self._datasets = list(datasets)
         self._queue: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._stored: dict[str, int] | None = None
         self._giving_up = threading.Event()
         self._connected = threading.Event()
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
-        if config.enabled:
+        if self.config.enabled:
             self._thread.start()
 
     @property
@@ -98,6 +152,10 @@ class Tracker:
 
     def log_artifact(self, path: Path) -> None:
         self._queue.put(("artifact", path))
+
+    def log_model(self, name: str, step: int) -> None:
+        """The run has a trained model: its weights of `step`. A run has one at most."""
+        self._queue.put(("model", (name, step)))
 
     def set_tag(self, key: str, value: str) -> None:
         self._queue.put(("tag", (key, value)))
@@ -122,7 +180,7 @@ class Tracker:
             logger.warning(
                 "MLflow at %s did not take all metrics; they are in %s and will be delivered by "
                 "the next attempt of this run",
-                self.uri,
+                redact(self.uri),
                 self.run_dir / METRICS_FILE,
             )
             (self.run_dir / TRACKING_PENDING_FILE).touch()
@@ -145,7 +203,9 @@ class Tracker:
                 except Exception as error:  # only telemetry may degrade, whatever MLflow raises
                     wait_s = _RETRY_S[min(attempt, len(_RETRY_S) - 1)]
                     if attempt == 0:
-                        logger.warning("MLflow at %s: %s; retrying", self.uri, _one_line(error))
+                        logger.warning(
+                            "MLflow at %s: %s; retrying", redact(self.uri), _one_line(error)
+                        )
                     attempt += 1
                     # The failed call may have been stored all the same: ask before repeating it.
                     self._stored = None
@@ -195,6 +255,8 @@ class Tracker:
         params = [Param(key, str(self._params[key])[:6000]) for key in sorted(missing)]
         if params:
             client.log_batch(run.info.run_id, params=params)
+        if not (run.inputs and run.inputs.dataset_inputs):
+            client.log_inputs(run.info.run_id, datasets=_dataset_inputs(self._datasets))
         self._connected.set()
         return client
 
@@ -219,6 +281,8 @@ class Tracker:
                 client.set_tag(run_id, *payload)
             elif kind == "artifact":
                 self._send_artifact(client, run_id, payload)
+            elif kind == "model":
+                _send_model(client, run_id, *payload)
             elif kind == "end":
                 client.set_terminated(run_id, status=payload)
 
@@ -233,10 +297,33 @@ class Tracker:
                 if is_last:
                     logger.warning(
                         "MLflow at %s does not take the artifact %s: %s; it stays on disk only",
-                        self.uri,
+                        redact(self.uri),
                         path,
                         _one_line(error),
                     )
+
+
+def _dataset_inputs(datasets: Iterable[DatasetUse]) -> list[Any]:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    return [
+        DatasetInput(
+            Dataset(use.name, use.digest[:36], "local", json.dumps({"uri": use.source})),
+            [InputTag("mlflow.data.context", use.context)],
+        )
+        for use in datasets
+    ]
+
+
+def _send_model(client: Any, run_id: str | None, name: str, step: int) -> None:
+    from mlflow.entities import LoggedModelOutput
+
+    run = client.get_run(run_id)
+    if run.outputs and run.outputs.model_outputs:
+        return
+    model = client.create_logged_model(run.info.experiment_id, name=name, source_run_id=run_id)
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
 
 
 def _metrics_of(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -279,23 +366,35 @@ def _first_touch_lock(uri: str) -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return redact(" ".join(str(error).split()))[:200] or type(error).__name__
 
 
-def serve_ui(runs_dir: Path, port: int) -> int:
-    """Run the MLflow server on the store of `runs_dir` until it is interrupted.
+_COLUMNS = ("eval/top1", "eval/top5", "eval/loss", "train/loss", "train/epoch", "train/clips_per_s")
+_ATTRIBUTES = ("Source", "User", "Dataset", "Models")
+_VIEW = "vmp"
 
-    Raises ConfigError when there is no store yet.
+
+def runs_page(uri: str) -> str:
+    """Where the web page of an MLflow server on `uri` lists the runs, as a path under its root.
+
+    Leaves a view with columns for our metrics in the experiment of the newest run.
     """
-    database = runs_dir / TRACKING_STORE
-    if not database.exists():
-        raise ConfigError(f"{database}: no run store here; train something, or set --runs")
-    environment = os.environ | {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        # Its job runner would start seven more processes that nothing here uses.
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    command = [sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", resolve_uri(TrackingConfig(), runs_dir)]
-    return subprocess.run(command, env=environment, check=False).returncode
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    with _first_touch_lock(uri):
+        client = MlflowClient(tracking_uri=uri)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    newest = client.search_runs(experiments, max_results=1, order_by=["attributes.start_time DESC"])
+    if not newest:
+        return "#/experiments"
+    experiment_id = newest[0].info.experiment_id
+    columns = [f"attributes.`{name}`" for name in _ATTRIBUTES]
+    columns += [f"metrics.`{name}`" for name in _COLUMNS]
+    # What the page itself stores behind its button "Share"; the address names it.
+    view = json.dumps({"selectedColumns": columns})
+    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{_VIEW}", view)
+    query = f"workflowType=machine_learning&viewStateShareKey={_VIEW}"
+    return f"#/experiments/{experiment_id}/runs?{query}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -9,26 +10,20 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from slurm.errors import ClusterError
+from slurm.options import sbatch_refusal, srun_refusal
 from slurm.policy import RetryPolicy
 
 _MIN_GRACE_S = 30
-# What the system itself tells sbatch and srun, and what would undo it.
-_OWN_SBATCH = {
-    "array", "dependency", "error", "no-requeue", "nodes", "ntasks", "ntasks-per-node",
-    "open-mode", "output", "requeue", "signal", "time",
-}  # fmt: skip
-_OWN_SRUN = {
-    "--cpus-per-task": "set cpus_per_task: srun and sbatch must agree",
-    "-c": "set cpus_per_task: srun and sbatch must agree",
-    "--error": "logs are found by their names",
-    "--output": "logs are found by their names",
-    "--open-mode": "logs of a requeued job must go on, not start again",
-    "--kill-on-bad-exit": "ranks that wait for a dead one would hang",
-    "--nodes": "use --nodes of the command",
-    "--ntasks": "ranks are counted by --nodes and --gpus-per-node",
-    "-N": "use --nodes of the command",
-    "-n": "ranks are counted by --nodes and --gpus-per-node",
-}
+# What PyYAML raises on a text that is not YAML, or whose tags and dates it cannot turn into values.
+_NOT_YAML = (
+    yaml.YAMLError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class Container(BaseModel):
@@ -69,10 +64,20 @@ class ClusterProfile(BaseModel):
     setup: tuple[str, ...] = ()
     """Shell lines run before Python: module load, source env, ..."""
     srun_args: tuple[str, ...] = ()
-    """Further srun arguments; --cpus-per-task is always passed on, as srun would drop it."""
+    """Further srun arguments, each in one: --option=value; --cpus-per-task is always passed on, as
+    srun would drop it."""
     container: Container | None = None
     extra: dict[str, str | int | bool] = {}
     """Any other #SBATCH option, by its long name."""
+
+    @model_validator(mode="after")
+    def _every_text_is_one_line(self) -> ClusterProfile:
+        """A second line would be another #SBATCH option, or another command."""
+        for field, value in self.model_dump().items():
+            for text in _texts(value):
+                if not text.replace("\t", " ").isprintable():
+                    raise ValueError(f"{field}: {text!r} holds a line break or control character")
+        return self
 
     @model_validator(mode="after")
     def _limit_leaves_time_to_save(self) -> ClusterProfile:
@@ -91,18 +96,29 @@ class ClusterProfile(BaseModel):
     @model_validator(mode="after")
     def _nothing_undoes_what_resuming_rests_on(self) -> ClusterProfile:
         for key in self.extra:
-            if key.replace("_", "-") in _OWN_SBATCH:
-                raise ValueError(f"extra.{key} is set by the system itself: remove it")
+            if refusal := sbatch_refusal(key):
+                raise ValueError(f"extra.{key} {refusal}")
         for argument in self.srun_args:
-            option = argument.partition("=")[0]
-            if option in _OWN_SRUN:
-                raise ValueError(f"srun_args: {option} is not allowed: {_OWN_SRUN[option]}")
+            if refusal := srun_refusal(argument):
+                raise ValueError(f"srun_args: {argument.partition('=')[0]} {refusal}")
         for line in self.setup:
             if line.strip().startswith(("set -e", "set -o errexit", "exec ", "exit")):
                 raise ValueError(
                     f"setup: '{line}' would end the batch script before it can requeue the run"
                 )
         return self
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a tree of values, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for pair in value.items():
+            yield from _texts(pair)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
 
 
 def load_profile(path: Path | None) -> ClusterProfile:
@@ -116,7 +132,7 @@ def load_profile(path: Path | None) -> ClusterProfile:
         raw = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise ClusterError(f"profile {path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NOT_YAML as error:
         raise ClusterError(f"profile {path}: not YAML: {' '.join(str(error).split())}") from error
     try:
         return ClusterProfile.model_validate(raw)

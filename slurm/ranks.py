@@ -10,7 +10,12 @@ from slurm import queue
 def environment(
     rank: int, local_rank: int, ranks: int, nodes: int, *, address: str, port: int
 ) -> dict[str, str]:
-    """The variables of one rank; `address` and `port` are those at which rank 0 listens."""
+    """The variables of one rank; `address` and `port` are those at which rank 0 listens.
+
+    Ranks that are all on one host meet on its loopback interface, whatever `address` says.
+    """
+    if nodes == 1:
+        address = "127.0.0.1"
     variables = {
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),

@@ -51,7 +51,7 @@ def supervise(run_dir: Path, srun_status: int) -> int:
             reason=end.reason,
             node=end.node,
             step=step,
-            action=f"{'requeued' if decision.requeue else 'stopped'}: {decision.why}",
+            action=f"requeued: {decision.why}" if decision.requeue else f"stopped: {decision.why}",
         ),
     )
     if decision.requeue:

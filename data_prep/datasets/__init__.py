@@ -38,7 +38,7 @@ def read_listing(name: str, inputs: Inputs) -> Listing:
     listing = validated(_READERS[name](inputs), inputs.videos)
     if not listing.annotations:
         source = inputs.annotations or inputs.videos
-        raise DataError(f"{source}: names no video{_first(listing.problems)}")
+        raise DataError(f"{source}: names no video{_first(listing.problems)}{_tars(inputs)}")
     return listing
 
 
@@ -47,3 +47,9 @@ def _first(problems: Sequence[Problem]) -> str:
         return ""
     first = problems[0]
     return f"; {len(problems)} lines are of no use, the first is {first.where}: {first.detail}"
+
+
+def _tars(inputs: Inputs) -> str:
+    if not any(path.endswith(".tar") for path in inputs.tree.files):
+        return ""
+    return f"; {inputs.videos} holds tars: unpack them first, sharding reads video files"

@@ -1,6 +1,7 @@
 """The process in which unchecked files are decoded, so that a crash or a hang costs one file.
 
-Started by `data_prep.jobs.pool` as `python -m data_prep.jobs.child FD MEMORY_BYTES SUPERVISOR_PID`.
+Started by `data_prep.jobs.pool` as
+`python -m data_prep.jobs.child FD MEMORY_BYTES PROCESSOR_S SUPERVISOR_PID`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ from multiprocessing.connection import Connection
 
 import av.logging
 
+from data_prep.errors import MachineTrouble, is_of_machine
+from data_prep.video.clip import ClipRequest, PreparedClip, RejectedClip, Trouble
 from data_prep.video.prepare import prepare_clip
 
 _PR_SET_PDEATHSIG = 1
+READY = "ready"
+"""The first message of a process that has started."""
 
 
 def main() -> None:
-    descriptor, memory_bytes, supervisor_pid = map(int, sys.argv[1:])
+    descriptor, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
+    processor_s, supervisor_pid = float(sys.argv[3]), int(sys.argv[4])
     # A hanging decoder must not outlive a supervisor that was killed, even before this call.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor_pid:
@@ -32,12 +38,29 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     av.logging.set_level(av.logging.PANIC)
     with Connection(descriptor) as supervisor:
+        supervisor.send(READY)
         while True:
             try:
                 request = supervisor.recv()
             except EOFError:
                 return
-            supervisor.send(prepare_clip(request))
+            # Time in which this process really ran: SIGPROF ends it, whatever the machine's load.
+            signal.setitimer(signal.ITIMER_PROF, processor_s)
+            answer = _answer(request)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            supervisor.send(answer)
+
+
+def _answer(request: ClipRequest) -> PreparedClip | RejectedClip | Trouble:
+    try:
+        return prepare_clip(request)
+    except MachineTrouble as error:
+        return Trouble(str(error))
+    except Exception as error:
+        if isinstance(error, OSError) and is_of_machine(error):
+            return Trouble(f"{request.path!r}: {error}")
+        reason = str(error).partition("\n")[0]
+        return RejectedClip("unexpected", f"{type(error).__name__}: {reason}")
 
 
 def _virtual_bytes() -> int:

@@ -13,12 +13,11 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-
-import psutil
 
 HEARTBEAT_S = 10.0
 STALE_S = 120.0
@@ -36,15 +35,14 @@ class Claims:
     def __init__(self, directory: Path, *, stale_s: float = STALE_S) -> None:
         self._directory = directory
         self._stale_s = stale_s
-        process = psutil.Process()
         self.owner = uuid.uuid4().hex[:12]
         self._identity = {
             "owner": self.owner,
             "host": socket.gethostname(),
-            "pid": process.pid,
-            "started": process.create_time(),
+            **_process(os.getpid()),
         }
         self._held: set[Path] = set()
+        self._watched: dict[Path, tuple[float, float]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="claims")
 
@@ -82,6 +80,10 @@ class Claims:
         self._held.discard(path)
         path.unlink(missing_ok=True)
 
+    def holds(self, claim: Claim) -> bool:
+        """False when another job took over while this one was suspended."""
+        return self._latest(claim.shard) == claim.generation
+
     def _latest(self, shard: str) -> int | None:
         prefix = f"{shard}."
         found = [
@@ -97,9 +99,16 @@ class Claims:
             touched = path.stat().st_mtime
         except FileNotFoundError:
             return False
-        if identity.get("host") == socket.gethostname():
-            return _is_running(identity["pid"], identity["started"])
-        return self._now() - touched < self._stale_s
+        if _is_of_this_system(identity):
+            return _is_running(identity)
+        return self._now() - touched < self._stale_s and self._is_touched(path, touched)
+
+    def _is_touched(self, path: Path, touched: float) -> bool:
+        """By our own watch: after a step back of the wall clock, old touches lie in the future."""
+        now = time.monotonic()
+        seen, since = self._watched.get(path, (touched, now))
+        self._watched[path] = (touched, since if seen == touched else now)
+        return now - self._watched[path][1] < self._stale_s
 
     def _now(self) -> float:
         """The file server's clock: hosts need not agree on the time."""
@@ -112,8 +121,8 @@ class Claims:
             for path in tuple(self._held):
                 try:
                     os.utime(path)
-                except FileNotFoundError:
-                    continue  # released in between
+                except OSError:
+                    continue  # released in between; or the disk has hiccups, and the next counts
 
     def _path(self, shard: str, generation: int) -> Path:
         return self._directory / f"{shard}.{generation}"
@@ -122,18 +131,41 @@ class Claims:
 def _read_identity(path: Path) -> dict[str, Any]:
     """{} for a file that a full disk or a crash has emptied: its touches still tell."""
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-    except ValueError:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
         return {}
-    return content
+    return content if isinstance(content, dict) else {}
 
 
-def _is_running(pid: int, started: float) -> bool:
+def _process(pid: int) -> dict[str, Any]:
+    """What tells a process from all others, whatever becomes of the wall clock.
+
+    Raises `FileNotFoundError` when there is none.
+    """
+    # The name in parentheses may hold anything; the start is the 22nd field, in ticks since boot.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return {"pid": pid, "started": int(fields[19]), **_system()}
+
+
+def _system() -> dict[str, str]:
+    """The boot and the name space in which process numbers mean something."""
+    return {
+        "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        "namespace": os.readlink("/proc/self/ns/pid"),
+    }
+
+
+def _is_of_this_system(identity: dict[str, Any]) -> bool:
+    here = {"host": socket.gethostname(), **_system()}
+    return all(identity.get(name) == value for name, value in here.items())
+
+
+def _is_running(identity: dict[str, Any]) -> bool:
     try:
-        found: float = psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
+        found = _process(identity["pid"])
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return abs(found - started) < 1.0
+    return bool(found["started"] == identity["started"])
 
 
 def clear(directory: Path) -> None:

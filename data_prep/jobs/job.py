@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.errors import DataError
+from data_prep.errors import DataError, MachineTrouble
 from data_prep.jobs.claims import Claim, Claims
 from data_prep.jobs.pool import ClipPool
 from data_prep.jobs.progress import JobProgress, progress_bar
@@ -56,6 +56,10 @@ def make_shards(
             return job.run(pool)
 
 
+_Entry = tuple[SplitPlan, int, str]
+"""Plan, number and name of a shard."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Task:
     """A clip on its way through the pool."""
@@ -63,6 +67,7 @@ class _Task:
     writer: ShardWriter
     claim: Claim
     clip: PlannedClip
+    entry: _Entry
 
 
 class _Job:
@@ -77,7 +82,7 @@ class _Job:
         self._workdir, self._store, self._claims = workdir, store, claims
         self._progress = JobProgress(workdir.progress / f"{claims.owner}.json")
         self._written = 0
-        self._open = [
+        self._open: list[_Entry] = [
             (plan, number, name)
             for plan in plans
             for number, name in enumerate(plan.shard_names())
@@ -107,15 +112,33 @@ class _Job:
         size = 0 if isinstance(prepared, RejectedClip) else prepared.original.bytes
         self._progress.count(bytes_in=size, failed=failed)
         if task.writer.is_complete:
-            task.writer.publish(self._store)
+            self._publish(task)
+
+    def _publish(self, task: _Task) -> None:
+        try:
+            if not self._is_lost(task):
+                task.writer.publish(self._store)
+                self._written += 1
+                return
+        except FileNotFoundError:  # an heir removes what its predecessor left
+            if not self._is_lost(task):
+                raise
+        finally:
             self._claims.release(task.claim)
-            self._written += 1
+        # Waited for like any shard of another job, should the heir not end it.
+        task.writer.discard()
+        self._open.append(task.entry)
+
+    def _is_lost(self, task: _Task) -> bool:
+        """Whether another job took the shard over, as when this one was suspended for long."""
+        done = self._store.size(record_name(task.entry[2])) is not None
+        return done or not self._claims.holds(task.claim)
 
     def _requests(self) -> Iterator[tuple[_Task, ClipRequest]]:
         """The clips of one claimable shard after the other, claimed when the pool has room."""
         poison = self._workdir.poison()
         for entry in tuple(self._open):
-            plan, number, name = entry
+            name = entry[2]
             claim = self._claims.take(name)
             if claim is None:
                 continue
@@ -123,19 +146,20 @@ class _Job:
             if self._store.size(record_name(name)) is not None:
                 self._claims.release(claim)
                 continue
-            yield from self._shard_requests(plan, number, claim, poison)
+            yield from self._shard_requests(entry, claim, poison)
 
     def _forget_finished(self) -> None:
         names = set(self._store.names())
         self._open = [entry for entry in self._open if record_name(entry[2]) not in names]
 
     def _shard_requests(
-        self, plan: SplitPlan, number: int, claim: Claim, poison: dict[str, tuple[str, str]]
+        self, entry: _Entry, claim: Claim, poison: dict[str, tuple[str, str]]
     ) -> Iterator[tuple[_Task, ClipRequest]]:
+        plan, number, _ = entry
         shard = self._workdir.shard(plan, number)
         writer = self._writer(plan, shard, claim)
         for clip in shard.clips:
-            task = _Task(writer, claim, clip)
+            task = _Task(writer, claim, clip, entry)
             if clip.key in poison:
                 self._account(task, RejectedClip(*poison[clip.key]))
                 continue
@@ -161,13 +185,17 @@ def run_jobs(work: Path, *, jobs: int, decoders: int, show_progress: bool) -> No
         command = [sys.executable, "-P", "-m", "data_prep.jobs.job", str(work), str(decoders)]
         processes = [subprocess.Popen(command) for _ in range(jobs)]
         try:
-            for process in processes:
-                process.wait()
+            statuses = [process.wait() for process in processes]
         finally:
             for process in processes:
                 process.terminate()
                 process.wait()
+        if all(statuses):
+            raise MachineTrouble(f"{work}: all {jobs} jobs stopped; each says above why")
 
 
 if __name__ == "__main__":
-    run_shard_worker(Path(sys.argv[1]), decoders=int(sys.argv[2]))
+    try:
+        run_shard_worker(Path(sys.argv[1]), decoders=int(sys.argv[2]))
+    except MachineTrouble as trouble:
+        sys.exit(f"error: {trouble}")

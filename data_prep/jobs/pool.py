@@ -1,16 +1,20 @@
 """Processes that prepare clips and may be killed at any time.
 
-A file that crashes its process, or keeps it longer than the cap, costs that process and nothing
+A file that crashes its process, or costs it more than the caps, costs that process and nothing
 else: the file is rejected, another process takes over. One start serves many files.
+
+What the machine does is no verdict on a file: processes killed from outside (for want of memory),
+that do not start, or stand still while others wait for a disk, are replaced and their files tried
+again; after a few times everything stops with `MachineTrouble`.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -18,13 +22,28 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import IO, Generic, Self, TypeVar
 
+import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep.video.clip import ClipRequest, PreparedClip, RejectedClip
+from data_prep.errors import MachineTrouble
+from data_prep.jobs.child import READY
+from data_prep.video.clip import ClipRequest, PreparedClip, RejectedClip, Trouble
 
 T = TypeVar("T")
 _QUEUE_PER_CHILD = 2  # the next request is there before the last answer is read
 _WINDOW_PER_CHILD = 8  # answers held back until the ones before them arrive
+_LOOK_S = 1.0
+_PAUSES_S = (0.5, 3.0)  # before a file is tried again
+_FROM_OUTSIDE = frozenset(
+    {
+        signal.SIGHUP,
+        signal.SIGINT,
+        signal.SIGKILL,
+        signal.SIGTERM,
+        signal.SIGXCPU,
+        signal.SIGXFSZ,
+    }
+)
 
 
 class Caps(BaseModel):
@@ -33,6 +52,9 @@ class Caps(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     timeout_s: float = Field(default=300.0, gt=0)
+    """Processor time, so that a loaded machine does not count."""
+    stall_s: float = Field(default=900.0, gt=0)
+    """Time without any processor time before a process is replaced: no verdict on the file."""
     memory_gib: float = Field(default=4.0, gt=0)
     """Address space of a decoding process above what it starts with."""
 
@@ -43,6 +65,7 @@ class _Job(Generic[T]):
     tag: T
     request: ClipRequest
     crashed_before: bool = False
+    troubles: int = 0
 
 
 @dataclass(slots=True)
@@ -51,7 +74,12 @@ class _Child(Generic[T]):
     connection: Connection
     stderr: IO[bytes]
     jobs: deque[_Job[T]] = field(default_factory=deque)
-    busy_since: float = 0.0
+    ready: bool = False
+    processor_s: float = 0.0
+    """As last seen."""
+    seen: float = field(default_factory=time.monotonic)
+    still_s: float = 0.0
+    """Since it last used the processor, as far as somebody looked."""
 
 
 class ClipPool(Generic[T]):
@@ -97,8 +125,6 @@ class ClipPool(Generic[T]):
 
     def _submit(self, job: _Job[T]) -> None:
         child = min(self._children, key=lambda c: len(c.jobs))
-        if not child.jobs:
-            child.busy_since = time.monotonic()
         child.jobs.append(job)
         try:
             child.connection.send(job.request)
@@ -106,18 +132,31 @@ class ClipPool(Generic[T]):
             return  # its death is seen, and its jobs saved, at the next collection
 
     def _collect(self) -> None:
-        """Wait for at least one answer, death or overdue file."""
+        """Wait for at least one message or death, or until it is time to look for stalls."""
         while self._retries and self._room_for_retry():
             self._submit(self._retries.popleft())
         busy = [child for child in self._children if child.jobs]
-        oldest = min(child.busy_since for child in busy)
-        patience = max(0.0, oldest + self._caps.timeout_s - time.monotonic())
-        ready = set(wait([child.connection for child in busy], timeout=patience))
+        ready = set(wait([child.connection for child in busy], timeout=_LOOK_S))
         for child in busy:
             if child.connection in ready:
                 self._receive(child)
-            elif time.monotonic() - child.busy_since > self._caps.timeout_s:
-                self._reject_first(child, "timeout", f"over {self._caps.timeout_s:g} s")
+            elif self._stands_still(child):
+                detail = f"its process stood still for {self._caps.stall_s:g} s"
+                self._try_again(child, detail)
+
+    def _stands_still(self, child: _Child[T]) -> bool:
+        now = time.monotonic()
+        try:
+            times = psutil.Process(child.process.pid).cpu_times()
+        except psutil.NoSuchProcess:
+            return False  # its death is received next
+        used = times.user + times.system
+        # A supervisor that was itself suspended has not watched in between.
+        child.still_s += min(now - child.seen, 2 * _LOOK_S)
+        if used > child.processor_s:
+            child.still_s = 0.0
+        child.processor_s, child.seen = used, now
+        return child.still_s > self._caps.stall_s
 
     def _room_for_retry(self) -> bool:
         return any(not child.jobs for child in self._children)
@@ -128,19 +167,52 @@ class ClipPool(Generic[T]):
         except (EOFError, OSError):  # OSError: it died in the middle of an answer
             self._handle_death(child)
             return
-        job = child.jobs.popleft()
-        child.busy_since = time.monotonic()
-        self._done[job.ticket] = (job.tag, answer)
+        child.still_s = 0.0
+        if answer == READY:
+            child.ready = True
+        elif isinstance(answer, Trouble):
+            self._try_again(child, answer.detail)
+        elif _is_out_of_memory(answer) and self._memory_is_short():
+            self._try_again(child, "it needs memory that this machine does not have now")
+        else:
+            job = child.jobs.popleft()
+            self._done[job.ticket] = (job.tag, answer)
+
+    def _memory_is_short(self) -> bool:
+        available: int = psutil.virtual_memory().available
+        return available < self._caps.memory_gib * 2**30
 
     def _handle_death(self, child: _Child[T]) -> None:
         status = child.process.wait()
+        words = self._last_words(child)
+        if not child.ready:
+            raise MachineTrouble(f"a decoding process does not start (status {status}){words}")
         first = child.jobs[0]
-        if first.crashed_before:
-            detail = f"the decoder died twice (status {status}){self._last_words(child)}"
+        if status == -signal.SIGPROF:
+            detail = f"over {self._caps.timeout_s:g} s of processor time"
+            self._reject_first(child, "timeout", detail)
+        elif -status in _FROM_OUTSIDE:
+            name = signal.Signals(-status).name
+            self._try_again(child, f"its process was killed from outside ({name}; out of memory?)")
+        elif first.crashed_before:
+            detail = f"the decoder died twice (status {status}){words}"
             self._reject_first(child, "crash", detail)
-            return
-        # Once may be the machine's fault, so the file gets a second process.
-        first.crashed_before = True
+        else:
+            # Once may be the machine's fault, so the file gets a second process.
+            first.crashed_before = True
+            self._replace(child)
+
+    def _try_again(self, child: _Child[T], detail: str) -> None:
+        """In a new process, after a pause. Raises `MachineTrouble` when that was tried enough."""
+        first = child.jobs[0]
+        if first.troubles == len(_PAUSES_S):
+            raise MachineTrouble(
+                f"{first.request.path!r}: {detail}; tried {first.troubles + 1} times. Nothing is "
+                "lost: run the same command again, with more memory or fewer decoders if that is "
+                "what is short; take the file out of the list to go on without it"
+            )
+        time.sleep(_PAUSES_S[first.troubles])
+        first.troubles += 1
         self._replace(child)
 
     def _reject_first(self, child: _Child[T], code: str, detail: str) -> None:
@@ -155,9 +227,10 @@ class ClipPool(Generic[T]):
 
     def _start(self) -> _Child[T]:
         ours, theirs = socket.socketpair()
-        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        # In memory: a full TMPDIR is no reason to stop. Lives as long as the child.
+        stderr = open(os.memfd_create("stderr"), "w+b")  # noqa: SIM115
         memory = int(self._caps.memory_gib * 2**30)
-        numbers = (theirs.fileno(), memory, os.getpid())
+        numbers = (theirs.fileno(), memory, self._caps.timeout_s, os.getpid())
         command = [sys.executable, "-P", "-m", "data_prep.jobs.child", *map(str, numbers)]
         process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=stderr
@@ -175,3 +248,7 @@ class ClipPool(Generic[T]):
         child.stderr.seek(0)
         lines = child.stderr.read().decode(errors="replace").strip().splitlines()
         return f": {lines[-1]}" if lines else ""
+
+
+def _is_out_of_memory(answer: PreparedClip | RejectedClip) -> bool:
+    return isinstance(answer, RejectedClip) and answer.code == "memory"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from data_prep.schema import ShardName, SplitName
 from data_prep.storage import Store
 
 SUFFIX = ".record.json"
@@ -57,8 +58,8 @@ class Timings(_Frozen):
 
 
 class ShardResult(_Frozen):
-    name: str
-    split: str
+    name: ShardName
+    split: SplitName
     plan: str
     """Fingerprint of the plan it belongs to."""
     samples: int

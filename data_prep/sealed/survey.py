@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from data_prep.errors import DataError
 from data_prep.jobs.record import SampleRow, ShardResult, record_name
-from data_prep.schema import MANIFEST_NAME, QUARANTINE_NAME, Manifest
-from data_prep.storage import Store
+from data_prep.schema import MANIFEST_NAME, QUARANTINE_NAME, Manifest, how_to_seal
+from data_prep.storage import Store, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,26 @@ def survey(store: Store, out: str) -> Survey:
             found.samples += [Sample(result.split, result.name, row) for row in result.rows]
             found.prep_s += result.timings.wall_s
         lines = store.read(QUARANTINE_NAME).splitlines()
-    except (FileNotFoundError, ValueError) as error:
+    except FileNotFoundError as error:
+        if store.size(MANIFEST_NAME) is None:
+            raise DataError(
+                f"{out}: not a whole shard directory, no {MANIFEST_NAME}; "
+                f"{how_to_seal(store.names())}"
+            ) from None
+        absent = str(error.filename or error)
+        raise DataError(
+            f"{out}: not a whole shard directory ({absent} is absent); see vmp data verify"
+        ) from None
+    except ValueError as error:
         first = str(error).splitlines()[0]
         raise DataError(
             f"{out}: not a whole shard directory ({first}); see vmp data verify"
         ) from None
     found.quarantine = [json.loads(line) for line in lines]
     return found
+
+
+def reasons(out: str) -> Counter[str]:
+    """Inputs left out of a sealed directory per code."""
+    lines = open_store(out, Path()).read(QUARANTINE_NAME).splitlines()
+    return Counter(json.loads(line)["code"] for line in lines)

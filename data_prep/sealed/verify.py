@@ -21,7 +21,15 @@ from rich.progress import track
 
 from data_prep.errors import DataError
 from data_prep.options import work_dir
-from data_prep.schema import INDEX_NAME, INDEX_SCHEMA, MANIFEST_NAME, SCHEMA_VERSION, Manifest
+from data_prep.schema import (
+    INDEX_NAME,
+    INDEX_SCHEMA,
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    Manifest,
+    how_to_seal,
+)
+from data_prep.sealed.affected import Affected, affected, picture_version
 from data_prep.sealed.check_shard import Finding, check_shard
 from data_prep.sealed.rebuild import rebuild
 from data_prep.storage import Store, is_url, open_store
@@ -37,6 +45,10 @@ class Verification:
     findings: list[Finding]
     rebuilt: list[str]
     """Shards that `fix` made again; findings are those that remained."""
+    picture_version: int
+    """Of the program that made the shards."""
+    affected: list[Affected]
+    """Sound, but with faults of that version; see docs/data.md."""
 
 
 def verify(
@@ -80,7 +92,21 @@ def _verify(out: str, work: Path | None, workers: int | None, show_progress: boo
             parts = pool.map(check_shard, *zip(*tasks, strict=True))
             findings += [item for part in _bar(parts, len(tasks), show_progress) for item in part]
     samples = sum(manifest.splits.values())
-    return Verification(manifest.digest, len(manifest.shards), samples, findings, [])
+    older = affected(store, manifest, _plan_directory(out, work))
+    return Verification(
+        digest=manifest.digest,
+        shards=len(manifest.shards),
+        samples=samples,
+        findings=findings,
+        rebuilt=[],
+        picture_version=picture_version(manifest),
+        affected=older,
+    )
+
+
+def _plan_directory(out: str, work: Path | None) -> Path:
+    """Where the plan would be; a URL without `work` has none at hand."""
+    return Path(os.devnull) if work is None and is_url(out) else work_dir(out, work)
 
 
 def _bar(
@@ -96,7 +122,7 @@ def _manifest(store: Store, out: str) -> Manifest:
         return Manifest.model_validate_json(store.read(MANIFEST_NAME))
     except FileNotFoundError:
         raise DataError(
-            f"{out}: no {MANIFEST_NAME}; not a sealed shard directory, run `vmp data shard`"
+            f"{out}: no {MANIFEST_NAME}; not a sealed shard directory; {how_to_seal(store.names())}"
         ) from None
     except ValueError as error:
         first = str(error).splitlines()[0]

@@ -56,3 +56,10 @@ class PreparedClip:
 class RejectedClip:
     code: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """The machine failed while the clip was made: no verdict on it."""
+
+    detail: str

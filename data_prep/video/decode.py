@@ -29,6 +29,8 @@ _CONTAINERS = (
 )
 _SMPTE2084, _ARIB_STD_B67 = 16, 18
 _PREROLL_S = 2.0
+ROUNDING_S = Fraction(1, 1000)
+"""A frame may come this much before the time that names it, in decimals or in container ticks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +129,18 @@ def describe(container: InputContainer, stream: VideoStream, first: VideoFrame) 
         pixel_format=first.format.name,
         width=first.width,
         height=first.height,
-        rotation=first.rotation,
+        rotation=_rotation(first),
         sample_aspect=float(aspect) if aspect else 1.0,
         hdr=first.color_trc in (_SMPTE2084, _ARIB_STD_B67),
         bytes=container.size,
     )
+
+
+def _rotation(frame: VideoFrame) -> int:
+    try:
+        return frame.rotation
+    except ValueError:  # a matrix that flattens the picture has none
+        return 0
 
 
 def frame_step(stream: VideoStream) -> Fraction:
@@ -155,10 +164,15 @@ def frames(
     packet or frame and `resolution_change`.
     """
     origin = Fraction(stream.start_time or 0) * (stream.time_base or 1)
-    seeks = seek and not constant_rate and start_s > _PREROLL_S
+    # AVI counts from the first frame decoded, which B-frames put before the first one shown.
+    from_first = container.format.name == "avi"
+    seeks = seek and not constant_rate and not from_first and start_s > _PREROLL_S
     if seeks:
         target = float(origin) + start_s - _PREROLL_S
-        container.seek(int(target / (stream.time_base or 1)), stream=stream, backward=True)
+        try:
+            container.seek(int(target / (stream.time_base or 1)), stream=stream, backward=True)
+        except av.FFmpegError as error:
+            raise Rejection("corrupt", f"no way to {start_s:g} s: {_message(error)}") from None
     step = frame_step(stream)
     shape: tuple[int, int] | None = None
     previous: Fraction | None = None
@@ -173,11 +187,13 @@ def frames(
         elif frame.pts is None or frame.time_base is None:
             time = previous + step if previous is not None else Fraction(0)
         else:
+            if from_first and previous is None:
+                origin = frame.pts * frame.time_base
             time = frame.pts * frame.time_base - origin
         if previous is not None and time < previous:
             raise TimesContradictOrder
         previous = time
-        if time >= Fraction(start_s) - Fraction(1, 1000):
+        if time >= Fraction(start_s) - ROUNDING_S:
             if frame.is_corrupt:
                 raise Rejection("corrupt", f"damaged data in frame {number}")
             yield DecodedFrame(frame, time)

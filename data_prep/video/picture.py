@@ -26,7 +26,7 @@ BT601, LIMITED_RANGE = 6, 1  # AVCOL_SPC_SMPTE170M, AVCOL_RANGE_MPEG: the encode
 SHORT_SIDE = 256
 MIN_SIDE = 16
 _UNSPECIFIED = 0
-_BT601_TAGS = frozenset({2, 5, 6})  # unspecified, BT.470BG, SMPTE 170M
+BT601_TAGS = frozenset({2, 5, 6})  # unspecified, BT.470BG, SMPTE 170M
 # Tag of a frame (AVCOL_SPC) -> name of its matrix for the scaler, which has other numbers.
 # Untagged, reserved and "RGB" on planes of luma and chroma are BT.601, as everywhere in FFmpeg.
 _MATRICES = {
@@ -48,9 +48,10 @@ _SCALER = (
     | Interpolation.BITEXACT
     | Interpolation.FULL_CHR_H_INT
 )
-# PyAV cannot list the side data of a frame that carries a type newer than itself (EXIF, views of
-# MV-HEVC). Those are taken off first; FFmpeg has 64 types at most for years to come.
-_FOREIGN_TYPES = tuple(sorted(set(range(64)) - {known.value for known in Type}))
+# PyAV 18 lists side data all or nothing: a type newer than itself (EXIF, views of MV-HEVC) raises,
+# an ICC profile crashes the process. So the other types are taken off first; FFmpeg has 64 at most
+# for years to come.
+_OTHER_TYPES = tuple(sorted(set(range(64)) - {Type.DISPLAYMATRIX.value}))
 
 Turn = list[tuple[str, str | None]]
 """FFmpeg filters (name, argument)."""
@@ -111,7 +112,7 @@ def is_stored_picture(frame: VideoFrame) -> bool:
     """Whether the frame needs neither turning nor another matrix or range to be stored."""
     return (
         not turn_upright(frame)
-        and frame.colorspace in _BT601_TAGS
+        and frame.colorspace in BT601_TAGS
         and frame.color_range in (_UNSPECIFIED, LIMITED_RANGE)
     )
 
@@ -119,7 +120,7 @@ def is_stored_picture(frame: VideoFrame) -> bool:
 def turn_upright(frame: VideoFrame) -> Turn:
     """What a player does by the display matrix, into which FFmpeg translates EXIF orientation."""
     data = _display_matrix(frame)
-    if not isinstance(data, SideData):
+    if data is None:
         return []
     a, b, _, c, d, *_ = struct.unpack("<9i", bytes(data))
     if abs(b) > abs(a):
@@ -130,21 +131,15 @@ def turn_upright(frame: VideoFrame) -> Turn:
     return [(name, None) for name, sign in (("hflip", a), ("vflip", d)) if sign < 0]
 
 
-def _display_matrix(frame: VideoFrame) -> object:
-    try:
-        return frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:
-        return _without_foreign_side_data(frame).side_data.get("DISPLAYMATRIX")
-
-
-def _without_foreign_side_data(frame: VideoFrame) -> VideoFrame:
+def _display_matrix(frame: VideoFrame) -> SideData | None:
     graph = Graph()
     graph.threads = 1
     nodes = [graph.add("buffer", _source(frame.width, frame.height, frame.format.name))]
-    nodes += [graph.add("sidedata", f"mode=delete:type={number}") for number in _FOREIGN_TYPES]
+    nodes += [graph.add("sidedata", f"mode=delete:type={number}") for number in _OTHER_TYPES]
     graph.link_nodes(*nodes, graph.add("buffersink")).configure()
     graph.vpush(frame)
-    return graph.vpull()
+    found = graph.vpull().side_data.get("DISPLAYMATRIX")
+    return found if isinstance(found, SideData) else None
 
 
 def _turning_graph(width: int, height: int, turn: Turn) -> Graph:

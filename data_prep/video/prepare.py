@@ -13,9 +13,10 @@ import av
 from av.video.stream import VideoStream
 
 from data_prep.annotation import IMAGE_SUFFIXES
-from data_prep.errors import MachineTrouble, verdict
+from data_prep.errors import MachineTrouble, is_of_machine, verdict
 from data_prep.video.clip import ClipRequest, EncodeSettings, PreparedClip, RejectedClip
 from data_prep.video.decode import (
+    ROUNDING_S,
     DecodedFrame,
     Original,
     TimesContradictOrder,
@@ -111,9 +112,10 @@ def _encode(request: ClipRequest, *, seek: bool, constant_rate: bool) -> Prepare
             )
         except MemoryError:  # FFmpeg's own is also an FFmpegError
             raise
-        except OSError as error:
-            raise MachineTrouble(f"{request.path!r}: its clip cannot be kept ({error})") from None
-        except av.FFmpegError as error:
+        except (OSError, av.FFmpegError) as error:
+            if isinstance(error, OSError) and is_of_machine(error):
+                detail = f"{request.path!r}: its clip cannot be kept ({error})"
+                raise MachineTrouble(detail) from None
             raise Rejection("encode", str(error)) from None
         timeline.check_length()
     return _prepared(clip, timeline.fps(nominal), picture, original)
@@ -147,7 +149,7 @@ def _trimmed(
     end_s = request.trim_end_s
     reached: Fraction | None = None
     for item in decoded:
-        if end_s is not None and item.time_s >= Fraction(end_s):
+        if end_s is not None and item.time_s >= Fraction(end_s) - ROUNDING_S:
             _look_ahead(decoded, stream)
             return
         yield item

@@ -8,6 +8,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from data_prep.errors import MachineTrouble
 from data_prep.video.decode import frames, open_video
 from data_prep.video.picture import Picture, rgb_pixels
 from data_prep.video.rejection import Rejection
@@ -20,7 +21,7 @@ class UnreadableVideoError(ValueError):
 def read_pictures(path: str) -> Iterator[NDArray[np.uint8]]:
     """All frames in order of presentation, upright: (H, W, 3) uint8 RGB each.
 
-    Raises `UnreadableVideoError`, and `MachineTrouble` when the disk fails.
+    Raises `UnreadableVideoError`, also when the disk fails.
     """
     rgb = VideoReformatter()
     picture: Picture | None = None
@@ -30,6 +31,8 @@ def read_pictures(path: str) -> Iterator[NDArray[np.uint8]]:
             for item in frames(container, stream, constant_rate=True):
                 picture = picture or Picture(item.frame)
                 yield rgb_pixels(picture(item.frame), rgb).copy()
+    except MachineTrouble as error:
+        raise UnreadableVideoError(str(error)) from None
     except Rejection as error:
         raise UnreadableVideoError(f"{error.code}: {error.detail}") from None
     if picture is None:

@@ -7,13 +7,13 @@ Inside this file the tokens come first: (T, B, D), and (T, B, G, N) for the B an
 channels, in scan order within a chunk. A constant B or C is (1, 1, D, N): one group per channel.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.scan.problem import Direction, Forward, Scan, token_major
+from model.scan.problem import Direction, Forward, Scan, placed, token_major
 
 CHUNK = 64
 
@@ -45,7 +45,12 @@ def forward(scan: Scan, keep: bool) -> Forward:
 
 
 def backward(
-    scan: Scan, dout: Tensor, dlast_state: Tensor | None, pre_gate: Tensor, states: Tensor
+    scan: Scan,
+    dout: Tensor,
+    dlast_state: Tensor | None,
+    pre_gate: Tensor,
+    states: Tensor,
+    into: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """See ``op.Kernels``."""
     dtype = scan.state_dtype
@@ -61,7 +66,7 @@ def backward(
         for name, grad in _Pass(scan, direction).backward(dy, dlast_state, kept).items():
             owner = scan.own(name, direction.suffix)
             grads[owner] = grads[owner] + grad if owner in grads else grad
-    return grads
+    return placed(grads, into)
 
 
 def _tokens_first(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -55,7 +55,8 @@ def conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
     return F.silu(F.conv1d(padded, kernel, bias, groups=x.shape[1]))
 
 
-def _kernels(backend: str) -> ModuleType:
+def kernels(backend: str) -> ModuleType:
+    """The module behind the name of a fused backend."""
     if backend == "cuda":
         from model.scan.cuda import conv as conv_cuda  # nobody without a GPU needs it
 
@@ -66,7 +67,7 @@ def _kernels(backend: str) -> ModuleType:
 @torch.library.custom_op("videomambapro::conv_silu", mutates_args=())
 def conv_op(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, backend: str) -> Tensor:
     with torch.cuda.device_of(x):  # where kernels are launched
-        out: Tensor = _kernels(backend).forward(x, weight, bias, reverse)
+        out: Tensor = kernels(backend).forward(x, weight, bias, reverse)
     return out
 
 
@@ -84,7 +85,7 @@ def _conv_backward_op(
 ) -> tuple[Tensor, Tensor]:
     """The gradient of x and, in one float32 row, those of weight (D * K) and bias (D)."""
     with torch.cuda.device_of(x):
-        dx, dparameters = _kernels(backend).backward(dout, x, weight, bias, reverse)
+        dx, dparameters = kernels(backend).backward(dout, x, weight, bias, reverse)
     return dx, dparameters
 
 

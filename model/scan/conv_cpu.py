@@ -28,19 +28,33 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Te
 
 
 def backward(
-    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
+    dout: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    reverse: bool,
+    dx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of x, and those of weight (D * K) and bias (D) in one float32 row."""
+    """The gradient of x, and those of weight (D * K) and bias (D) in one float32 row.
+
+    The gradient of x is written into ``dx`` where that is given; see cuda/conv.py.
+    """
     batch, channels, _ = x.shape
     arguments = Arguments()
     job = _job(arguments, x, weight, bias, reverse)
-    dx = token_major(*_shape(x), x, torch.float32)
+    to = dx
+    if to is None or to.dtype != torch.float32:
+        to = token_major(*_shape(x), x, torch.float32)
     dweight = x.new_empty((batch, weight.shape[1], channels), dtype=torch.float32)
     dbias = x.new_empty((batch, channels), dtype=torch.float32)
-    job.dout, job.dx = arguments.tensor3(dout), Tensor3.of(dx)
+    job.dout, job.dx = arguments.tensor3(dout), Tensor3.of(to)
     job.dweight, job.dbias = dweight.data_ptr(), dbias.data_ptr()
     library().conv_backward(ctypes.byref(job))
-    return dx.to(x.dtype), torch.cat((dweight.sum(0).t().flatten(), dbias.sum(0)))
+    if dx is None:
+        dx = to.to(x.dtype)
+    elif dx is not to:
+        dx.copy_(to)
+    return dx, torch.cat((dweight.sum(0).t().flatten(), dbias.sum(0)))
 
 
 def _job(

@@ -2,7 +2,7 @@
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.scan.native.library import Arguments, Int, Pointer, Tensor3, library
-from model.scan.problem import Direction, Forward, Scan, token_major
+from model.scan.problem import Direction, Forward, Scan, placed, token_major
 
 
 class _Pass(ctypes.Structure):
@@ -82,7 +82,12 @@ def forward(scan: Scan, keep: bool) -> Forward:
 
 
 def backward(
-    scan: Scan, dout: Tensor, dlast_state: Tensor | None, pre_gate: Tensor, states: Tensor
+    scan: Scan,
+    dout: Tensor,
+    dlast_state: Tensor | None,
+    pre_gate: Tensor,
+    states: Tensor,
+    into: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """See ``op.Kernels``. Sums over channels and samples have a fixed order: deterministic."""
     batch, channels, length, size = scan.shape
@@ -95,7 +100,10 @@ def backward(
         return scan.u.new_empty(shape, dtype=torch.float32)
 
     if scan.z is not None:
-        grads["z"] = token_major(batch, channels, length, scan.u, torch.float32)
+        dz = (into or {}).get("z")
+        if dz is None or dz.dtype != torch.float32 or dz.stride(1) != 1:
+            dz = token_major(batch, channels, length, scan.u, torch.float32)
+        grads["z"] = dz
         call.job.pre_gate, call.job.dz = Tensor3.of(pre_gate), Tensor3.of(grads["z"])
     per_state = (batch, channels, call.job.size)
     call.job.passes[0].dlast = call.states(dlast_state)
@@ -120,7 +128,8 @@ def backward(
                 grads[owner] = new(*(per_token if tensor.dim() == 4 else shape))
             setattr(pass_, field, grads[owner].data_ptr())
     library().scan_backward(ctypes.byref(call.job))
-    return {owner: _summed(owner, partial, size) for owner, partial in grads.items()}
+    summed = {owner: _summed(owner, partial, size) for owner, partial in grads.items()}
+    return placed(summed, into)
 
 
 def _summed(owner: str, partial: Tensor, size: int) -> Tensor:

@@ -45,8 +45,8 @@ def selective_scan(
             so groups of fewer than 32 channels leave lanes idle. On a GPU, constants run by the
             backend chunked, which is many times slower.
         initial_state: "first_token" starts every state of a channel at its first scanned u; a
-            tensor (B, D, N), such as an earlier last state, goes on from there: on a GPU by the
-            backend chunked; mamba_ssm takes none.
+            tensor (B, D, N), such as an earlier last state, goes on from there. The backend
+            mamba_ssm takes no tensor.
         mask_current: leave each token out of its own read-out (and the first read-out zero).
         reverse: scan from the last token to the first; the result stays in token order.
         return_last_state: also return the state after the last scanned token.
@@ -54,7 +54,7 @@ def selective_scan(
     Returns:
         (B, D, L) in the dtype of u, its memory laid out (B, L, D). With ``return_last_state`` also
         the state (B, D, N) in float32 (float64 stays), through which gradients flow, unlike in
-        mamba-ssm; on a GPU, for that, by the backend chunked.
+        mamba-ssm.
 
     Raises:
         ScanError: shapes, dtypes or devices do not fit, or the backend cannot run here.
@@ -150,7 +150,8 @@ def probe(device: str) -> tuple[str, ...]:
 
 
 @constant_under_compile
-def _say_used(backend: str, device: str) -> bool:
+def say_used(backend: str, device: str) -> bool:
+    """Log, once, which backend runs on a type of device."""
     return _say_once(backend, device)
 
 
@@ -162,6 +163,16 @@ def _say_once(backend: str, device: str) -> bool:
 
 def _run(scan: Scan, backend: str) -> tuple[Tensor, Tensor]:
     scan.validate()
+    chosen = choose(scan, backend)
+    if chosen == "reference":
+        return scan_reference(scan)
+    if chosen == "mamba_ssm":
+        return mamba.run(scan, mamba.kernel())
+    return op.run(scan, chosen)
+
+
+def choose(scan: Scan, backend: str) -> str:
+    """The backend that runs ``scan`` when ``backend`` is asked for."""
     device = scan.u.device.type
     ready = available_backends(device)
     chosen = ready[0] if backend == "auto" else backend
@@ -171,12 +182,8 @@ def _run(scan: Scan, backend: str) -> tuple[Tensor, Tensor]:
         chosen = "chunked"  # the fused kernels compute in float32
     if chosen == "cuda" and not cuda_scan.takes(scan):
         chosen = "chunked"
-    _say_used(chosen, device)
-    if chosen == "reference":
-        return scan_reference(scan)
-    if chosen == "mamba_ssm":
-        return mamba.run(scan, mamba.kernel())
-    return op.run(scan, chosen)
+    say_used(chosen, device)
+    return chosen
 
 
 def _why_not(backend: str, device: str) -> str:

@@ -2,11 +2,11 @@
 
 One forward and one backward operator serve every fused backend; ``backend`` selects the kernels.
 Autocast rule: tensors keep the dtype they arrive in and autocast is off inside, because A, D, the
-bias and the state must stay float32 whatever the inputs are. Triton launches on the current device:
-that of the inputs is made current.
+bias and the state must stay float32 whatever the inputs are. Kernels are launched on the current
+device: that of the inputs is made current.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Protocol
 
@@ -38,11 +38,13 @@ class Kernels(Protocol):
         dlast_state: Tensor | None,
         pre_gate: Tensor,
         states: Tensor,
+        into: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Gradients by argument name, in any floating dtype and layout.
 
         Those of B and C are (B, G, N, L) where the argument is (B, N, L). ``dlast_state`` is None
-        when nothing depends on the last state.
+        when nothing depends on the last state. Gradients that ``into`` has memory for, of the
+        argument's shape and any strides, end up there.
         """
         ...
 

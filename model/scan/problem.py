@@ -4,7 +4,7 @@ Letters: B batch, D channels, L tokens, N state size, G groups of D / G neighbou
 share their B and C. Every tensor is in token order, never flipped.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
@@ -86,12 +86,6 @@ class Scan:
         return next((t.shape[1] for _, t in self._mixing() if t.dim() == 4), 1)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it needs nothing but B and C of one group: no state given or wanted."""
-        states = self.initial_state is not None or self.return_last_state
-        return not states and all(t.dim() == 3 for _, t in self._mixing())
-
-    @property
     def state_dtype(self) -> torch.dtype:
         """float64 when any input is, else float32: the state is never kept in half precision."""
         is_double = any(tensor.dtype == torch.float64 for _, tensor in self.tensors())
@@ -168,6 +162,16 @@ class Forward(NamedTuple):
     pre_gate: Tensor  # (B, D, L) sum before the gate, kept for backward when there is a gate
     states: Tensor  # kept for backward, of ``states_shape``
     last_state: Tensor  # (B, D, N) after the last scanned token
+
+
+def placed(grads: dict[str, Tensor], into: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """``grads``, those that ``into`` has memory for copied there unless they are there already."""
+    for name, memory in (into or {}).items():
+        grad = grads[name]
+        if grad.data_ptr() != memory.data_ptr():
+            memory.copy_(grad.squeeze(1) if grad.dim() > memory.dim() else grad)
+        grads[name] = memory
+    return grads
 
 
 def token_major(batch: int, channels: int, length: int, like: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import yaml
+from torch import Tensor
 
 from model import VideoMamba, create_model
 from pipeline import rundir
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.load import newest_valid, read_weights
 from pipeline.config import RunConfig, apply_overrides, build_config
+from pipeline.config.yaml_text import parse_yaml
 from pipeline.errors import CheckpointError, ConfigError
 
 
@@ -37,9 +38,9 @@ def checkpoint_config(checkpoint: Path, overrides: Sequence[str] = ()) -> RunCon
     """
     path = checkpoint / layout.CONFIG_FILE
     try:
-        raw = yaml.safe_load(path.read_bytes())
-    except (OSError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        raw = parse_yaml(path.read_bytes(), layout.CONFIG_FILE)
+    except (OSError, ConfigError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
         raise CheckpointError(
             f"checkpoint {checkpoint}: {layout.CONFIG_FILE} cannot be read: {reason}"
         ) from error
@@ -55,6 +56,11 @@ def load_trained(checkpoint: Path, config: RunConfig) -> VideoMamba:
     Raises CheckpointError for a damaged one, ConfigError when `config` is of another model.
     """
     weights = read_weights(checkpoint, raw=not config.eval.use_ema)
+    return model_with(weights, config, f"checkpoint {checkpoint}")
+
+
+def model_with(weights: dict[str, Tensor], config: RunConfig, source: str) -> VideoMamba:
+    """The model of `config`, on the CPU. Raises ConfigError when the weights are of another one."""
     with torch.device("meta"):
         model = create_model(config.model)
     try:
@@ -62,6 +68,6 @@ def load_trained(checkpoint: Path, config: RunConfig) -> VideoMamba:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ConfigError(
-            f"checkpoint {checkpoint} is not of this model ({reason}): leave model.* as it was"
+            f"{source} is not of this model ({reason}): leave model.* as it was"
         ) from error
     return model.requires_grad_()

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipeline.terminal import say
+
 app = typer.Typer(no_args_is_help=True, help="Measure, each time beside a peer.")
 
 
@@ -14,8 +16,11 @@ app = typer.Typer(no_args_is_help=True, help="Measure, each time beside a peer."
 def bench_scan(
     size: Annotated[list[str] | None, typer.Option(help="ti, s or m; may be repeated.")] = None,
     frames: Annotated[list[int] | None, typer.Option(min=1, help="8, 16, 32 or 64.")] = None,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    device: Literal["cpu", "cuda"] = "cpu",
+    batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 1,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the scanned tensors.")
+    ] = "float32",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")] = "cpu",
 ) -> None:
     """The scan of every backend beside its peers: time, memory, bandwidth, exponentials.
 
@@ -32,22 +37,36 @@ def bench_scan(
         raise ConfigError(f"--size {unknown[0]}: unknown; one of {', '.join(WIDTHS)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: there is no CUDA device here; `vmp doctor` says more")
-    run(sizes, frames or (8,), dtype=dtype, device=device)
+    run(sizes, frames or (8,), batch=batch, dtype=dtype, device=device)
 
 
 @app.command("loader")
 def bench_loader_command(
-    shards: Annotated[Path, typer.Argument(help="Shard directory of prepared clips.")],
-    split: str = "train",
+    shards: Annotated[
+        Path | None, typer.Argument(help="Shard directory; without one, clips are rendered.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which of its splits is read.")] = "train",
+    clips: Annotated[int, typer.Option(min=8, help="Clips to render without SHARDS.")] = 48,
 ) -> None:
     """The loader beside pure decoding, plain webdataset and the FFCV cache.
 
     Example: vmp bench loader shards
     """
+    import tempfile
+
+    from pipeline.bench.letters import shard_letters
     from pipeline.bench.loader import bench_loader
 
-    report = bench_loader(shards, split=split, progress=lambda line: typer.echo(line, err=True))
-    typer.echo("\n".join(report.lines()))
+    with tempfile.TemporaryDirectory(prefix="vmp-bench-") as scratch:
+        if shards is None:
+            _tell(f"rendering and sharding {clips} videos of 96 frames")
+            shards, split = shard_letters(Path(scratch), clips), "train"
+        report = bench_loader(shards, split=split, progress=_tell)
+    say("\n".join(report.lines()))
+
+
+def _tell(line: str) -> None:
+    say(line, err=True)
 
 
 @app.command("shard")
@@ -60,7 +79,7 @@ def bench_shard_command(
     """
     from pipeline.bench.shard import ShardBench, bench_shard
 
-    bench_shard(ShardBench(videos=videos))
+    bench_shard(ShardBench(videos=videos), _tell)
 
 
 @app.command("step")
@@ -88,7 +107,7 @@ def bench_step_command(
 
     from pipeline.bench.step import StepBench, bench_step
     from pipeline.config import load_config
-    from pipeline.training.distributed import rank_by_environment
+    from pipeline.training.ranks import rank_by_environment
 
     given = [recipe, *(overrides or [])]
     if "=" in recipe:
@@ -102,10 +121,10 @@ def bench_step_command(
         seconds=seconds,
     )
 
-    def say(line: str) -> None:
+    def tell(line: str) -> None:
         if is_main:
-            typer.echo(line, err=True)
+            _tell(line)
 
-    report = bench_step(config, bench, say)
+    report = bench_step(config, bench, tell)
     if is_main:
         Console().print(report.tables())

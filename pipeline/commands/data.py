@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipeline.terminal import one_line, say
+
 if TYPE_CHECKING:
     from data_prep.options import ShardConfig
     from data_prep.schema import Manifest
+
+
+@contextmanager
+def machine_trouble_in_one_line() -> Iterator[None]:
+    """A full disk, an I/O error or too little memory: status 1, and nothing is lost."""
+    from data_prep.errors import MachineTrouble, is_of_machine
+    from pipeline import exits
+
+    try:
+        yield
+    except MachineTrouble as error:
+        line = str(error)
+    except OSError as error:
+        if not is_of_machine(error):
+            raise
+        line = f"{error}; run the same command again when there is room"
+    else:
+        return
+    say(f"error: {one_line(line)}", err=True)
+    sys.exit(exits.FAILED)
+
 
 app = typer.Typer(no_args_is_help=True, help="Make and inspect shard directories.")
 
@@ -20,7 +45,7 @@ def data_synth(
     out: Annotated[Path, typer.Option(help="Directory for the videos and annotations.csv.")],
     train: Annotated[int, typer.Option(min=0, help="Clips of the training split.")] = 6000,
     val: Annotated[int, typer.Option(min=0, help="Clips of the validation split.")] = 800,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
 ) -> None:
     """Render videos whose class is the motion of a letter.
 
@@ -29,7 +54,8 @@ def data_synth(
     from data_prep.synthetic import SynthOptions, synthesize
 
     options = SynthOptions(clips_per_split={"train": train, "val": val}, seed=seed)
-    typer.echo(synthesize(out, options))
+    with machine_trouble_in_one_line():
+        say(synthesize(out, options))
 
 
 @app.command("shard")
@@ -49,7 +75,7 @@ def data_shard(
     fold: Annotated[
         int, typer.Option(min=1, max=3, help="Official division of ucf101 and hmdb51.")
     ] = 1,
-    clips_per_shard: Annotated[int, typer.Option(min=1)] = 256,
+    clips_per_shard: Annotated[int, typer.Option(min=1, help="Clips in one tar file.")] = 256,
     copy: Annotated[bool, typer.Option("--copy", help="Keep suitable files as they are.")] = False,
     work: Annotated[Path | None, typer.Option(help="Shared directory, when OUT is a URL.")] = None,
     cluster: Annotated[
@@ -62,6 +88,7 @@ def data_shard(
     Example: vmp data shard --format folder --videos my_videos --out shards
     """
     from data_prep.options import ShardConfig
+    from data_prep.sealed.survey import reasons
     from data_prep.shard import shard
     from data_prep.video.clip import EncodeSettings
 
@@ -79,9 +106,14 @@ def data_shard(
         encode=EncodeSettings(copy_suitable=copy),
         work=work,
     )
-    manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)
+    with machine_trouble_in_one_line():
+        manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)
     counts = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
-    typer.echo(f"{out}: {len(manifest.classes)} classes; samples: {counts}")
+    say(f"{out}: {len(manifest.classes)} classes; samples: {counts}")
+    left_out = reasons(out)
+    if left_out:
+        listed = ", ".join(f"{count} {code}" for code, count in left_out.most_common())
+        say(f"left out: {listed}; each with its reason in quarantine.jsonl")
 
 
 def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
@@ -102,15 +134,13 @@ def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
         return manifest
     tasks = [ShardJob(str(work.resolve()))] * config.jobs
     with progress_bar(work):
-        outcome = run_array(
-            tasks, work / "logs", cluster_profile, name="vmp-shard", announce=typer.echo
-        )
+        outcome = run_array(tasks, work / "logs", cluster_profile, name="vmp-shard", announce=say)
     try:
         return seal(work)
     except DataError as error:
         if outcome.all_completed:
             raise
-        typer.echo(f"error: {error} ({outcome})", err=True)
+        say(f"error: {one_line(f'{error} ({outcome})')}", err=True)
         sys.exit(exits.FAILED)
 
 
@@ -124,14 +154,22 @@ def data_verify(
     Example: vmp data verify shards
     """
     from data_prep.sealed.verify import verify
+    from data_prep.video.picture import PICTURE_VERSION
 
-    found = verify(shards, fix=fix)
+    with machine_trouble_in_one_line():
+        found = verify(shards, fix=fix)
     for name in found.rebuilt:
-        typer.echo(f"rebuilt {name}")
+        say(f"rebuilt {name}")
     for finding in found.findings:
-        typer.echo(finding)
+        say(one_line(str(finding)))
+    if found.picture_version < PICTURE_VERSION:
+        say(f"made by an earlier version (pictures {found.picture_version})")
+        for older in found.affected:
+            say(f"  {older}")
+        advice = "what to do" if found.affected else "none of its samples is affected"
+        say(f'  {advice}: docs/data.md, "Shards of earlier versions"')
     state = "unsound" if found.findings else "sound"
-    typer.echo(f"{shards}: {state}; {found.shards} shards, {found.samples} samples")
+    say(f"{shards}: {state}; {found.shards} shards, {found.samples} samples")
     sys.exit(1 if found.findings else 0)
 
 
@@ -143,16 +181,17 @@ def data_report(shards: Annotated[str, typer.Argument(help="Shard directory.")])
     """
     from data_prep.sealed.report import report
 
-    typer.echo(report(shards))
+    with machine_trouble_in_one_line():
+        say(report(shards))
 
 
 @app.command("cache")
 def data_cache(
     shards: Annotated[Path, typer.Argument(help="Shard directory.")],
     out: Annotated[Path, typer.Option(help="Directory for the .beton files.")],
-    split: str = "train",
-    frames: Annotated[int, typer.Option(min=1)] = 16,
-    size: Annotated[int, typer.Option(min=1)] = 224,
+    split: Annotated[str, typer.Option(help="The split to decode.")] = "train",
+    frames: Annotated[int, typer.Option(min=1, help="Frames kept of each clip.")] = 16,
+    size: Annotated[int, typer.Option(min=1, help="Height and width of a frame, pixels.")] = 224,
     quality: Annotated[
         int, typer.Option(min=0, max=100, help="Of the JPEG frames; 0 keeps raw pixels.")
     ] = 85,
@@ -166,4 +205,4 @@ def data_cache(
     manifest = build_cache(
         shards, split, out, CacheOptions(frames=frames, size=size, quality=quality)
     )
-    typer.echo(f"{out / split}.beton: {manifest.model_dump_json(exclude={'source'})}")
+    say(f"{out / split}.beton: {manifest.model_dump_json(exclude={'source'})}")

@@ -16,6 +16,7 @@ import torch
 
 from model.scan import available_backends, cuda
 from pipeline.health.preflight import SHARED_MEMORY, low_space
+from pipeline.terminal import say
 
 _FREE_GIB = 10
 
@@ -30,7 +31,7 @@ def examine() -> int:
     """Print all findings; 1 when one of them is BAD."""
     findings = [finding for check in CHECKS for finding in check()]
     for finding in findings:
-        print(f"{finding.state:<5}{finding.text}")
+        say(f"{finding.state:<5}{finding.text}")
     return int(any(finding.state == "BAD" for finding in findings))
 
 

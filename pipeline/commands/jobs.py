@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.terminal import say
+
 app = typer.Typer(no_args_is_help=True, help="Watch, end and resume submitted runs.")
 
 RunsDir = Annotated[Path, typer.Option("--runs", help="Directory of the runs.")]
@@ -20,14 +22,13 @@ def jobs_list(runs: RunsDir = Path("runs")) -> None:
 
     Example: vmp jobs list --runs runs
     """
+    from pipeline.commands.table import print_table
     from pipeline.commands.watch import JobRow, list_jobs
 
-    table = [[field.name for field in fields(JobRow)]]
-    table += [[str(value) for value in astuple(row)] for row in list_jobs(runs)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        typer.echo(line.rstrip())
+    print_table(
+        [field.name for field in fields(JobRow)],
+        [[str(value) for value in astuple(row)] for row in list_jobs(runs)],
+    )
 
 
 @app.command("logs")
@@ -43,7 +44,7 @@ def jobs_logs(
     """
     from pipeline.commands.watch import print_log
 
-    print_log(runs / name, typer.echo, follow=follow, rank=rank)
+    print_log(runs / name, say, follow=follow, rank=rank)
 
 
 @app.command("cancel")
@@ -58,7 +59,7 @@ def jobs_cancel(
     """
     from pipeline.commands.watch import cancel
 
-    typer.echo(cancel(runs / name, save=save))
+    say(cancel(runs / name, save=save))
 
 
 @app.command("resume")
@@ -69,7 +70,7 @@ def jobs_resume(name: Name, runs: RunsDir = Path("runs")) -> None:
     """
     from pipeline.commands.watch import resume
 
-    typer.echo(resume(runs / name))
+    say(resume(runs / name))
 
 
 @app.command("nodes")
@@ -84,7 +85,7 @@ def jobs_nodes(
     from pipeline.commands import watch
 
     if forgive is not None:
-        typer.echo(watch.forgive(runs, forgive))
+        say(watch.forgive(runs, forgive))
         return
     for line in watch.bad_nodes(runs):
-        typer.echo(line)
+        say(line)

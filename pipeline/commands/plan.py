@@ -11,6 +11,7 @@ from pipeline.config import RunConfig
 from pipeline.data.errors import DataError
 from pipeline.data.shards import open_shards
 from pipeline.errors import ConfigError
+from pipeline.terminal import one_line
 from pipeline.training.schedule import Schedule
 
 # fp32 parameter, fp32 gradient, fp32 master copy, two Adam moments.
@@ -80,7 +81,7 @@ def print_steps(
         try:
             samples = len(open_shards(config.data.train, config.data.train_split))
         except DataError as error:
-            console.print(f"steps                unknown, give --samples: {error}")
+            console.print(f"steps                unknown, give --samples: {one_line(str(error))}")
             return
     steps_per_epoch = samples // config.batch.global_size
     if not steps_per_epoch:

@@ -9,18 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import typer
-
 from pipeline import exits, rundir
+from pipeline.commands.finished import finished
 from pipeline.commands.program import vmp
 from pipeline.config import RunConfig, load_config
-from pipeline.finished import finished
-from pipeline.open_data import open_data
-from pipeline.prepare import check_same_run, prepare_run
+from pipeline.prepare import check_same_run, check_start, prepare_run
 from pipeline.rundir.metrics import read_metrics
+from pipeline.terminal import say
 from pipeline.training import aftermath
-from slurm import launch
+from pipeline.training.ranks import num_gpus
+from slurm import launch, queue
 from slurm.errors import ClusterError
 from slurm.profile import ClusterProfile, load_profile
 from slurm.record import Cluster, Resources
@@ -64,22 +62,27 @@ def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
     profile = load_profile(order.profile)
     resources = _resources(configs[0], profile, order)
     for config in configs:
-        config.batch_split(resources.nodes * resources.ranks_per_node)
         _check_cpus(config, resources, profile)
         _check_grace(config, profile)
     _check_order(order, profile)
+    for config in configs:
+        check_start(
+            config,
+            resources.nodes * resources.ranks_per_node,
+            data_exists=order.first is None and not order.dry_run,
+        )
     _warn_without_gpus(resources, order)
     if order.dry_run:
         text = launch.dry_run([config.run_dir for config in configs], profile, resources)
-        typer.echo(text, nl=False)
+        say(text)
+        _say_what_is_unchecked(profile, order)
         return exits.DONE
-    if order.first is None:  # else the data may not exist yet
-        for config in configs:
-            open_data(config)
-        if order.then is None:
-            configs = _unfinished(configs)
-            if not configs:
-                return exits.DONE
+    if order.cluster == "slurm":
+        launch.check_nodes(configs[0].runs_dir, profile, resources)
+    if order.first is None and order.then is None:
+        configs = _unfinished(configs)
+        if not configs:
+            return exits.DONE
     if order.cluster == "local":
         return max(_submit_one(config, profile, resources, order) for config in configs)
     if len(configs) == 1:
@@ -95,7 +98,7 @@ def _unfinished(configs: Sequence[RunConfig]) -> list[RunConfig]:
         if summary is None:
             left.append(config)
         else:
-            typer.echo(summary.line(config.run_dir))
+            say(summary.line(config.run_dir))
     return left
 
 
@@ -122,17 +125,17 @@ def _submit_one(
             then=order.then,
         )
     where = f"({order.cluster}), run {run_dir}, log {submission.log}"
-    typer.echo(f"{how}: job {submission.job_id} {where}")
+    say(f"{how}: job {submission.job_id} {where}")
     follower = launch.submit_follower(submission) if how == "submitted" else None
     if follower is not None:
-        typer.echo(follower)
+        say(follower)
     if not order.follow:
         return exits.DONE
-    status = launch.wait(submission, typer.echo)
+    status = launch.wait(submission, say)
     if status == exits.RESUMABLE:
-        typer.echo("stopped with a committed checkpoint; the same command goes on from there")
+        say("stopped with a committed checkpoint; the same command goes on from there")
     elif status != exits.DONE:
-        typer.echo(f"run {run_dir} ended: {aftermath.explain(run_dir)}", err=True)
+        say(f"run {run_dir} ended: {aftermath.explain(run_dir)}", err=True)
     return status
 
 
@@ -143,7 +146,7 @@ def _submit_array(
     run_dirs = [prepare_run(c) for c in configs if launch.find_running(c.run_dir) is None]
     for config in configs:
         if config.run_dir not in run_dirs:
-            typer.echo(f"already submitted: run {config.run_dir}")
+            say(f"already submitted: run {config.run_dir}")
     if not run_dirs:
         return exits.DONE
     submissions = launch.submit(
@@ -155,8 +158,8 @@ def _submit_array(
         parallel=order.parallel,
     )
     for submission in submissions:
-        typer.echo(f"submitted: job {submission.job_id} (slurm), run {submission.run_dir}")
-    typer.echo(f"watch them: {vmp()} jobs list --runs {configs[0].runs_dir}")
+        say(f"submitted: job {submission.job_id} (slurm), run {submission.run_dir}")
+    say(f"watch them: {vmp()} jobs list --runs {configs[0].runs_dir}")
     return exits.DONE
 
 
@@ -171,7 +174,7 @@ def _dependency(run_dir: Path, profile: ClusterProfile, order: Order) -> str | N
             Resources(cpus_per_task=profile.cpus_per_task or 1),
             dependency=f"afterok:{order.after}" if order.after else None,
         )
-        typer.echo(f"submitted: job {job_id} (slurm), vmp {order.first}")
+        say(f"submitted: job {job_id} (slurm), vmp {order.first}")
         before = [job_id]
     return f"afterok:{':'.join(before)}" if before else None
 
@@ -206,7 +209,10 @@ def _configs(recipe: str, overrides: Sequence[str], sweep: Sequence[str]) -> lis
         if not separator or not values:
             raise ClusterError(f"--sweep '{text}' must have the form section.field=value,value,...")
         axes.append([f"{key}={value}" for value in values.split(",")])
-    name = load_config(recipe, overrides).name
+    base = load_config(recipe, overrides)
+    if not axes:
+        return [base]
+    name = base.name
     named: dict[str, tuple[str, ...]] = {}
     for changes in itertools.product(*axes):
         other = named.setdefault(f"{name}{_suffix(changes)}", changes)
@@ -216,7 +222,7 @@ def _configs(recipe: str, overrides: Sequence[str], sweep: Sequence[str]) -> lis
                 f"{name}{_suffix(changes)}: leave out one, or submit them one by one with name=..."
             )
     return [
-        load_config(recipe, [*overrides, *changes, f"name={of_run}"])
+        load_config(recipe, [*overrides, *changes]).model_copy(update={"name": of_run})
         for of_run, changes in named.items()
     ]
 
@@ -229,7 +235,7 @@ def _suffix(changes: Sequence[str]) -> str:
 
 
 def _resources(config: RunConfig, profile: ClusterProfile, order: Order) -> Resources:
-    here = torch.cuda.device_count() if order.gpus_per_node is None else order.gpus_per_node
+    here = num_gpus() if order.gpus_per_node is None else order.gpus_per_node
     return Resources(
         nodes=order.nodes,
         ranks_per_node=here or config.launch.ranks_per_node or 1,
@@ -238,10 +244,22 @@ def _resources(config: RunConfig, profile: ClusterProfile, order: Order) -> Reso
     )
 
 
+def _say_what_is_unchecked(profile: ClusterProfile, order: Order) -> None:
+    """What only the cluster knows, when the text is written elsewhere."""
+    if queue.is_here():
+        return
+    where = f"partition '{profile.partition}'" if profile.partition else "the default partition"
+    say(
+        f"not checked, as this machine has no SLURM: whether {where} exists, whether it has "
+        f"{order.nodes} usable nodes, and which nodes failed a run lately and would be avoided",
+        err=True,
+    )
+
+
 def _warn_without_gpus(resources: Resources, order: Order) -> None:
     """A login node has no GPU, and by default a job gets what is here."""
     if order.cluster == "slurm" and order.gpus_per_node is None and not resources.gpus_per_node:
-        typer.echo(
+        say(
             "warning: this machine has no GPU, so none is asked for: the run trains on CPUs; give "
             "--gpus-per-node (0 if that is meant)",
             err=True,

@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import exits, rundir
-from pipeline.config import read_config
 from pipeline.errors import ConfigError
-from pipeline.open_data import open_data
-from pipeline.prepare import prepare_run
-from pipeline.rundir import End, RunStatus, State, StopClass
+from pipeline.rundir import Attempt, End, RunStatus, State, StopClass
 from pipeline.rundir.metrics import read_metrics
 from slurm import launch, nodes, queue
 from slurm.errors import ClusterError
@@ -95,7 +92,8 @@ def _row(
     else:
         state = _lost_or(last) if view is None or view.has_ended else view.state.lower()
     training = [row for row in read_metrics(run_dir) if row["kind"] == "train"]
-    beat = next((b for b in rundir.read_heartbeats(run_dir) if b.rank == 0), None)
+    beat = rundir.read_heartbeat(run_dir)
+    past = rundir.read_attempts(run_dir)
     step = max(training[-1]["step"] if training else 0, beat.step if beat else 0)
     total = beat.total_steps if beat else 0
     saved = rundir.committed(run_dir / rundir.CHECKPOINTS)
@@ -109,14 +107,14 @@ def _row(
         step=f"{step}/{total}" if total else str(step),
         loss=_last_loss(training),
         eta=_duration((total - step) * beat.step_s) if is_alive and beat and beat.step_s else "-",
-        restarts=len(rundir.read_attempts(run_dir)),
+        restarts=len(past),
         checkpoint=saved[-1].name if saved else "-",
-        reason=f"waits for {waits_for}" if waits_for else _reason(run_dir, state, status),
+        reason=f"waits for {waits_for}" if waits_for else _reason(run_dir, state, status, past),
     )
 
 
 def _last_loss(training: list[dict[str, Any]]) -> str:
-    losses = [row["loss"] for row in training if isinstance(row.get("loss"), int | float)]
+    losses = [row["loss"] for row in training if "loss" in row]
     return f"{losses[-1]:.4f}" if losses else "-"
 
 
@@ -130,14 +128,13 @@ def _lost_or(last: State) -> State:
     return State.LOST if last in (State.RUNNING, State.QUEUED) else last
 
 
-def _reason(run_dir: Path, state: str, status: RunStatus) -> str:
+def _reason(run_dir: Path, state: str, status: RunStatus, past: list[Attempt]) -> str:
     if status.stop_class is StopClass.FINISHED:
         return status.reason
     if status.stop_class is not None:
         return f"{status.stop_class}: {status.reason}"
     if state == State.UNREADABLE:
         return f"{run_dir / rundir.STATUS_FILE}: not a whole status; the next start replaces it"
-    past = rundir.read_attempts(run_dir)
     if state in (State.RUNNING, "pending") and past:
         return f"before: {past[-1].stop_class}: {past[-1].reason}"
     return ""
@@ -204,6 +201,10 @@ def resume(run_dir: Path) -> str:
 
     The code is that of this checkout. Raises ConfigError or ClusterError.
     """
+    # Not at the top: who lists jobs does not wait for what opens shards.
+    from pipeline.config import read_config
+    from pipeline.prepare import check_start, prepare_run
+
     submission = _submission(run_dir)
     running = launch.find_running(run_dir)
     if running is not None:
@@ -214,7 +215,7 @@ def resume(run_dir: Path) -> str:
     run_dir = run_dir.resolve()
     os.chdir(record.folder)
     config = read_config(run_dir).model_copy(update={"runs_dir": run_dir.parent})
-    open_data(config)
+    check_start(config, record.resources.nodes * record.resources.ranks_per_node)
     if record.cluster == "local":
         rundir.refuse_active(run_dir)
     prepare_run(config)

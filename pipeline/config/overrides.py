@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
-import yaml
-
+from model.errors import brief
+from pipeline.config.tree import RunConfig
+from pipeline.config.yaml_text import parse_yaml
 from pipeline.errors import ConfigError
+
+_NULL = ("", "~", "null", "Null", "NULL")
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -19,21 +24,37 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"override '{override}' must have the form section.field=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override '{override}': the value is not YAML") from error
-    if isinstance(value, str):
-        value = _number(value)
+        raise ConfigError(f"override {brief(override)} must have the form section.field=value")
+    value = _value(key, text)
     *parents, leaf = key.split(".")
     node = raw
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"override '{override}': '{parent}' is a value, not a section")
+            raise ConfigError(f"override {brief(override)}: '{parent}' is a value, not a section")
         node = child
     node[leaf] = value
+
+
+def _value(key: str, text: str) -> Any:
+    """What the text after = stands for: itself in a field of text, else YAML."""
+    kinds = _kinds_at(key.split("."))
+    is_text = bool(kinds) and kinds <= {str, Path, NoneType}
+    if is_text and not (NoneType in kinds and text in _NULL) and text[:1] not in ("'", '"'):
+        return text  # else '1e5' would be a number, and 'a #b' end at its comment
+    value = parse_yaml(text, f"override {brief(f'{key}={text}')}")
+    return _number(value) if isinstance(value, str) and not is_text else value
+
+
+def _kinds_at(path: Sequence[str]) -> set[Any]:
+    """The types that the field at a dotted path takes; none when there is no such field."""
+    node: Any = RunConfig
+    for part in path:
+        fields = getattr(node, "model_fields", {})
+        if part not in fields:
+            return set()
+        node = fields[part].annotation
+    return set(get_args(node)) if get_origin(node) in (Union, UnionType) else {node}
 
 
 def _number(text: str) -> str | float:

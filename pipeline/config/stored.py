@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
 from pipeline.config.load import build_config
 from pipeline.config.tree import RunConfig
+from pipeline.config.yaml_text import parse_yaml
 from pipeline.errors import ConfigError
 from pipeline.rundir.paths import CONFIG_FILE
 
@@ -18,13 +17,13 @@ def read_config(run_dir: Path) -> RunConfig:
     """The configuration of a run directory. Raises ConfigError when it cannot be read."""
     path = run_dir / CONFIG_FILE
     try:
-        raw = yaml.safe_load(path.read_text())
+        content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; is this a run?") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: not YAML: {' '.join(str(error).split())}; {_RESTORE}"
-        ) from error
+    try:
+        raw = parse_yaml(content, str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {_RESTORE}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: empty, or not a mapping of sections; {_RESTORE}")
     return build_config(raw, source=str(path))

@@ -7,7 +7,13 @@ library and pydantic only.
 from pipeline.rundir.attempts import Attempt, append_attempt, attempt_id, read_attempts
 from pipeline.rundir.ends import End, StopClass
 from pipeline.rundir.failures import Failure, first_failure, forget_failures
-from pipeline.rundir.heartbeats import Heartbeat, Phase, forget_heartbeats, read_heartbeats
+from pipeline.rundir.heartbeats import (
+    Heartbeat,
+    Phase,
+    forget_heartbeats,
+    read_heartbeat,
+    read_heartbeats,
+)
 from pipeline.rundir.lock import RunInUseError, exclusive, is_active, refuse_active
 from pipeline.rundir.marks import RankMark, read_marks
 from pipeline.rundir.paths import (
@@ -63,6 +69,7 @@ __all__ = [
     "is_active",
     "newest_step",
     "read_attempts",
+    "read_heartbeat",
     "read_heartbeats",
     "read_marks",
     "read_status",

@@ -11,6 +11,7 @@ import time
 import traceback
 from pathlib import Path
 
+from pipeline.redact import redact
 from pipeline.rundir import records
 from pipeline.rundir.attempts import attempt_id
 from pipeline.rundir.ends import StopClass
@@ -43,13 +44,13 @@ class Failure(Record):
         """The failure of this process."""
         return cls(
             stop_class=stop_class,
-            error=" ".join(f"{type(error).__name__}: {error}".split()),
+            error=redact(" ".join(f"{type(error).__name__}: {error}".split())),
             rank=rank,
             host=socket.gethostname(),
             time=time.time(),
             attempt=attempt_id(),
             consequence=consequence,
-            traceback="".join(traceback.format_exception(error)),
+            traceback=redact("".join(traceback.format_exception(error))),
         )
 
     def write(self, run_dir: Path) -> None:

@@ -55,7 +55,7 @@ def refuse_active(run_dir: Path) -> None:
 def is_active(run_dir: Path) -> bool:
     """Does a process train in the directory right now? The lock is not touched."""
     try:
-        descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR)
+        descriptor = os.open(run_dir / LOCK_FILE, os.O_RDONLY)
     except OSError:
         return False
     try:

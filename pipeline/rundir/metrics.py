@@ -19,9 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 class _Row(BaseModel):
-    """What a line must be to count as a row."""
+    """What a line must be to count as a row: so that readers need not look at a value twice."""
 
     model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, int | float]
 
     step: int
     kind: str

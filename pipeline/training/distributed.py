@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from pipeline.errors import ConfigError, NodeFaultError
+from pipeline.training import store
 
 # What is set already stays: see docs/environment.md.
 _NCCL_DEFAULTS = {
@@ -68,17 +70,19 @@ def join(*, timeout_s: float, traces: Path | None = None) -> World:
         os.environ.setdefault(name, text)
     if traces is not None:
         os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(traces))
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == size and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    timeout = timedelta(seconds=timeout_s)
+    meeting_point = store.meet(rank, size, timeout)
     dist.init_process_group(
         backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        timeout=timedelta(seconds=timeout_s),
+        store=meeting_point,
+        rank=-1 if meeting_point is None else rank,
+        world_size=-1 if meeting_point is None else size,
+        timeout=timeout,
         device_id=device if device.type == "cuda" else None,
     )
     return World(rank, size, local_rank, device)
-
-
-def rank_by_environment() -> int:
-    """The rank that this process will have. Answers before `join` and after a failure in it."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def _select_device(local_rank: int) -> torch.device:

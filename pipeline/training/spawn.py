@@ -11,30 +11,18 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline import exits, rundir
-from pipeline.training import aftermath
-from pipeline.training.config import LaunchConfig as Launch
-
-
-def ranks_here(launch: Launch) -> int:
-    """`launch.ranks_per_node`, by default one per GPU."""
-    import torch
-
-    return launch.ranks_per_node or max(1, torch.cuda.device_count())
-
-
-def inside_launcher() -> bool:
-    """Has torchrun or a job script made the ranks already?"""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+from pipeline.terminal import say
+from pipeline.training import aftermath, local_rendezvous
 
 
 def run_ranks(run_dir: Path, ranks: int) -> int:
     """Train a prepared run with `ranks` local processes; returns the exit status of the run."""
+    local_rendezvous.register()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=ranks,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_backend=local_rendezvous.BACKEND,
         run_id=f"{run_dir.name}-{os.getpid()}",
         max_restarts=0,
         monitor_interval=0.2,
@@ -43,7 +31,7 @@ def run_ranks(run_dir: Path, ranks: int) -> int:
         elastic_launch(config, sys.executable)("-P", "-m", "pipeline.training.train", str(run_dir))
     except (ChildFailedError, SignalException):
         # Rank 0 left the status of the run, but another rank's failure may be behind its own.
-        print(f"run {run_dir} ended: {aftermath.explain(run_dir)}", file=sys.stderr)
+        say(f"run {run_dir} ended: {aftermath.explain(run_dir)}", err=True)
         status = rundir.read_status(run_dir).exit_status
         return exits.FAILED if status is None else status
     return exits.DONE

@@ -22,6 +22,7 @@ from pipeline.health.parent import stop_with_parent
 from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stopper
 from pipeline.health.watchdog import Watchdog, call_for_stacks
+from pipeline.isolation import set_umask
 from pipeline.rundir import (
     End,
     Failure,
@@ -33,9 +34,11 @@ from pipeline.rundir import (
 )
 from pipeline.rundir.paths import collective_traces, rank_log_file
 from pipeline.rundir.summary import Summary, write_summary
+from pipeline.terminal import SafeFormatter, one_line, say
 from pipeline.training import distributed
 from pipeline.training.assemble import assemble
 from pipeline.training.distributed import World
+from pipeline.training.ranks import rank_by_environment
 from pipeline.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -51,7 +54,8 @@ def train(run_dir: Path, deadline: float | None = None) -> End:
     Returns how the attempt ended: FINISHED, or what it was stopped for.
     """
     config = read_config(run_dir)
-    pulse = Pulse(distributed.rank_by_environment())
+    set_umask(private=config.private)
+    pulse = Pulse(rank_by_environment())
     with Stopper(config.stop, deadline) as stopper, ExitStack() as stack:
         stack.enter_context(HeartbeatWriter(run_dir, pulse))
         watchdog = Watchdog(
@@ -99,14 +103,21 @@ def _result(metrics: dict[str, float]) -> str:
     return f"top-1 {metrics['top1']:.1%} of {metrics['num_samples']:.0f} validation videos"
 
 
-def run(run_dir: Path, deadline: float | None = None) -> int:
-    """`train` as an exit status; rank 0 leaves the state of the run in status.json."""
+def run(run_dir: Path, deadline: float | None = None, *, launched: bool = False) -> int:
+    """`train` as an exit status; rank 0 leaves the state of the run in status.json.
+
+    `launched`: the parent process is a launcher that waits for this one, which must not outlive it.
+    """
+    if launched:
+        stop_with_parent()
     with ExitStack() as lock:
         return _run(run_dir, deadline, lock)
 
 
 def _run(run_dir: Path, deadline: float | None, lock: ExitStack) -> int:
-    rank = distributed.rank_by_environment()
+    rank = rank_by_environment()
+    if logging.lastResort is not None:  # which speaks until the logs are started
+        logging.lastResort.setFormatter(SafeFormatter())
     try:
         if rank == 0:
             # Only the owner of the lock writes, from the first word to the last.
@@ -115,11 +126,11 @@ def _run(run_dir: Path, deadline: float | None, lock: ExitStack) -> int:
         end = train(run_dir, deadline)
     except Exception as error:  # the boundary of the process: report, then fail
         if isinstance(error, RunInUseError) and not attempt_id():
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {one_line(str(error))}", err=True)
             return exits.BAD_INPUT  # a SLURM job owes its supervisor a record, nobody else does
         bad_input = exits.is_bad_input(error)
         if bad_input:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {one_line(str(error))}", err=True)
         else:
             logger.error("this rank has failed", exc_info=True)
         failure = record_failure(run_dir, rank, error)
@@ -156,13 +167,8 @@ def _start_logs(world: World, run_dir: Path) -> None:
     kept = logging.FileHandler(rank_log_file(run_dir, world.rank))
     for handler in (shown, kept):
         handler.addFilter(_is_ours_or_a_warning)
-    logging.basicConfig(
-        level=logging.INFO,
-        format=f"%(asctime)s rank{world.rank} %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=[shown, kept],
-        force=True,
-    )
+        handler.setFormatter(SafeFormatter(f"%(asctime)s rank{world.rank} %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[shown, kept], force=True)
     where = (socket.gethostname(), os.getpid(), world.device)
     logger.info("one of %d ranks: host %s, pid %d, %s", world.size, *where)
 
@@ -174,5 +180,4 @@ def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:
 
 
 if __name__ == "__main__":
-    stop_with_parent()
-    raise SystemExit(run(Path(sys.argv[1])))
+    raise SystemExit(run(Path(sys.argv[1]), launched=True))

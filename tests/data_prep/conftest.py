@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import pytest
+from av.video.frame import VideoFrame
 
 from data_prep.options import ShardConfig
 from data_prep.synthetic import SynthOptions, synthesize
@@ -41,3 +44,18 @@ def two_classes(real_videos: Path, tmp_path: Path) -> Path:
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(clip, target / clip.name)
     return root
+
+
+@pytest.fixture(scope="session")
+def costly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seconds of work for the decoder and the encoder."""
+    path = tmp_path_factory.mktemp("costly") / "costly.mp4"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
+        for number in range(200):
+            frame = VideoFrame(1920, 1080, "yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return path

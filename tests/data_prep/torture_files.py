@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from PIL import Image
+from PIL import Image, ImageCms
 
 FRAMES = 40
 # Quadrants of every picture: red, green, blue, white, read row by row when upright.
@@ -140,6 +140,13 @@ def _huge_duration(data: bytearray) -> bytearray:
     return data
 
 
+def _no_matrix(data: bytearray) -> bytearray:
+    """tkhd says that the picture is to be flattened."""
+    place = data.find(b"tkhd") + 4 + 40
+    data[place : place + 32] = bytes(32)
+    return data
+
+
 def _no_first_keyframe(path: Path) -> None:
     """An elementary stream from which the first group's keyframe is cut."""
     raw = _bytes(codec="libx264", container="h264", options={"g": "20", "bf": "0"})
@@ -234,6 +241,7 @@ ROTATIONS: dict[int, Any] = {
     270: lambda image: np.rot90(image, 1),
 }
 EXIF_ORIENTATION = 0x0112
+ICC_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 # orientation -> how an upright picture lies in the file
 LIES: dict[int, Any] = {
     1: lambda image: image,
@@ -292,6 +300,11 @@ CASES = [
         for number in LIES
         for suffix, options in (("jpg", {"quality": 95}), ("png", {}), ("webp", {"quality": 95}))
     ),
+    *(
+        Case(f"colour profile.{suffix}", _exif(6, icc_profile=ICC_PROFILE), 1)
+        for suffix in ("jpg", "png", "webp")
+    ),
+    Case("display matrix of zeros.mp4", _damaged(_no_matrix), FRAMES),
     Case("pixels 2 to 1.mp4", _video(sample_aspect_ratio=Fraction(2)), FRAMES),
     Case("variable rate.mp4", _video(times=lambda n: n * n), FRAMES),
     Case("starts at 2 h.ts", _video(container="mpegts", times=lambda n: n + 180_000), FRAMES),

@@ -20,25 +20,27 @@ __device__ __forceinline__ float value(f16 x) { return f16_value(x.bits); }
 __device__ __forceinline__ void store(float* to, float x) { *to = x; }
 __device__ __forceinline__ void store(bf16* to, float x) { to->bits = bf16_bits(x); }
 __device__ __forceinline__ void store(f16* to, float x) { to->bits = f16_bits(x); }
-// The tokens of one channel of one sample: an address is one multiply-add of 64 bits.
+// The tokens of one channel of one sample, `step` bytes apart.
 template <class T> struct Column {
   const char* base;
-  int step;  // in bytes
-  __device__ __forceinline__ Column(T* first, long long stride)
-      : base(opaque((const char*)first)), step(int(stride * sizeof(T))) {}
-  __device__ __forceinline__ T* at(int token) const {
-    return (T*)(base + (long long)token * step);
-  }
+  uint32_t step;
+  __device__ __forceinline__ T* at(uint32_t token) const { return (T*)address(base, token, step); }
 };
 
-// A (B, D, L) tensor of any strides, in elements. Repeated by Strided in launch.py.
+// A (B, D, L) tensor of any strides, in bytes. Repeated by Strided in launch.py.
 template <class T> struct Strided {
   T* data;
-  long long batch, channel, token;
-  __device__ __forceinline__ Column<T> column(int b, int d) const {
-    return {data + b * batch + d * channel, token};
+  long long batch;
+  uint32_t channel, token;
+  __device__ __forceinline__ Column<T> column(int b, uint32_t d) const {
+    return {address((const char*)data + b * batch, d, channel), token};
   }
+  __device__ __forceinline__ T* at(int b, uint32_t d, uint32_t t) const { return column(b, d).at(t); }
 };
+// The tokens of a channel in a float32 (B, L, D) that is dense.
+__device__ __forceinline__ Column<float> dense_column(float* from, uint32_t channels) {
+  return {(const char*)from, channels * 4};
+}
 
 __device__ __forceinline__ float sigmoid(float x) { return rcp(1.f + ex2(-x * LOG2E)); }
 

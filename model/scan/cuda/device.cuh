@@ -58,12 +58,11 @@ __device__ __forceinline__ float f16_value(uint16_t bits) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
   return x;
 }
-// Hides from the compiler how an address of global memory was made, so that it adds an offset to it
-// in one instruction.
-__device__ __forceinline__ const char* opaque(const char* address) {
-  asm("" : "+l"(address));
-  __builtin_assume(__isGlobal(address));
-  return address;
+// base + index * step, in bytes, an address of global memory. Unsigned, this is one instruction.
+__device__ __forceinline__ const char* address(const char* base, uint32_t index, uint32_t step) {
+  const char* at = base + (unsigned long long)index * step;
+  __builtin_assume(__isGlobal(at));
+  return at;
 }
 // Brings the line of an address to the L2 cache; the address must be readable.
 __device__ __forceinline__ void prefetch(const void* address) {

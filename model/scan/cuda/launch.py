@@ -1,13 +1,13 @@
 """Loads compiled kernels on a GPU and launches them on torch's current stream.
 
 Every kernel takes one structure by value, whose layout a ``ctypes.Structure`` repeats. The driver
-is called through ctypes: five functions, and the process has it loaded already.
+is called through ctypes: a few functions of a library that torch has loaded already.
 """
 
 import ctypes
 import functools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,18 +18,22 @@ from model.scan.problem import ScanError
 Pointer = ctypes.c_void_p
 Int = ctypes.c_int
 Long = ctypes.c_longlong
+Unsigned = ctypes.c_uint
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _LARGE_SHARED = 48 * 1024  # more than this per block must be asked for
 
 
 class Strided(ctypes.Structure):
-    """A (B, D, L) tensor of any strides, in elements; all zero when absent."""
+    """A (B, D, L) tensor of any strides, in bytes; all zero when absent."""
 
-    _fields_ = [("data", Pointer), ("batch", Long), ("channel", Long), ("token", Long)]
+    _fields_ = [("data", Pointer), ("batch", Long), ("channel", Unsigned), ("token", Unsigned)]
 
     @classmethod
     def of(cls, tensor: Tensor | None) -> "Strided":
-        return cls() if tensor is None else cls(tensor.data_ptr(), *tensor.stride())
+        if tensor is None:
+            return cls()
+        size = tensor.element_size()
+        return cls(tensor.data_ptr(), *(size * stride for stride in tensor.stride()))
 
 
 class Kernels(Protocol):
@@ -53,12 +57,21 @@ def architecture(index: int) -> str:
     return f"sm_{major}{minor}"
 
 
+class Card(NamedTuple):
+    """What the cut of a problem into blocks depends on. An H100 unless said otherwise."""
+
+    multiprocessors: int = 132
+    shared: int = 228 * 1024
+    """Bytes of shared memory of each multiprocessor."""
+
+
 @functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """How many a device has; those of an H100 where there is none, for tests."""
+def card(device: torch.device) -> Card:
+    """What a device has; an H100 where there is none, for tests."""
     if device.type != "cuda":
-        return 132
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+        return Card()
+    properties = torch.cuda.get_device_properties(device)
+    return Card(properties.multi_processor_count, properties.shared_memory_per_multiprocessor)
 
 
 @functools.cache
@@ -81,6 +94,7 @@ class _OnDevice:
         self, name: str, blocks: int, threads: int, shared: int, parameters: ctypes.Structure
     ) -> None:
         function = self._function(name, shared)
+        _make_context_current(self._index)
         stream = Pointer(torch.cuda.current_stream(self._index).cuda_stream)
         arguments = (Pointer * 1)(ctypes.addressof(parameters))
         status = _driver().cuLaunchKernel(
@@ -101,6 +115,18 @@ class _OnDevice:
             allowed = shared
         self._functions[name] = function, allowed
         return function
+
+
+def _make_context_current(index: int) -> None:
+    """A thread of autograd's may have no context yet when its tensors come from torch's cache."""
+    context, device = Pointer(), Int()
+    _check(_driver().cuCtxGetCurrent(ctypes.byref(context)), "find its context")
+    if context:
+        return
+    _check(_driver().cuDeviceGet(ctypes.byref(device), index), "find the device")
+    status = _driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+    _check(status, "use torch's context")
+    _check(_driver().cuCtxSetCurrent(context), "use torch's context")
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 //
 // ACTIVATION is the type of u, delta, B, C, z and the gradients of these. STATES is the state size
 // N padded to a power of two, 8 to 64. The state, the parameters and every sum are float32.
+// STATES_GIVEN is 1 for a scan that is given its start or a gradient of its last state, else 0.
 //
 // A block owns a tile of neighbouring channels of one sample and one segment of its tokens, in both
 // directions at once. A direction is a way to count: position p of chunk k is token k * CHUNK + p
@@ -17,10 +18,11 @@ using Act = ACTIVATION;
 constexpr int NP = STATES;
 constexpr int CHUNK = 16;  // tokens between kept states
 
-// (B, groups, N, L) of any strides.
+// (B, groups, N, L) of any strides, in bytes.
 template <class T> struct Rows {
   T* data;
-  long long batch, group, state, token;
+  long long batch, group;
+  uint32_t state, token;
 };
 
 struct Direction {
@@ -39,6 +41,8 @@ struct Scan {
   float *du, *ddelta;  // (B, L, D): partial sums of what both directions share
   float* kept;         // (B, directions, chunks, NP / 4, D, 4): the state before each chunk
   float* last;         // (B, directions, D, N): the state after the last token
+  const float *start, *dlast;  // (B, D, N) of one direction, or null: the state before the first
+  float* dstart;               // token, and the gradients of the last state and of that one
   float *ends, *steps; // (B, directions, segments, NP / 4, D, 4) and (.., D): see `scan_walk`
   float *dBC;          // (B, directions, tiles, L, 2 NP): partial sums
   float *dA, *dD;      // (B, directions, segments, D, NP) and (.., 2, D): D's, then the bias's
@@ -73,26 +77,36 @@ struct Way {
   int start, way;
   __device__ __forceinline__ Way(int chunk, int reverse)
       : start(chunk * CHUNK + (reverse ? CHUNK - 1 : 0)), way(reverse ? -1 : 1) {}
-  __device__ __forceinline__ int token(int p) const { return start + way * p; }
+  __device__ __forceinline__ int token(int p) const { return max(start + way * p, 0); }
 };
 
 // What stages and adds up rows of 2 NP numbers per token: lane -> column(s) and row(s) of a warp.
 constexpr int COLUMNS = 2 * NP < 32 ? 2 * NP : 32, ROWS_AT_ONCE = 32 / COLUMNS;
 
-// B and C of a chunk as float32, a row of 2 NP per position: every `warps`-th row, from `warp` on.
+// B and C of a chunk as float32, a row of 2 NP per position, shared out among some warps.
+template <int Warps>
 __device__ __forceinline__ void stage_BC(float* rows, const Scan& q, const Direction& d,
-                                         const Part& part, Way way, int lane, int warp, int warps) {
+                                         const Part& part, Way way, int lane, int warp) {
+  constexpr int STEP = Warps * ROWS_AT_ONCE, EACH = (CHUNK + STEP - 1) / STEP;
+  constexpr int LOADS = EACH < 8 ? EACH : 8;
+  int row = warp * ROWS_AT_ONCE + lane / COLUMNS;
 #pragma unroll
   for (int v = lane % COLUMNS; v < 2 * NP; v += COLUMNS) {
     bool is_C = v >= NP;
     const Rows<const Act>& from = is_C ? d.C : d.B;
     int n = is_C ? v - NP : v, last = q.length - 1;
     if (n >= q.states) continue;  // the padding stays zero; see zero_padding
-    Column<const Act> values(
-        from.data + part.b * from.batch + part.group * from.group + n * from.state, from.token);
-#pragma unroll 8
-    for (int p = warp * ROWS_AT_ONCE + lane / COLUMNS; p < CHUNK; p += warps * ROWS_AT_ONCE)
-      rows[p * 2 * NP + v] = value(*values.at(min(way.token(p), last)));
+    const char* base = (const char*)from.data + part.b * from.batch + part.group * from.group;
+    Column<const Act> values = {address(base, n, from.state), from.token};
+#pragma unroll 1
+    for (int first = row; first < CHUNK; first += LOADS * STEP) {
+      Act raw[LOADS];  // all in flight at once
+#pragma unroll
+      for (int i = 0; i < LOADS; i++) raw[i] = *values.at(min(way.token(first + i * STEP), last));
+#pragma unroll
+      for (int i = 0; i < LOADS; i++)
+        if (first + i * STEP < CHUNK) rows[(first + i * STEP) * 2 * NP + v] = value(raw[i]);
+    }
   }
 }
 __device__ __forceinline__ void zero_padding(float* rows, const Scan& q, int thread, int threads) {

@@ -2,36 +2,41 @@
 
 import ctypes
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from model.scan.cuda import launch
-from model.scan.cuda.launch import Int, Long, Pointer, Strided
-from model.scan.problem import Direction, Forward, Scan, ScanError, token_major
+from model.scan.cuda.launch import Int, Long, Pointer, Strided, Unsigned
+from model.scan.cuda.plan import (
+    CHUNK,
+    MAX_STATES,
+    Plan,
+    backward_shared,
+    ceil_div,
+    chunks_of,
+    macros,
+    padded,
+)
+from model.scan.problem import Direction, Forward, Scan, ScanError, placed, token_major
 
-MAX_STATES = 64
-_CHUNK = 16  # tokens between kept states
 _REDUCE_THREADS = 128
 _MAX_JOBS = 10
-_MIN_SEGMENT_CHUNKS = 8
-# Blocks of 2 * warps warps that share a multiprocessor, by registers and shared memory.
-_BACKWARD_BLOCKS = {1: 9, 2: 4, 3: 3, 4: 2}
-_ACTIVATIONS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
 class _Rows(ctypes.Structure):
     _fields_ = [
         ("data", Pointer),
-        *((name, Long) for name in ("batch", "group", "state", "token")),
+        *((name, Long) for name in ("batch", "group")),
+        *((name, Unsigned) for name in ("state", "token")),
     ]
 
     @classmethod
     def of(cls, tensor: Tensor) -> "_Rows":
         """(B, groups, N, L)."""
-        return cls(tensor.data_ptr(), *tensor.stride())
+        size = tensor.element_size()
+        return cls(tensor.data_ptr(), *(size * stride for stride in tensor.stride()))
 
 
 class _Direction(ctypes.Structure):
@@ -48,7 +53,21 @@ class _Scan(ctypes.Structure):
     _fields_ = [
         ("direction", _Direction * 2),
         *((name, Strided) for name in ("z", "dout", "out", "dz")),
-        *((name, Pointer) for name in ("y", "du", "ddelta", "kept", "last", "ends", "steps")),
+        *(
+            (name, Pointer)
+            for name in (
+                "y",
+                "du",
+                "ddelta",
+                "kept",
+                "last",
+                "start",
+                "dlast",
+                "dstart",
+                "ends",
+                "steps",
+            )
+        ),
         *((name, Pointer) for name in ("dBC", "dA", "dD")),
         *((name, Int) for name in ("batch", "channels", "length", "states", "groups")),
         *((name, Int) for name in ("directions", "segments", "segment_chunks")),
@@ -74,95 +93,19 @@ class _Reduction(ctypes.Structure):
     _fields_ = [("jobs", _Job * _MAX_JOBS), ("count", Int)]
 
 
-def padded(size: int) -> int:
-    """The state size that the kernels are compiled for: a power of two, at least 8."""
-    return max(8, 1 << (size - 1).bit_length())
-
-
 def takes(scan: Scan) -> bool:
     """Whether the kernels can run ``scan``.
 
-    They know neither constant B and C, nor a state that is given or that gradients come back to,
-    nor a state size that does not fit into a lane's registers.
+    They know neither constant B and C, nor a state size that does not fit into a lane's registers.
     """
     mixing = [t for d in scan.directions() for t in (d.B, d.C)]
-    has_gradient = any(tensor.requires_grad for _, tensor in scan.tensors())
-    state_gradient = scan.return_last_state and has_gradient and torch.is_grad_enabled()
-    return (
-        all(tensor.dim() == 4 for tensor in mixing)
-        and scan.initial_state is None
-        and not state_gradient
-        and scan.shape[3] <= MAX_STATES
-    )
+    return all(tensor.dim() == 4 for tensor in mixing) and scan.shape[3] <= MAX_STATES
 
 
 def states_shape(scan: Scan) -> Sequence[int]:
     """Shape of the kept states: the state before each chunk, in fours."""
     batch, channels, length, size = scan.shape
-    return batch, len(scan.directions()), _chunks(length), padded(size) // 4, channels, 4
-
-
-def _chunks(length: int) -> int:
-    return (length + _CHUNK - 1) // _CHUNK
-
-
-class Plan(NamedTuple):
-    """How a scan is cut: a pure function of its shape and the device's multiprocessors."""
-
-    forward_segments: int
-    backward_segments: int
-    backward_warps: int
-    """Per direction of a block."""
-
-    @classmethod
-    def of(
-        cls,
-        passes: int,
-        batch: int,
-        channels: int,
-        length: int,
-        size: int,
-        groups: int,
-        multiprocessors: int,
-    ) -> "Plan":
-        """Segments multiply the warps where batch and channels give few.
-
-        They cost a pass over the tokens that finds each segment's start: 0.8 of the work of the
-        forward scan, 0.3 of backward's, so that forward is split later than backward. A block's
-        warps are chosen for the fewest rounds of blocks; each adds sums for B and C to the fewer.
-        """
-        per_group = channels // groups
-        chunks = _chunks(length)
-        forward_warps = passes * batch * groups * _ceil(per_group * padded(size), 256)
-
-        def segments(enough: int) -> int:
-            if forward_warps >= enough * multiprocessors:
-                return 1
-            wanted = _ceil(16 * multiprocessors, forward_warps)
-            return max(1, min(wanted, chunks // _MIN_SEGMENT_CHUNKS, 64))
-
-        backward = segments(10)
-
-        def cost(warps: int) -> float:
-            tiles = groups * _ceil(per_group * padded(size), 256 * warps)
-            blocks = tiles * batch * backward
-            return _ceil(blocks, multiprocessors) * warps * (1 + 0.2 / warps)
-
-        return cls(segments(6), backward, min((4, 3, 2, 1), key=cost))
-
-
-def _ceil(a: int, b: int) -> int:
-    return (a + b - 1) // b
-
-
-def macros(dtype: torch.dtype, size: int, backward_warps: int) -> dict[str, str | int]:
-    """What the sources are compiled with."""
-    return {
-        "ACTIVATION": _ACTIVATIONS[dtype],
-        "STATES": padded(size),
-        "BACKWARD_WARPS": backward_warps,
-        "BACKWARD_BLOCKS": _BACKWARD_BLOCKS[backward_warps],
-    }
+    return batch, len(scan.directions()), chunks_of(length), padded(size) // 4, channels, 4
 
 
 def forward(scan: Scan, keep: bool) -> Forward:
@@ -188,14 +131,24 @@ def forward(scan: Scan, keep: bool) -> Forward:
 
 
 def backward(
-    scan: Scan, dout: Tensor, dlast_state: Tensor | None, pre_gate: Tensor, states: Tensor
+    scan: Scan,
+    dout: Tensor,
+    dlast_state: Tensor | None,
+    pre_gate: Tensor,
+    states: Tensor,
+    into: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """See ``op.Kernels``. No atomics: partial sums are added in a fixed order."""
     call = _Call(scan)
     job, grads = call.job, dict[str, Tensor]()
     job.dout, job.kept = call.strided(dout), states.data_ptr()
+    job.dlast = call.dense(dlast_state)
+    if scan.initial_state is not None:
+        grads["initial_state"] = call.floats(call.batch, call.channels, call.size)
+        job.dstart = grads["initial_state"].data_ptr()
     if scan.z is not None:
-        grads["z"] = call.activation()
+        dz = call.memory("z", into)
+        grads["z"] = call.activation() if dz is None else dz
         job.y, job.dz = pre_gate.data_ptr(), Strided.of(grads["z"])
     directions = scan.directions()
     for direction, to in zip(directions, job.direction, strict=False):
@@ -220,9 +173,10 @@ def backward(
     job.dBC, job.dA, job.dD = dBC.data_ptr(), dA.data_ptr(), dD.data_ptr()
     if job.segments > 1:
         call.walk("scan_adjoint_ends")
-    warps = job.directions * call.plan.backward_warps
-    call.launch("scan_backward", tiles, 32 * warps, call.backward_shared())
-    return grads | _Reducer(call, scan).run(dBC, dA, dD)
+    warps = call.plan.backward_warps
+    shared = backward_shared(call.size, warps, job.directions)
+    call.launch("scan_backward", tiles, 32 * warps * job.directions, shared)
+    return placed(grads | _Reducer(call, scan, into).run(dBC, dA, dD), into)
 
 
 _SHARED = {"du": "shared_u", "ddelta": "shared_delta"}
@@ -241,23 +195,24 @@ class _Call:
         job.batch, job.channels, job.length, job.states = scan.shape
         job.groups = scan.groups
         job.directions = len(directions)
+        job.start = self.dense(scan.initial_state)
         job.softplus, job.first_token = scan.delta_softplus, scan.first_token
         for direction, to in zip(directions, job.direction, strict=False):
             self._fill(direction, to)
         if scan.z is not None:
             job.z = self.strided(scan.z)
-        self.plan = Plan.of(
-            len(directions), *scan.shape, job.groups, launch.multiprocessors(scan.u.device)
-        )
-        self.kernels = launch.load(
-            "scan.cu", macros(self.dtype, self.size, self.plan.backward_warps), scan.u.device
-        )
+        card = launch.card(scan.u.device)
+        self.plan = Plan.of(len(directions), *scan.shape, job.groups, card)
+        states_given = scan.initial_state is not None or scan.return_last_state
+        warps = self.plan.backward_warps
+        variant = macros(self.dtype, self.size, warps, card.shared, states_given)
+        self.kernels = launch.load("scan.cu", variant, scan.u.device)
 
     def _fill(self, direction: Direction, to: _Direction) -> None:
         to.u, to.delta = self.strided(direction.u), self.strided(direction.delta)
         to.B, to.C = (_Rows.of(self._kept(tensor)) for tensor in (direction.B, direction.C))
-        to.A, to.D = self._dense(direction.A), self._dense(direction.D)
-        to.bias = self._dense(direction.delta_bias)
+        to.A, to.D = self.dense(direction.A), self.dense(direction.D)
+        to.bias = self.dense(direction.delta_bias)
         to.reverse, to.masked = direction.reverse, direction.mask_current
 
     def _kept(self, tensor: Tensor) -> Tensor:
@@ -268,7 +223,12 @@ class _Call:
         """An activation as the kernels take it, copied only when its type is another."""
         return Strided.of(self._kept(tensor))
 
-    def _dense(self, tensor: Tensor | None) -> int | None:
+    def memory(self, name: str, into: Mapping[str, Tensor] | None) -> Tensor | None:
+        """Where a gradient shall go, when the kernels can write there."""
+        tensor = (into or {}).get(name)
+        return tensor if tensor is not None and tensor.dtype == self.dtype else None
+
+    def dense(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None
         self._alive.append(tensor.to(torch.float32).contiguous())
@@ -287,9 +247,9 @@ class _Call:
 
     def cut(self, segments: int) -> None:
         """Divide the tokens into about ``segments`` segments of whole chunks."""
-        chunks = _chunks(self.length)
-        self.job.segment_chunks = _ceil(chunks, segments)
-        self.job.segments = segments = _ceil(chunks, self.job.segment_chunks)
+        chunks = chunks_of(self.length)
+        self.job.segment_chunks = ceil_div(chunks, segments)
+        self.job.segments = segments = ceil_div(chunks, self.job.segment_chunks)
         if segments > 1:
             rows = (self.batch, self.job.directions, segments)
             ends = self.floats(*rows, padded(self.size) // 4, self.channels, 4)
@@ -300,18 +260,11 @@ class _Call:
     def tiles(self, states: int) -> int:
         """Tiles of ``states`` channels x states in all groups; see ``part_of_block``."""
         per_group = self.channels // self.job.groups
-        return int(self.job.groups) * _ceil(per_group * padded(self.size), states)
+        return int(self.job.groups) * ceil_div(per_group * padded(self.size), states)
 
     def walk(self, name: str) -> None:
-        threads, shared = 32 * self.job.directions, 4 * _CHUNK * 2 * padded(self.size)
+        threads, shared = 32 * self.job.directions, 4 * CHUNK * 2 * padded(self.size)
         self.launch(name, self.tiles(256), threads, shared * self.job.directions)
-
-    def backward_shared(self) -> int:
-        """Bytes of shared memory of a block of the backward kernel; see scan_backward.cuh."""
-        size, warps = padded(self.size), self.plan.backward_warps
-        channels, slots = 256 // size, 7 if size <= 32 else 8
-        of_warp = 4 * _CHUNK * channels + slots * 256 + channels
-        return int(self.job.directions) * 4 * (_CHUNK * 2 * size + 24 + warps * of_warp)
 
     def launch(self, name: str, tiles: int, threads: int, shared: int) -> None:
         blocks = tiles * self.batch * self.job.segments
@@ -324,15 +277,17 @@ class _Call:
 
 
 def _common_dtype(scan: Scan) -> torch.dtype:
-    dtypes = {tensor.dtype for _, tensor in scan.tensors() if tensor.dim() >= 3}
+    """Of the activations where they agree; float32 otherwise."""
+    activations = ((n, t) for n, t in scan.tensors() if t.dim() >= 3 and n != "initial_state")
+    dtypes = {tensor.dtype for _, tensor in activations}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
 class _Reducer:
     """Adds up the partial sums of a backward pass in one launch."""
 
-    def __init__(self, call: _Call, scan: Scan) -> None:
-        self._call, self._scan = call, scan
+    def __init__(self, call: _Call, scan: Scan, into: Mapping[str, Tensor] | None) -> None:
+        self._call, self._scan, self._into = call, scan, into
         self._reduction = _Reduction()
         self._blocks = 0
 
@@ -347,7 +302,7 @@ class _Reducer:
         for owner, of in owners.items():
             name = owner.removesuffix("_b")
             if name in ("B", "C"):
-                grads[owner] = self._rows(dBC, of, (name == "C") * padded(call.size))
+                grads[owner] = self._rows(dBC, owner, of, (name == "C") * padded(call.size))
             elif name == "A":
                 grads[owner] = self._parameter(dA, of, 0, call.size, padded(call.size))
             else:
@@ -356,12 +311,16 @@ class _Reducer:
         call.kernels.launch("scan_reduce", self._blocks, _REDUCE_THREADS, 0, self._reduction)
         return grads
 
-    def _rows(self, partial: Tensor, of: list[int], offset: int) -> Tensor:
+    def _rows(self, partial: Tensor, owner: str, of: list[int], offset: int) -> Tensor:
         """dB or dC (B, groups, N, L), over tiles and directions."""
         call = self._call
         groups, tiles = int(call.job.groups), partial.shape[2]
         shape = (call.batch, call.length, groups, call.size)
-        out = call._like.new_empty(shape, dtype=call.dtype)
+        memory = call.memory(owner, self._into)
+        if memory is None:
+            out = call._like.new_empty(shape, dtype=call.dtype)
+        else:
+            out = (memory if memory.dim() == 4 else memory[:, None]).permute(0, 3, 1, 2)
         per_batch, per_direction, per_tile, per_token, _ = partial.stride()
         per_group = tiles // groups
         axes = [
@@ -400,4 +359,4 @@ class _Reducer:
             axis.size, axis.source, axis.target = values
         (job.outer, job.outer_stride), (job.inner, job.inner_stride) = outer, inner
         job.half, job.first_block = out.dtype != torch.float32, self._blocks
-        self._blocks += _ceil(math.prod(size for size, _, _ in axes), _REDUCE_THREADS)
+        self._blocks += ceil_div(math.prod(size for size, _, _ in axes), _REDUCE_THREADS)

@@ -11,7 +11,7 @@
 
 constexpr int LPC = NP / 8;             // lanes per channel
 constexpr int FORWARD_TILE = 32 / LPC;  // channels per warp
-constexpr int GROUP = LPC > 4 ? LPC : 4;  // tokens between loops
+constexpr int GROUP = LPC > 2 ? LPC : 2;  // tokens between loops
 constexpr int OWN = GROUP / LPC;        // of these, the tokens that a lane prepares
 
 // READ is the scan itself. END leaves the state that a segment ends with when it starts from zero
@@ -44,7 +44,13 @@ __device__ __forceinline__ void start_state(Lane& me, const Scan& q, const Direc
   float first = value(*d.u.column(part.b, me.channel).at(d.reverse ? q.length - 1 : 0));
 #pragma unroll
   for (int n = 0; n < 8; n++) me.h[n] = q.first_token && me.s * 8 + n < q.states ? first : 0.f;
+  if (STATES_GIVEN && q.start) {
+    const float* start = q.start + ((long long)part.b * q.channels + me.channel) * q.states;
+#pragma unroll
+    for (int n = 0; n < 8; n++) me.h[n] = me.s * 8 + n < q.states ? start[me.s * 8 + n] : 0.f;
+  }
   int before = d.reverse ? q.segments - 1 - part.segment : part.segment;
+#pragma unroll 1
   for (int i = 0; i < before; i++) {
     int segment = d.reverse ? q.segments - 1 - i : i;
     float end[8];
@@ -136,7 +142,8 @@ template <Mode M> __device__ __forceinline__ void walk(const Scan& q) {
   Column<const Act> us = d.u.column(part.b, me.channel), deltas = d.delta.column(part.b, me.channel);
   Column<const Act> zs = q.z.column(part.b, me.channel), douts = q.dout.column(part.b, me.channel);
   Column<Act> outs = q.out.column(part.b, me.channel);
-  Column<float> ys(q.y + (long long)part.b * q.length * q.channels + me.channel, q.channels);
+  Column<float> ys =
+      dense_column(q.y + (long long)part.b * q.length * q.channels + me.channel, q.channels);
   bool gated = q.z.data, both = q.directions == 2, keep_total = q.keep_total, soft = q.softplus;
   int last = q.length - 1, unread = unread_token(q, d);
   zero_padding(rows, q, me.lane, 32);
@@ -164,7 +171,7 @@ template <Mode M> __device__ __forceinline__ void walk(const Scan& q) {
              4ll * q.channels, me.h);
     __syncwarp();
     Way way(chunk, backwards);
-    stage_BC(rows, q, d, part, way, me.lane, 0, 1);
+    stage_BC<1>(rows, q, d, part, way, me.lane, 0);
     __syncwarp();
 #pragma unroll 1
     for (int group = 0; group < CHUNK / GROUP; group++) {

@@ -94,3 +94,56 @@ def test_a_claim_cut_short_is_judged_by_its_touches(tmp_path: Path) -> None:
         past = time.time() - 1000
         os.utime(path, (past, past))
         assert heir.take("a.tar") is not None
+
+
+def _identity(tmp_path: Path, **changed: object) -> None:
+    (path,) = tmp_path.glob("a.tar.*")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+
+def test_owners_are_told_apart_without_the_wall_clock(tmp_path: Path) -> None:
+    """It may be stepped; the start of a process in ticks since a boot is not."""
+    owner = Claims(tmp_path)
+    assert owner.take("a.tar") is not None
+    (path,) = tmp_path.glob("a.tar.*")
+    found = json.loads(path.read_text())
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    assert (found["pid"], found["started"]) == (os.getpid(), ticks)
+    _identity(tmp_path, started=ticks + 1)
+    with Claims(tmp_path) as heir:
+        assert heir.take("a.tar") is not None
+
+
+def test_another_boot_or_container_is_judged_by_its_heartbeat(tmp_path: Path) -> None:
+    for field in ("boot", "namespace"):
+        directory = tmp_path / field
+        directory.mkdir()
+        assert Claims(directory).take("a.tar") is not None
+        _identity(directory, **{field: "another"}, pid=2**22 + 1)
+        with Claims(directory) as heir:
+            assert heir.take("a.tar") is None
+
+
+def test_touches_from_the_future_do_not_keep_a_claim(tmp_path: Path) -> None:
+    """The file server's clock was set back; its dead owner must not hold the shard until then."""
+    assert Claims(tmp_path).take("a.tar") is not None
+    _on_another_host(tmp_path)
+    future = time.time() + 3600
+    os.utime(next(tmp_path.glob("a.tar.*")), (future, future))
+    with Claims(tmp_path, stale_s=0.4) as heir:
+        assert heir.take("a.tar") is None
+        time.sleep(0.6)
+        assert heir.take("a.tar") is not None
+
+
+def test_a_claim_that_was_taken_over_is_no_longer_held(tmp_path: Path) -> None:
+    suspended = Claims(tmp_path)
+    claim = suspended.take("a.tar")
+    assert claim is not None
+    assert suspended.holds(claim)
+    _on_another_host(tmp_path)
+    past = time.time() - 1000
+    os.utime(next(tmp_path.glob("a.tar.*")), (past, past))
+    with Claims(tmp_path) as heir:
+        assert heir.take("a.tar") is not None
+        assert not suspended.holds(claim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -10,11 +11,14 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from data_prep.errors import MachineTrouble
+from data_prep.jobs import child
 from data_prep.jobs.pool import Caps, ClipPool
 from data_prep.video.clip import ClipRequest, EncodeSettings, PreparedClip, RejectedClip
 
@@ -30,6 +34,11 @@ def _outcomes(pool: ClipPool[str], paths: list[Path]) -> list[tuple[str, str]]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.jobs.pool._PAUSES_S", (0.0, 0.0))
+
+
 @pytest.fixture
 def clips(synthetic: Path) -> list[Path]:
     return sorted(synthetic.glob("train/*.mp4"))[:12]
@@ -37,7 +46,7 @@ def clips(synthetic: Path) -> list[Path]:
 
 @pytest.fixture
 def hanging(tmp_path: Path) -> Path:
-    """A pipe that nobody writes to: opening it never returns."""
+    """A pipe that nobody writes to: opening it never returns, and takes no processor time."""
     path = tmp_path / "hanging.mp4"
     os.mkfifo(path)
     return path
@@ -51,38 +60,138 @@ def test_answers_keep_the_order_of_the_requests(clips: list[Path]) -> None:
         assert len(list(pool.map(_requests(clips[:1])))) == 1
 
 
-def test_a_hanging_file_is_overdue_and_the_rest_goes_on(clips: list[Path], hanging: Path) -> None:
-    paths = [*clips[:3], hanging, *clips[3:], hanging]
-    with ClipPool[str](2, Caps(timeout_s=1.5)) as pool:
-        outcomes = _outcomes(pool, paths)
-    assert [name for name, _ in outcomes] == [path.name for path in paths]
-    assert [code for _, code in outcomes] == ["ok"] * 3 + ["timeout"] + ["ok"] * 9 + ["timeout"]
+def test_a_costly_file_is_overdue_and_the_rest_goes_on(clips: list[Path], costly: Path) -> None:
+    paths = [*clips[:3], costly, *clips[3:], costly]
+    with ClipPool[str](2, Caps(timeout_s=0.5)) as pool:
+        answers = list(pool.map(_requests(paths)))
+    assert [name for name, _ in answers] == [path.name for path in paths]
+    codes = [answer.code if isinstance(answer, RejectedClip) else "ok" for _, answer in answers]
+    assert codes == ["ok"] * 3 + ["timeout"] + ["ok"] * 9 + ["timeout"]
+    assert isinstance(answers[-1][1], RejectedClip)
+    assert answers[-1][1].detail == "over 0.5 s of processor time"
 
 
-def _kill_children(times: int, done: threading.Event) -> None:
+def test_a_loaded_machine_is_no_verdict(clips: list[Path]) -> None:
+    """A process that gets no processor for longer than the cap goes on when it gets one."""
+    with ClipPool[str](1, Caps(timeout_s=1.0)) as pool:
+        answers = pool.map(_requests(clips))
+        assert isinstance(next(answers)[1], PreparedClip)
+        (decoder,) = (psutil.Process(c.process.pid) for c in pool._children)
+        decoder.suspend()
+        threading.Timer(3.0, decoder.resume).start()
+        assert all(isinstance(answer, PreparedClip) for _, answer in answers)
+
+
+def test_a_process_that_stands_still_stops_the_work(hanging: Path, clips: list[Path]) -> None:
+    with (
+        ClipPool[str](1, Caps(stall_s=1.5)) as pool,
+        pytest.raises(MachineTrouble, match=r"hanging.mp4': its process stood still .* 3 times"),
+    ):
+        _outcomes(pool, [*clips[:2], hanging])
+
+
+def _kill(pool: ClipPool[str], times: int, number: signal.Signals, done: threading.Event) -> None:
     """Kill the process that waits on the pipe, `times` times."""
     killed: set[int] = set()
-    while len(killed) < times and not done.is_set():
-        for child in psutil.Process().children():
-            is_ours = "data_prep.jobs.child" in child.cmdline()
-            if is_ours and child.pid not in killed and child.create_time() < time.time() - 0.7:
-                killed.add(child.pid)
-                child.send_signal(signal.SIGKILL)
-        time.sleep(0.05)
+    while len(killed) < times and not done.wait(0.3):
+        (running,) = pool._children
+        if running.ready and running.process.pid not in killed:
+            killed.add(running.process.pid)
+            running.process.send_signal(number)
 
 
-@pytest.mark.parametrize(("kills", "expected"), [(2, "crash"), (1, "timeout")])
-def test_a_death_is_forgiven_once(
-    hanging: Path, clips: list[Path], kills: int, expected: str
-) -> None:
+@pytest.fixture
+def outcomes_with_kills(
+    hanging: Path, clips: list[Path]
+) -> Iterator[Callable[[int, signal.Signals], list[str]]]:
     done = threading.Event()
-    killer = threading.Thread(target=_kill_children, args=(kills, done))
-    with ClipPool[str](1, Caps(timeout_s=6.0)) as pool:
-        killer.start()
-        outcomes = _outcomes(pool, [hanging, *clips[:3]])
+
+    def run(times: int, number: signal.Signals) -> list[str]:
+        with ClipPool[str](1, Caps(stall_s=60)) as pool:
+            threading.Thread(target=_kill, args=(pool, times, number, done)).start()
+            return [code for _, code in _outcomes(pool, [hanging, *clips[:3]])]
+
+    yield run
     done.set()
-    killer.join()
-    assert [code for _, code in outcomes] == [expected, "ok", "ok", "ok"]
+
+
+Kills = Callable[[int, signal.Signals], list[str]]
+
+
+def test_a_decoder_that_crashes_twice_costs_the_file(outcomes_with_kills: Kills) -> None:
+    assert outcomes_with_kills(2, signal.SIGSEGV) == ["crash", "ok", "ok", "ok"]
+
+
+def test_a_process_killed_from_outside_costs_no_file(outcomes_with_kills: Kills) -> None:
+    """As the kernel does it for want of memory: tried again, then everything stops."""
+    with pytest.raises(MachineTrouble, match=r"killed from outside \(SIGKILL; out of"):
+        outcomes_with_kills(3, signal.SIGKILL)
+
+
+def test_a_process_that_does_not_start_costs_no_file(
+    clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    with (
+        ClipPool[str](1, Caps()) as pool,
+        pytest.raises(MachineTrouble, match="a decoding process does not start"),
+    ):
+        _outcomes(pool, clips)
+
+
+def test_what_a_decoder_raises_unexpectedly_has_its_own_code(
+    clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(request: ClipRequest) -> None:
+        raise ZeroDivisionError(f"in {request.path}\nand more")
+
+    monkeypatch.setattr(child, "prepare_clip", fail)
+    request = _requests(clips[:1])[0][1]
+    answer = child._answer(request)
+    assert answer == RejectedClip("unexpected", f"ZeroDivisionError: in {request.path}")
+
+
+def test_no_space_for_clips_stops_the_work(clips: list[Path], costly: Path) -> None:
+    """A limit on file sizes stands for the full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with ClipPool[str](1, Caps()) as pool:
+        for running in pool._children:
+            resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (1000, before[1]))
+        first = pool.map(_requests([costly]))
+        ((_, answer),) = first  # tried again in a new process, which has no such limit
+    assert isinstance(answer, PreparedClip)
+    program = (
+        "import resource, sys\n"
+        "from data_prep.jobs.pool import Caps, ClipPool\n"
+        "from data_prep.video.clip import ClipRequest, EncodeSettings\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "request = ClipRequest(sys.argv[1], 0.0, None, EncodeSettings())\n"
+        "with ClipPool(1, Caps()) as pool:\n"
+        "    print(list(pool.map([(0, request)])))\n"
+    )
+    command = [sys.executable, "-c", program, str(clips[0])]
+    failed = subprocess.run(command, capture_output=True, text=True)
+    assert failed.stdout == ""
+    assert "MachineTrouble: " in failed.stderr
+    assert "cannot be kept ([Errno 27] File too large" in failed.stderr
+
+
+def test_a_full_temporary_directory_does_not_matter(clips: list[Path], tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from data_prep.jobs.pool import Caps, ClipPool\n"
+        "from data_prep.video.clip import ClipRequest, EncodeSettings, PreparedClip\n"
+        "request = ClipRequest(sys.argv[1], 0.0, None, EncodeSettings())\n"
+        "with ClipPool(1, Caps()) as pool:\n"
+        "    ((_, clip),) = pool.map([(0, request)])\n"
+        "print(type(clip).__name__)\n"
+    )
+    command = [sys.executable, "-c", program, str(clips[0])]
+    environment = os.environ | {"TMPDIR": str(tmp_path / "absent")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[3]
+    )
+    assert done.stdout == "PreparedClip\n", done.stderr
 
 
 def _png(path: Path, side: int) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import random
+from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
+from av.video.frame import VideoFrame
 
-from data_prep.video.clip import ClipRequest, EncodeSettings, PreparedClip
+from data_prep.errors import MachineTrouble
+from data_prep.video import decode
+from data_prep.video.clip import ClipRequest, EncodeSettings, PreparedClip, RejectedClip
 from data_prep.video.prepare import prepare_clip
 
 SETTINGS = EncodeSettings()
@@ -72,3 +78,76 @@ def test_same_bytes_whatever_was_encoded_before(synthetic: Path) -> None:
     first = {path: _clip(path).sha256 for path in paths}
     order = random.Random(0).choices(paths, k=400)
     assert all(_clip(path).sha256 == first[path] for path in order)
+
+
+def _numbered(path: Path, container: str, codec: str = "libx264", **options: str) -> None:
+    """40 frames at 25 per second; the number of a frame is in its brightness."""
+    with av.open(str(path), "w", format=container) as output:
+        stream = output.add_stream(codec, rate=25, options={"crf": "1", **options})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for number in range(40):
+            pixels = np.full((64, 64, 3), 20 + 5 * number, np.uint8)
+            frame = VideoFrame.from_ndarray(pixels).reformat(format="yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+
+
+def _numbers(clip: PreparedClip) -> list[int]:
+    with av.open(io.BytesIO(clip.video)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return [round((float(frame.mean()) - 20) / 5) for frame in frames]
+
+
+@pytest.mark.parametrize("container", ["avi", "mp4", "matroska", "mpegts"])
+@pytest.mark.parametrize(("start", "end"), [(0.4, 1.2), (0.0, 0.16), (0.04, 0.12), (1.2, 1.6)])
+def test_a_cut_holds_just_its_frames_with_b_frames_too(
+    tmp_path: Path, container: str, start: float, end: float
+) -> None:
+    """AVI says when frames are decoded, not when they are shown."""
+    for codec, quality in (("libx264", {}), ("mpeg4", {"qmin": "1", "qmax": "1"})):
+        path = tmp_path / f"{codec}.{container}"
+        _numbered(path, container, codec, bf="2", g="20", **quality)
+        clip = _clip(path, SETTINGS, start, end)
+        assert _numbers(clip) == list(range(round(start * 25), round(end * 25))), codec
+        assert clip.fps == pytest.approx(25, abs=0.1)
+
+
+def _code(path: Path, *trim: float) -> str:
+    answer = prepare_clip(ClipRequest(str(path), *trim, SETTINGS))
+    return answer.code if isinstance(answer, RejectedClip) else "ok"
+
+
+def test_an_interval_that_ends_well_past_its_file_is_refused(tmp_path: Path) -> None:
+    """Clips already cut, under the names of whole downloads: any other part would be the wrong."""
+    path = tmp_path / "x.mp4"
+    _numbered(path, "mp4", bf="0")  # 1.6 s
+    ends = {1.6: "ok", 2.0: "ok", 2.2: "past_end", 20.0: "past_end"}
+    assert {end: _code(path, 0.4, end) for end in ends} == ends
+    assert _code(path, 5.0, 9.0) == "past_end"
+    assert _code(path, 0.41, 0.42) == "no_frames"
+    answer = prepare_clip(ClipRequest(str(path), 1.0, 11.0, SETTINGS))
+    assert answer == RejectedClip(
+        "past_end",
+        "it ends at 1.60 s, the interval is 1 to 11 s; is the file a clip that is cut already?",
+    )
+
+
+class _FailingDisk(io.FileIO):
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() >= 1000:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(1000 - self.tell()) or b""
+
+
+@pytest.mark.parametrize("container", ["avi", "mp4", "mpegts"])
+def test_an_io_error_is_no_damage(
+    tmp_path: Path, container: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Demuxers take it for the end of the file. A disk that fails is the one thing made up here."""
+    path = tmp_path / f"x.{container}"
+    _numbered(path, container, crf="1")
+    assert _code(path, 0.0, 1.6) == "ok"
+    monkeypatch.setattr(decode, "open", lambda name, *_, **__: _FailingDisk(name), raising=False)
+    with pytest.raises(MachineTrouble, match=r"cannot be read \(Input/output error\)"):
+        prepare_clip(ClipRequest(str(path), 0.0, 1.6, SETTINGS))

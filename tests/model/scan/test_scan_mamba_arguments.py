@@ -14,7 +14,11 @@ from torch import Tensor
 
 from model.scan import ScanError, available_backends, bidirectional_scan, op, selective_scan
 from model.scan import mamba as stock
+from model.scan.cuda import launch
+from model.scan.cuda.plan import Plan
 from model.scan.problem import Scan
+from model.scan.reference import scan_reference
+from tests.model.scan.cuda_host import host_kernels
 
 BATCH, CHANNELS, SIZE = 2, 4, 8
 FUSED = [name for name in available_backends() if name != "reference"]
@@ -257,3 +261,42 @@ def test_two_directions_have_no_one_state() -> None:
         scan = Scan(**tensors, A_b=tensors["A"], **state)
         with pytest.raises(ScanError, match="one direction"):
             scan.validate()
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("kind", ["variable", "grouped"])
+@pytest.mark.parametrize("length", [37, 200])
+def test_the_cuda_kernels_take_and_return_states(
+    monkeypatch: pytest.MonkeyPatch, kind: str, length: int
+) -> None:
+    """Over one segment of tokens, and over several."""
+    activations: list[str] = []
+
+    def load(source: str, macros: dict[str, Any], device: torch.device) -> host_kernels.HostKernels:
+        activations.append(macros["ACTIVATION"])
+        return host_kernels.load(source, macros, device)
+
+    monkeypatch.setattr(launch, "load", load)
+    monkeypatch.setattr(Plan, "of", classmethod(lambda cls, *_: cls(3, 2, 3)))
+    tensors = _tensors(kind, length) | {"initial_state": torch.randn(BATCH, CHANNELS, SIZE)}
+    dlast = torch.randn(BATCH, CHANNELS, SIZE)
+    half = {
+        n: t.bfloat16() if n in ("u", "delta", "z", "B", "C") else t for n, t in tensors.items()
+    }
+    scan = Scan(**half, delta_softplus=True, return_last_state=True)
+    assert op.run(scan, "cuda")[1].dtype == torch.float32
+    assert activations == ["bf16"]  # no copy in float32 for the sake of the state
+    for masked, reverse, gated in itertools.product([False, True], repeat=3):
+        flags = {"mask_current": masked, "reverse": reverse, "return_last_state": True}
+        given = {name: t for name, t in tensors.items() if gated or name != "z"}
+        results = []
+        for dtype in (torch.float32, torch.float64):
+            leaves = {name: t.to(dtype).requires_grad_() for name, t in given.items()}
+            scan = Scan(**leaves, delta_softplus=True, **flags)
+            exact = dtype == torch.float64
+            out, last = scan_reference(scan) if exact else op.run(scan, "cuda")
+            loss = out.square().sum() + (last * dlast.to(dtype)).sum()
+            results.append([out, last, *torch.autograd.grad(loss, list(leaves.values()))])
+        for found, expected in zip(*results, strict=True):
+            atol = 1e-5 * float(expected.detach().abs().max())
+            torch.testing.assert_close(found.double(), expected, rtol=0, atol=atol)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.commands.submit import Order, submit_run
+from pipeline.commands.submit import Order, _configs, submit_run
 from slurm import launch
 from slurm.errors import ClusterError
 
@@ -24,6 +25,17 @@ def test_two_runs_of_a_sweep_never_share_a_directory(sweep: str, message: str) -
         submit_run("demo", [], Order(sweep=[sweep]))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_name_of_a_recipe_is_not_read_as_yaml_again(tmp_path: Path) -> None:
+    recipe = resources.files("pipeline") / "recipes" / "demo.yaml"
+    text = recipe.read_text().replace("name: demo", "name: 'a #b'")
+    (tmp_path / "r.yaml").write_text(text)
+    (one,) = _configs(str(tmp_path / "r.yaml"), [], [])
+    assert one.name == "a #b"
+    both = _configs(str(tmp_path / "r.yaml"), [], ["seed=0,1"])
+    assert [config.name for config in both] == ["a #b-seed_0", "a #b-seed_1"]
+    assert [config.seed for config in both] == [0, 1]
 
 
 def test_a_login_node_without_gpus_is_no_reason_to_train_without_them(

@@ -114,17 +114,18 @@ def test_rows_that_are_none_are_left_out_and_counted(
         b'{"loss": 1}',
         b'{"step": "x", "kind": "train", "time": 1}',
         b"[]",
+        b'{"step": 1, "kind": "train", "time": 1, "loss": "low"}',
     ]
     with (run_dir / rundir.METRICS_FILE).open("ab") as file:
         file.write(b"\n".join(bad) + b"\n\n")
-        file.write('{"step": 3, "kind": "train", "time": 1, "note": "a\u2028b"}\n'.encode())
+        file.write('{"step": 3, "kind": "train", "time": 1, "a\u2028b": 2}\n'.encode())
         file.write(b'{"step": 4, "ki')
     with caplog.at_level(logging.WARNING):
         rows = read_metrics(run_dir)
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert math.isnan(rows[1]["loss"])
     assert rows[1]["lr"] == math.inf
-    assert "5 lines are no rows" in caplog.text
+    assert "6 lines are no rows" in caplog.text
     MetricsLog(run_dir, resume_step=2).close()
     assert [row["step"] for row in read_metrics(run_dir)] == [1, 2]
 
@@ -148,7 +149,7 @@ def test_numbers_that_are_not_finite_come_back(tmp_path: Path) -> None:
 def test_a_checkpoint_of_a_run_that_diverged_can_be_read() -> None:
     state = RunState(
         step=1, position=1, adam_steps=1, world_size=1, zero_stage=1, shapes={}, classes=("a",),
-        data_digest="", config_digest="", metrics={"loss": math.nan}, best_top1=math.nan,
+        data_digest="", metrics={"loss": math.nan}, best_top1=math.nan,
     )  # fmt: skip
     for text in (state.model_dump_json(), state.model_dump_json().replace("NaN", "null")):
         read = RunState.model_validate_json(text)

@@ -206,5 +206,7 @@ inline float f16_value(uint16_t bits) {
   memcpy(&h, &bits, 2);
   return float(h);
 }
-inline const char* opaque(const char* address) { return address; }
+inline const char* address(const char* base, uint32_t index, uint32_t step) {
+  return base + (unsigned long long)index * step;
+}
 inline void prefetch(const void* address) { (void)*(const volatile char*)address; }
