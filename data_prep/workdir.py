@@ -19,11 +19,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from data_prep.annotation import Problem
 from data_prep.durable import move, publish
-from data_prep.errors import refused
+from data_prep.errors import DataError, refused
 from data_prep.jobs.pool import Caps
 from data_prep.plan import PlannedClip, PlannedShard
 from data_prep.video.clip import EncodeSettings
@@ -80,6 +80,30 @@ def fingerprint(shards: Iterable[PlannedShard], shaping: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
+class _Poison(BaseModel):
+    key: str
+    code: str
+    detail: str
+
+
+_PROBLEM = TypeAdapter(Problem)
+
+
+def _read_plan(path: Path) -> SplitPlan:
+    try:
+        return SplitPlan.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(
+            f"{path}: not a plan ({_why(error)}); remove {path.parent} to plan anew"
+        ) from None
+
+
+def _why(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(ascii(part).strip("'") for part in problem["loc"][:3])
+    return f"{where[:80] or 'content'}: {problem['msg']}"
+
+
 @dataclass(frozen=True, slots=True)
 class Workdir:
     root: Path
@@ -134,7 +158,7 @@ class Workdir:
     def plans(self) -> list[SplitPlan]:
         """Of every split, sorted by name."""
         headers = sorted(self.root.glob("plan-*.json"))
-        return [SplitPlan.model_validate_json(header.read_text()) for header in headers]
+        return [_read_plan(header) for header in headers]
 
     def allow_missing(self, plan: SplitPlan, max_missing: float) -> None:
         """Another bound for a plan that is otherwise the same."""
@@ -164,8 +188,14 @@ class Workdir:
         return (os.fsdecode(path) for path in table["path"].to_pylist())
 
     def problems(self, split: str) -> list[Problem]:
-        text = (self.root / f"problems-{split}.jsonl").read_text()
-        return [Problem(**json.loads(line)) for line in text.splitlines()]
+        path = self.root / f"problems-{split}.jsonl"
+        try:
+            lines = path.read_bytes().splitlines()
+            return [_PROBLEM.validate_json(line) for line in lines]
+        except ValidationError as error:
+            raise DataError(
+                f"{path}: not the list of problems that was written ({_why(error)})"
+            ) from None
 
     def forget_progress(self) -> None:
         for path in self.progress.glob("*.json"):
@@ -182,10 +212,12 @@ class Workdir:
         if not path.exists():
             return {}
         found: dict[str, tuple[str, str]] = {}
-        for line in path.read_text().splitlines():
-            if line.endswith("}"):  # a killed writer leaves half a line
-                row = json.loads(line)
-                found[row["key"]] = (row["code"], row["detail"])
+        for line in path.read_bytes().splitlines():
+            try:
+                row = _Poison.model_validate_json(line)
+            except ValidationError:  # a killed writer leaves half a line
+                continue
+            found[row.key] = (row.code, row.detail)
         return found
 
     def add_poison(self, key: str, code: str, detail: str) -> None:

@@ -50,7 +50,15 @@ def read(inputs: Inputs) -> Listing:
 
 
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
-    reader = csv.DictReader(read_lines(table))
+    try:
+        yield from _named_rows(table, csv.DictReader(read_lines(table)))
+    except csv.Error as error:
+        raise DataError(f"{table}: not a CSV file ({error})") from None
+
+
+def _named_rows(
+    table: Path, reader: csv.DictReader[str]
+) -> Iterator[tuple[str, dict[str, str | None]]]:
     absent = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
     if absent:
         raise DataError(f"{table}:1: column {absent[0]!r} is missing; found {reader.fieldnames}")

@@ -66,7 +66,7 @@ def _load(path: Path) -> Any:
         return json.loads("".join(read_lines(path)), object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: {error}") from None
 
 
@@ -93,6 +93,8 @@ def _items(path: Path) -> Iterator[tuple[str, Any]]:
             item, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+        except (ValueError, RecursionError) as error:  # 5000 digits; lists within lists
+            raise DataError(f"{path}:{line}: not JSON that can be read ({error})") from None
         yield f"{path}:{line}", item
         position = _skip(text, position, " \t\r\n,")
 
@@ -108,7 +110,11 @@ def _answers(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
     answers: dict[str, str] = {}
-    for row in csv.reader(read_lines(path), delimiter=";"):
+    try:
+        rows = list(csv.reader(read_lines(path), delimiter=";"))
+    except csv.Error as error:
+        raise DataError(f"{path}: not a table of id;class ({error})") from None
+    for row in rows:
         if len(row) == 2 and answers.setdefault(row[0], row[1]) != row[1]:
             raise DataError(f"{path}: {row[0]} has two answers, {answers[row[0]]!r} and {row[1]!r}")
     return answers

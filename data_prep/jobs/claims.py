@@ -131,10 +131,10 @@ class Claims:
 def _read_identity(path: Path) -> dict[str, Any]:
     """{} for a file that a full disk or a crash has emptied: its touches still tell."""
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-    except ValueError:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
         return {}
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def _process(pid: int) -> dict[str, Any]:

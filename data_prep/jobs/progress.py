@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -80,7 +79,7 @@ def read_progress(directory: Path, *, total: int, already: int) -> Progress:
     reports = []
     for path in sorted(directory.glob("*.json")):
         with suppress(ValueError):  # not synced: a crash may leave it empty
-            reports.append(JobReport(**json.loads(path.read_bytes())))
+            reports.append(JobReport.model_validate_json(path.read_bytes()))
     done = sum(report.done for report in reports)
     seconds = 0.0
     if reports:

@@ -103,7 +103,9 @@ def _check_sample(
     start, size = members.get(f"{row['key']}.json", (0, 0))
     try:
         described = json.loads(content[start : start + size])
-    except ValueError:
+    except (ValueError, RecursionError):
+        described = None
+    if not isinstance(described, dict):
         return "json", "unreadable"
     shared = described.keys() & row.keys()
     differing = sorted(name for name in shared if described[name] != row[name])

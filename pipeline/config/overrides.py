@@ -24,14 +24,14 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"override '{override}' must have the form section.field=value")
+        raise ConfigError(f"override {brief(override)} must have the form section.field=value")
     value = _value(key, text)
     *parents, leaf = key.split(".")
     node = raw
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"override '{override}': '{parent}' is a value, not a section")
+            raise ConfigError(f"override {brief(override)}: '{parent}' is a value, not a section")
         node = child
     node[leaf] = value
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from data_prep.schema import INDEX_NAME, MANIFEST_NAME, SCHEMA_VERSION, Manifest, how_to_seal
+from model.invalid import first_problem
 from pipeline.data.errors import DataError
 from pipeline.data.index import Index, read_index
 from pipeline.data.randomness import shuffled
@@ -111,7 +112,17 @@ class Shards:
                 [starts[s] + np.arange(lengths[s]) for s in shards[first : first + window]]
             )
             parts.append(rows[shuffled(len(rows), "window", seed, epoch, first)])
-        return np.concatenate(parts)
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def require_labels(self) -> None:
+        """Raises DataError when there is no sample, or one without a label."""
+        if not len(self):
+            raise DataError(f"{self.location}: no samples in this split")
+        if (self.labels < 0).any():
+            raise DataError(
+                f"{self.location}: {int((self.labels < 0).sum())} samples have no label; "
+                "training and evaluation need one for each"
+            )
 
     @cached_property
     def _shard_starts(self) -> NDArray[np.int64]:
@@ -164,9 +175,7 @@ def _parse_manifest(path: str, content: bytes) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise DataError(f"{path}: not a manifest ({where or 'file'}: {problem['msg']})") from None
+        raise DataError(f"{path}: not a manifest ({first_problem(error)})") from None
     if manifest.schema_version != SCHEMA_VERSION:
         raise DataError(
             f"{path}: schema version {manifest.schema_version}, this program reads {SCHEMA_VERSION}"
@@ -189,16 +198,56 @@ def _open_index(location: str, manifest: Manifest, split: str | None) -> Index:
         )
     names = [record.name for record in manifest.shards]
     try:
-        return read_index(pa.BufferReader(content), split, names, manifest.digest)
+        index = read_index(pa.BufferReader(content), split, names, manifest.digest)
     except OSError as error:
-        raise DataError(f"{path}: cannot be unpacked on this node: {error}") from None
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be unpacked on this node: {reason}") from None
+    # ValueError: text that is not UTF-8; KeyError: a column is missing
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{path}: not an index ({reason}); run `vmp data verify`") from None
+    wanted = sum(manifest.splits.values()) if split is None else manifest.splits[split]
+    if len(index) != wanted:
+        raise DataError(
+            f"{path}: has {len(index)} samples of {split or 'all splits'}, the manifest {wanted}; "
+            "run `vmp data verify` on the directory"
+        )
+    if fault := _fault(index, manifest):
+        raise DataError(f"{path}: {fault}; run `vmp data verify` on the directory")
+    return index
+
+
+def _fault(index: Index, manifest: Manifest) -> str | None:
+    """What cannot be in an index, whoever has sealed it; None when all can."""
+    most = 2**62  # more bytes than there are; numpy would wrap at 2**63
+    shard_bytes = np.array([min(record.bytes, most) for record in manifest.shards], np.int64)
+    for part in index.parts:
+        if any(column.null_count for column in part.columns):
+            return "a value is missing, or a shard that the manifest does not name"
+        offset, size = part["offset"].to_numpy(), part["size"].to_numpy()
+        ends = shard_bytes[part["shard"].to_numpy()]
+        if (
+            (offset < 0).any()
+            or (size < 0).any()
+            or (size > ends).any()
+            or (offset > ends - size).any()
+        ):
+            return "a sample does not lie inside its shard"
+        label, frames = part["label"].to_numpy(), part["frames"].to_numpy()
+        if (label < -1).any() or (label >= len(manifest.classes)).any():
+            return f"a label is none of the {len(manifest.classes)} classes"
+        if (frames < 1).any():
+            return "a sample has no frames"
+        if part["keyframes"].flatten().null_count:
+            return "a keyframe is missing"
+    return None
 
 
 def _check_sizes(root: Path, manifest: Manifest) -> None:
     for record in manifest.shards:
         try:
             size = os.stat(root / record.name).st_size
-        except FileNotFoundError:
+        except (OSError, ValueError):  # ValueError: a name that no file can have
             raise DataError(
                 f"{root / record.name}: missing shard; run `vmp data verify` on the directory"
             ) from None

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.ui import serve_ui
 from pipeline.errors import ConfigError
 from pipeline.tracking import Tracker, TrackingConfig
 from pipeline.training.distributed import free_port
-from pipeline.ui import serve_ui
 
 
 @pytest.fixture(scope="module")
