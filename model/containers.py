@@ -41,10 +41,35 @@ def read_container(path: Path) -> Container:
         raise WeightsError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    content = _read_torch(path)
+    tensors = _bare_tensors(_unwrap(content, path), path)
+    stored = content.get(CONFIG_METADATA) if isinstance(content, Mapping) else None
+    # A text is ours; other people's checkpoints may keep something else under that name.
+    config = _config(stored, tensors, path) if isinstance(stored, str) else None
+    return Container(tensors, config)
+
+
+def read_metadata(path: Path, key: str) -> str | None:
+    """A text that `save_model` was given to keep beside the weights; None when there is none.
+
+    Raises WeightsError as `read_container` does.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return (file.metadata() or {}).get(key)
+        except Exception as error:
+            raise WeightsError(f"{path}: damaged safetensors file ({brief(error)})") from error
+    content = _read_torch(path)
+    text = content.get(key) if isinstance(content, Mapping) else None
+    return text if isinstance(text, str) else None
+
+
+def _read_torch(path: Path) -> Any:
     try:
         _refuse_inflation(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     # Torch's unpickler interprets the bytes as it goes: a damaged file can raise anything.
     except Exception as error:
         lines = f"{type(error).__name__}: {error}".strip().splitlines()
@@ -53,7 +78,6 @@ def read_container(path: Path) -> Container:
             f"{path}: not loaded, as it is damaged or holds more than tensors ({reason}); "
             "re-save it as a plain state_dict if you trust it"
         ) from error
-    return Container(_bare_tensors(_unwrap(content, path), path), None)
 
 
 def _read_safetensors(path: Path) -> Container:
@@ -66,6 +90,11 @@ def _read_safetensors(path: Path) -> Container:
     tensors = _bare_tensors(tensors, path)
     if stored is None:
         return Container(tensors, None)
+    return Container(tensors, _config(stored, tensors, path))
+
+
+def _config(stored: str, tensors: dict[str, Tensor], path: Path) -> ModelConfig:
+    """Of a file that `save_model` wrote."""
     try:
         config = parse_config(stored)
     except ModelConfigError as error:
@@ -77,7 +106,7 @@ def _read_safetensors(path: Path) -> Container:
             f"{path}: does not match its own configuration ({CONFIG_METADATA} describes "
             f"{described:,} parameters, the file holds {held:,})"
         )
-    return Container(tensors, config)
+    return config
 
 
 def _refuse_inflation(path: Path) -> None:

@@ -1,8 +1,10 @@
-"""This project's weight files: safetensors with the model's configuration in the metadata."""
+"""This project's weight files: tensors with the model's configuration, as safetensors or .pth."""
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
 
@@ -14,11 +16,23 @@ from model.containers import CONFIG_METADATA, read_container
 from model.errors import WeightsError
 
 
-def save_model(path: str | Path, net: VideoMamba) -> None:
-    """Writes parameters and configuration durably: temporary name, fsync, rename, fsync."""
+def save_model(
+    path: str | Path, net: VideoMamba, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes parameters and configuration durably: temporary name, fsync, rename, fsync.
+
+    A .pth file is `{"model": state_dict, "model_config": JSON, **metadata}`, which torch.load reads
+    with weights_only=True; any other name gets safetensors.
+    """
     path = Path(path)
+    metadata = {**(metadata or {}), CONFIG_METADATA: net.config.model_dump_json()}
     tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    content = save(tensors, metadata={CONFIG_METADATA: net.config.model_dump_json()})
+    if path.suffix == ".pth":
+        buffer = io.BytesIO()
+        torch.save({"model": tensors, **metadata}, buffer)
+        content = buffer.getvalue()
+    else:
+        content = save(tensors, metadata=metadata)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -162,7 +162,9 @@ def submit(
 
 @app.command("eval")
 def eval_command(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run directory.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run directory, a checkpoint, or an exported file.")
+    ],
     data: Annotated[Path, typer.Argument(help="Shard directory.")],
     overrides: Overrides = None,
 ) -> None:
@@ -181,7 +183,9 @@ def eval_command(
 
 @app.command()
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run directory.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run directory, a checkpoint, or an exported file.")
+    ],
     videos: Annotated[list[Path], typer.Argument(help="Video files of any format.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to show per video.")] = 5,
     raw: Raw = False,
@@ -231,10 +235,10 @@ def convert(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory, or a checkpoint.")],
-    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors or .pth file to write.")],
     raw: Raw = False,
 ) -> None:
-    """Write the weights of a run as one safetensors file with its model configuration.
+    """Write the weights of a run as one file with classes, sampling and model configuration.
 
     Example: vmp export runs/demo demo.safetensors
     """
@@ -300,13 +304,13 @@ def ui(
     runs: Annotated[Path, typer.Option(help="Directory of the runs.")] = Path("runs"),
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
-    """Open the MLflow UI on the run store; serves on this machine only.
+    """Show the runs in MLflow's web page; it is served to this machine only.
 
     Example: vmp ui --runs runs
     """
-    from pipeline.tracking import serve_ui
+    from pipeline.ui import serve_ui
 
-    sys.exit(serve_ui(runs, port))
+    sys.exit(serve_ui(runs, port, say))
 
 
 if __name__ == "__main__":

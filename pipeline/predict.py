@@ -12,13 +12,12 @@ from torch.nn import functional as F
 
 from data_prep.video.read import UnreadableVideoError, read_pictures
 from model import VideoMamba
-from pipeline.checkpoint.layout import read_state
-from pipeline.checkpoint.trained import checkpoint_config, find_checkpoint, load_trained
 from pipeline.config import RunConfig
 from pipeline.data.augment import square_crops
 from pipeline.data.batch import normalize
 from pipeline.data.errors import DataError
 from pipeline.data.sampling import eval_frames
+from pipeline.inference.trained import open_trained
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,15 @@ class Predictor:
 
     @classmethod
     def load(cls, checkpoint: Path | str, *, raw: bool = False) -> Predictor:
-        """From a checkpoint or a run directory. Raises CheckpointError.
+        """From a run directory, a checkpoint or a file of `vmp export`.
+
+        Raises CheckpointError, WeightsError or ConfigError.
 
         `raw`: the weights themselves where the run kept their moving average.
         """
-        path = find_checkpoint(Path(checkpoint))
-        config = checkpoint_config(path, [f"eval.use_ema={not raw}"])
+        trained = open_trained(Path(checkpoint), raw=raw)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_trained(path, config).to(device).eval()
-        return cls(config, model, read_state(path).classes, device)
+        return cls(trained.config, trained.model.to(device).eval(), trained.classes, device)
 
     @torch.no_grad()
     def __call__(self, video: Path | str) -> list[tuple[str, float]]:

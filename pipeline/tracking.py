@@ -8,17 +8,16 @@ attempt delivers what is missing.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import queue
-import subprocess
-import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
@@ -88,6 +87,18 @@ def hand_on_secrets(config: TrackingConfig) -> None:
         os.environ["MLFLOW_TRACKING_URI"] = config.uri
 
 
+class DatasetUse(NamedTuple):
+    """Shards that a run works with, as MLflow shows them."""
+
+    context: str
+    """training or validation."""
+    name: str
+    digest: str
+    """MLflow takes 36 characters."""
+    source: str
+    """Where they lie."""
+
+
 class Tracker:
     """Sends one run to MLflow from a thread. Rank 0 only; MLflow's errors never come out."""
 
@@ -98,6 +109,7 @@ class Tracker:
         *,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
+        datasets: Iterable[DatasetUse] = (),
     ) -> None:
         self.config = config
         self.run_dir = run_dir
@@ -108,6 +120,7 @@ class Tracker:
             self.config = config.model_copy(update={"enabled": False})
         self._params = dict(params)
         self._tags = dict(tags)
+        self._datasets = list(datasets)
         self._queue: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._stored: dict[str, int] | None = None
         self._giving_up = threading.Event()
@@ -135,6 +148,10 @@ class Tracker:
 
     def log_artifact(self, path: Path) -> None:
         self._queue.put(("artifact", path))
+
+    def log_model(self, name: str, step: int) -> None:
+        """The run has a trained model: its weights of `step`. A run has one at most."""
+        self._queue.put(("model", (name, step)))
 
     def set_tag(self, key: str, value: str) -> None:
         self._queue.put(("tag", (key, value)))
@@ -234,6 +251,8 @@ class Tracker:
         params = [Param(key, str(self._params[key])[:6000]) for key in sorted(missing)]
         if params:
             client.log_batch(run.info.run_id, params=params)
+        if not (run.inputs and run.inputs.dataset_inputs):
+            client.log_inputs(run.info.run_id, datasets=_dataset_inputs(self._datasets))
         self._connected.set()
         return client
 
@@ -258,6 +277,8 @@ class Tracker:
                 client.set_tag(run_id, *payload)
             elif kind == "artifact":
                 self._send_artifact(client, run_id, payload)
+            elif kind == "model":
+                _send_model(client, run_id, *payload)
             elif kind == "end":
                 client.set_terminated(run_id, status=payload)
 
@@ -276,6 +297,29 @@ class Tracker:
                         path,
                         _one_line(error),
                     )
+
+
+def _dataset_inputs(datasets: Iterable[DatasetUse]) -> list[Any]:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    return [
+        DatasetInput(
+            Dataset(use.name, use.digest[:36], "local", json.dumps({"uri": use.source})),
+            [InputTag("mlflow.data.context", use.context)],
+        )
+        for use in datasets
+    ]
+
+
+def _send_model(client: Any, run_id: str | None, name: str, step: int) -> None:
+    from mlflow.entities import LoggedModelOutput
+
+    run = client.get_run(run_id)
+    if run.outputs and run.outputs.model_outputs:
+        return
+    model = client.create_logged_model(run.info.experiment_id, name=name, source_run_id=run_id)
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
 
 
 def _metrics_of(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -321,21 +365,32 @@ def _one_line(error: Exception) -> str:
     return redact(" ".join(str(error).split()))[:200] or type(error).__name__
 
 
-def serve_ui(runs_dir: Path, port: int) -> int:
-    """Run the MLflow server on the store of `runs_dir` until it is interrupted.
+_COLUMNS = ("eval/top1", "eval/top5", "eval/loss", "train/loss", "train/epoch", "train/clips_per_s")
+_ATTRIBUTES = ("Source", "User", "Dataset", "Models")
+_VIEW = "vmp"
 
-    Raises ConfigError when there is no store yet.
+
+def runs_page(uri: str) -> str:
+    """Where the web page of an MLflow server on `uri` lists the runs, as a path under its root.
+
+    Leaves a view with columns for our metrics in the experiment of the newest run.
     """
-    database = runs_dir / TRACKING_STORE
-    if not database.exists():
-        raise ConfigError(f"{database}: no run store here; train something, or set --runs")
-    environment = os.environ | {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        # Its job runner would start seven more processes that nothing here uses.
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        # Not an argument: everybody on the machine sees those, and the URI may have a password.
-        "MLFLOW_BACKEND_STORE_URI": resolve_uri(TrackingConfig(), runs_dir),
-    }
-    command = [sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    return subprocess.run(command, env=environment, check=False).returncode
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    with _first_touch_lock(uri):
+        client = MlflowClient(tracking_uri=uri)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    newest = client.search_runs(experiments, max_results=1, order_by=["attributes.start_time DESC"])
+    if not newest:
+        return "#/experiments"
+    experiment_id = newest[0].info.experiment_id
+    columns = [f"attributes.`{name}`" for name in _ATTRIBUTES]
+    columns += [f"metrics.`{name}`" for name in _COLUMNS]
+    # What the page itself stores behind its button "Share"; the address names it.
+    view = json.dumps({"selectedColumns": columns})
+    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{_VIEW}", view)
+    query = f"workflowType=machine_learning&viewStateShareKey={_VIEW}"
+    return f"#/experiments/{experiment_id}/runs?{query}"

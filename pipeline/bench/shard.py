@@ -14,7 +14,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ from data_prep.errors import DataError
 from data_prep.jobs.pool import ClipPool
 from data_prep.options import ShardConfig
 from data_prep.shard import shard
-from data_prep.synthetic import SynthOptions, synthesize
 from data_prep.video.clip import ClipRequest, RejectedClip
 from data_prep.video.prepare import prepare_clip
+from pipeline.bench.letters import render_letters
 
 
 class ShardBench(BaseModel):
@@ -108,11 +108,18 @@ class ShardReport:
         return table
 
 
-def bench_shard(options: ShardBench) -> ShardReport:
-    """Measure and print a table. Raises `DataError` when a video cannot be used."""
+def bench_shard(
+    options: ShardBench, progress: Callable[[str], object] = lambda _: None
+) -> ShardReport:
+    """Measure and print a table; `progress` gets a line per measurement.
+
+    Raises `DataError` when a video cannot be used.
+    """
     cores = options.cores or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="vmp-bench-") as name:
         scratch = Path(name)
+        if options.videos is None:
+            progress(f"rendering {options.clips} videos of {options.frames} frames")
         config = _config(options, scratch, cores)
         count, frames = len(_requests(config)), 0
         if not count:
@@ -120,11 +127,16 @@ def bench_shard(options: ShardBench) -> ShardReport:
         one: list[Rate] = []
         all_: list[Rate] = []
         sharding: list[Rate] = []
-        for _ in range(options.rounds):
+        for number in range(1, options.rounds + 1):
             rate, frames = _plain(config, 1)
             one.append(rate)
+            progress(f"round {number}: encode, 1 process {rate.videos_per_s:.2f} videos/s")
             all_.append(_plain(config, cores)[0])
+            progress(
+                f"round {number}: encode, {cores} processes {all_[-1].videos_per_s:.2f} videos/s"
+            )
             sharding.append(_shard(config, count))
+            progress(f"round {number}: vmp data shard {sharding[-1].videos_per_s:.2f} videos/s")
         start_s = _start_s(config, cores)
     report = ShardReport(
         cores, count, frames, _median(one), _median(all_), _median(sharding), start_s
@@ -153,18 +165,8 @@ def _config(options: ShardBench, scratch: Path, cores: int) -> ShardConfig:
         if not options.videos.is_dir():
             raise DataError(f"--videos {options.videos}: no such directory")
         return ShardConfig(format="folder", videos=options.videos, max_missing=0.0, **common)
-    synth = SynthOptions(
-        clips_per_split={"train": options.clips},
-        size=options.size,
-        frames=options.frames,
-        growth=1.0 + 1.28 / options.frames,
-        speed_min=8.4 / options.frames,
-        speed_max=17.5 / options.frames,
-        fps=25.0,
-        crf=18,
-    )
+    annotations = render_letters(scratch, options.clips, size=options.size, frames=options.frames)
     videos = scratch / "videos"
-    annotations = synthesize(videos, synth)
     return ShardConfig(format="csv", videos=videos, annotations=annotations, **common)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from model import VideoMamba, create_model
 from pipeline import rundir
@@ -55,6 +56,11 @@ def load_trained(checkpoint: Path, config: RunConfig) -> VideoMamba:
     Raises CheckpointError for a damaged one, ConfigError when `config` is of another model.
     """
     weights = read_weights(checkpoint, raw=not config.eval.use_ema)
+    return model_with(weights, config, f"checkpoint {checkpoint}")
+
+
+def model_with(weights: dict[str, Tensor], config: RunConfig, source: str) -> VideoMamba:
+    """The model of `config`, on the CPU. Raises ConfigError when the weights are of another one."""
     with torch.device("meta"):
         model = create_model(config.model)
     try:
@@ -62,6 +68,6 @@ def load_trained(checkpoint: Path, config: RunConfig) -> VideoMamba:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ConfigError(
-            f"checkpoint {checkpoint} is not of this model ({reason}): leave model.* as it was"
+            f"{source} is not of this model ({reason}): leave model.* as it was"
         ) from error
     return model.requires_grad_()

@@ -40,17 +40,31 @@ def bench_scan(
 
 @app.command("loader")
 def bench_loader_command(
-    shards: Annotated[Path, typer.Argument(help="Shard directory of prepared clips.")],
-    split: str = "train",
+    shards: Annotated[
+        Path | None, typer.Argument(help="Shard directory; without one, clips are rendered.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which of its splits is read.")] = "train",
+    clips: Annotated[int, typer.Option(min=8, help="Clips to render without SHARDS.")] = 48,
 ) -> None:
     """The loader beside pure decoding, plain webdataset and the FFCV cache.
 
     Example: vmp bench loader shards
     """
+    import tempfile
+
+    from pipeline.bench.letters import shard_letters
     from pipeline.bench.loader import bench_loader
 
-    report = bench_loader(shards, split=split, progress=lambda line: say(line, err=True))
+    with tempfile.TemporaryDirectory(prefix="vmp-bench-") as scratch:
+        if shards is None:
+            _tell(f"rendering and sharding {clips} videos of 96 frames")
+            shards, split = shard_letters(Path(scratch), clips), "train"
+        report = bench_loader(shards, split=split, progress=_tell)
     say("\n".join(report.lines()))
+
+
+def _tell(line: str) -> None:
+    say(line, err=True)
 
 
 @app.command("shard")
@@ -63,7 +77,7 @@ def bench_shard_command(
     """
     from pipeline.bench.shard import ShardBench, bench_shard
 
-    bench_shard(ShardBench(videos=videos))
+    bench_shard(ShardBench(videos=videos), _tell)
 
 
 @app.command("step")
@@ -107,7 +121,7 @@ def bench_step_command(
 
     def tell(line: str) -> None:
         if is_main:
-            say(line, err=True)
+            _tell(line)
 
     report = bench_step(config, bench, tell)
     if is_main:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.panel import Panel
 
@@ -79,15 +80,16 @@ def run_demo(root: Path, overrides: Sequence[str], clips_per_split: Mapping[str,
             expand=False,
         )
     )
+    recipe = "finetune" if torch.cuda.is_available() else "finetune_cpu"
     # Plain lines, as a panel would break and frame what is there to be copied.
     console.print(
         f"run          {run_dir}\n"
         f"checkpoint   {checkpoint}\n"
         f"MLflow       {vmp()} ui --runs {run_dir.parent}   # run {summary.mlflow_run_id}\n\n"
-        "your own videos, in one folder per class under MY_VIDEOS, K classes:\n"
-        f"{vmp()} data shard --format folder --videos MY_VIDEOS --out my_shards\n"
-        f"{vmp()} train demo name=mine data.train=my_shards data.val_split=train "
-        "model.num_classes=K",
+        "your own videos, in one folder per class under MY_VIDEOS:\n"
+        f"{vmp()} data shard --format folder --videos MY_VIDEOS --out my_shards "
+        "--val-fraction 0.2\n"
+        f"{vmp()} train {recipe} name=mine data.train=my_shards",
         soft_wrap=True,
     )
     return exits.DONE

@@ -12,20 +12,26 @@ from pydantic import BaseModel, ValidationError
 
 from model.config import ModelConfig, resolve_config
 from model.errors import ModelConfigError, brief
+from pipeline.config.auto import DataFacts, settle
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.tree import RunConfig
 from pipeline.config.yaml_text import parse_yaml
+from pipeline.data.config import DataConfig
+from pipeline.data.errors import DataError
 from pipeline.errors import ConfigError
 
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The recipe (a YAML file or the name of a shipped one) with `a.b=c` overrides applied.
 
-    Raises ConfigError: unknown recipe, unknown key (with the closest match), bad value.
+    Values that are `auto` are taken from the shards.
+    Raises ConfigError: unknown recipe, unknown key (with the closest match), bad value, shards that
+    cannot be read where they are needed.
     """
     raw = _read_recipe(recipe)
     apply_overrides(raw, overrides)
-    return build_config(raw, source=str(recipe))
+    tree = settle(raw, lambda: _data_facts(raw, str(recipe)))
+    return build_config(tree, source=str(recipe))
 
 
 def build_config(raw: Mapping[str, Any], source: str) -> RunConfig:
@@ -50,6 +56,22 @@ def build_config(raw: Mapping[str, Any], source: str) -> RunConfig:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_first_problem(error)}") from error
+
+
+def _data_facts(raw: Mapping[str, Any], source: str) -> DataFacts:
+    from pipeline.data.shards import open_shards
+
+    given = raw.get("data")
+    data = given if isinstance(given, Mapping) else {}
+    location = data.get("train")
+    split = data.get("train_split", DataConfig.model_fields["train_split"].default)
+    try:
+        shards = open_shards(str(location), str(split))
+    except DataError as error:
+        raise ConfigError(
+            f"{source}: values that are auto follow from data.train, which cannot be read ({error})"
+        ) from error
+    return DataFacts(classes=len(shards.classes), clips=len(shards))
 
 
 def shipped_recipes() -> list[str]:

@@ -7,35 +7,34 @@ from pathlib import Path
 
 import torch
 
-from pipeline.checkpoint import layout
-from pipeline.checkpoint.trained import checkpoint_config, find_checkpoint, load_trained
 from pipeline.data.shards import Shards, open_shards
 from pipeline.errors import ConfigError
 from pipeline.inference.evaluate import EvalResult, evaluate
 from pipeline.inference.loader import evaluation_loader
+from pipeline.inference.trained import Trained, open_trained
 from pipeline.training.precision import AUTOCAST, resolve_precision
 
 
 def evaluate_checkpoint(path: Path, data: Path, overrides: Sequence[str] = ()) -> EvalResult:
-    """Accuracy of a checkpoint on the validation split of `data`.
+    """Accuracy of a run, a checkpoint or exported weights on the validation split of `data`.
 
     Overrides reach any field: `data.val_split=test`, `eval.clips=4`, `eval.shuffle_frames=true`,
     `eval.use_ema=false`.
-    Raises CheckpointError, ConfigError or DataError.
+    Raises CheckpointError, WeightsError, ConfigError or DataError.
     """
-    checkpoint = find_checkpoint(path)
-    config = checkpoint_config(checkpoint, overrides)
+    trained = open_trained(path, overrides)
+    config = trained.config
     shards = open_shards(data, config.data.val_split)
-    _check_classes(checkpoint, shards)
+    _check_classes(trained, shards)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_trained(checkpoint, config).to(device).eval()
+    model = trained.model.to(device).eval()
     dtype = AUTOCAST.get(resolve_precision(config.engine.precision, device))
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         return evaluate(model, evaluation_loader(shards, config), config.data, device)
 
 
-def _check_classes(checkpoint: Path, shards: Shards) -> None:
-    learned, present = layout.read_state(checkpoint).classes, shards.classes
+def _check_classes(trained: Trained, shards: Shards) -> None:
+    checkpoint, learned, present = trained.source, trained.classes, shards.classes
     if len(learned) != len(present):
         raise ConfigError(
             f"{checkpoint} knows {len(learned)} classes, {shards.location} has {len(present)}: "

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model import save_model
-from pipeline.checkpoint.trained import checkpoint_config, find_checkpoint, load_trained
+from pipeline.inference.exported import Card, check_suffix, write_exported
+from pipeline.inference.trained import open_trained
 
 
 def export_weights(run: Path, out: Path, *, raw: bool = False) -> Path:
-    """Write a run's newest intact checkpoint as safetensors with its ModelConfig.
+    """Write a run's newest intact checkpoint as safetensors or .pth, as the suffix of `out` says.
 
     `raw`: the weights themselves where the run kept their moving average.
+    Raises CheckpointError, ConfigError or WeightsError.
     """
-    checkpoint = find_checkpoint(run)
-    config = checkpoint_config(checkpoint, [f"eval.use_ema={not raw}"])
-    save_model(out, load_trained(checkpoint, config))
+    check_suffix(out)
+    trained = open_trained(run, raw=raw)
+    write_exported(out, trained.model, Card.of(trained.config, trained.classes))
     return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 from torch.optim import AdamW
@@ -18,11 +19,13 @@ from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.checkpoint.trained import find_checkpoint
 from pipeline.config import RunConfig
 from pipeline.data.loader import build_train_loader
+from pipeline.data.shards import Shards
 from pipeline.errors import CheckpointError
 from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stopper
 from pipeline.inference.loader import evaluation_loader
 from pipeline.open_data import data_digest, open_data
+from pipeline.tracking import DatasetUse
 from pipeline.training import determinism, distributed
 from pipeline.training.distributed import World
 from pipeline.training.engine import Engine
@@ -79,7 +82,14 @@ def assemble(
     )
     stack.callback(train_loader.close)
     steps_per_epoch = train_loader.batches.batches_per_epoch
-    recorder = Recorder(config, run_dir, world, progress.step)
+    datasets = [("training", train_shards), ("validation", val_shards)]
+    recorder = Recorder(
+        config,
+        run_dir,
+        world,
+        progress.step,
+        [_dataset_use(context, shards) for context, shards in datasets],
+    )
     stack.push(recorder.close)
     return Trainer(
         config=config,
@@ -98,6 +108,16 @@ def assemble(
         steps_per_epoch=steps_per_epoch,
         accumulation=accumulation,
     )
+
+
+def _dataset_use(context: str, shards: Shards) -> DatasetUse:
+    # A bucket's address may carry a user and a key.
+    parts = urlsplit(shards.location)
+    address = shards.location
+    if parts.scheme and parts.netloc:
+        address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    name = f"{shards.manifest.dataset} {Path(parts.path).name}"
+    return DatasetUse(context, name, shards.content_digest, address)
 
 
 def build_engine(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +19,8 @@ from pipeline.health.failure import classify
 from pipeline.rundir import End, durable
 from pipeline.rundir.metrics import MetricsLog, read_metrics
 from pipeline.rundir.paths import of_all_ranks, samples_file
-from pipeline.tracking import Tracker
+from pipeline.rundir.summary import read_summary
+from pipeline.tracking import DatasetUse, Tracker
 from pipeline.training.distributed import World, from_main
 
 logger = logging.getLogger(__name__)
@@ -42,7 +45,14 @@ class Recorder:
     """Rank 0 writes rows, which reach the disk before MLflow hears of them; every rank may keep a
     log of its samples."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, world: World, resume_step: int) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        world: World,
+        resume_step: int,
+        datasets: Iterable[DatasetUse] = (),
+    ) -> None:
         """Collective. What an attempt that died logged after `resume_step` is dropped."""
         self._run_dir = run_dir
         self._rows: MetricsLog | None = None
@@ -55,6 +65,7 @@ class Recorder:
                 run_dir,
                 params=dict(flatten(config.model_dump(mode="json"))),
                 tags=_tags(run_dir),
+                datasets=datasets,
             )
             # What an earlier attempt could not deliver; MLflow is asked what it has already.
             self._tracker.log_rows(read_metrics(run_dir))
@@ -110,9 +121,10 @@ class Recorder:
         if error is not None:
             self.note_end(End(classify(error), " ".join(str(error).split())))
         self._rows.close()
-        summary = self._run_dir / rundir.SUMMARY_FILE
-        if kind is None and summary.exists():
-            self._tracker.log_artifact(summary)
+        summary = read_summary(self._run_dir)
+        if kind is None and summary is not None:
+            self._tracker.log_artifact(self._run_dir / rundir.SUMMARY_FILE)
+            self._tracker.log_model(self._run_dir.name, summary.steps)
             self._tracker.close("FINISHED")
         else:
             self._tracker.close("FAILED" if kind else "KILLED")
@@ -164,6 +176,14 @@ def _sample_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _tags(run_dir: Path) -> dict[str, str]:
-    """Provenance as MLflow tags."""
+    """Provenance as MLflow tags, and what fills MLflow's own columns."""
     record = durable.read_json(run_dir / rundir.PROVENANCE_FILE)
-    return {f"provenance.{key}": str(value) for key, value in flatten(record)}
+    tags = {f"provenance.{key}": str(value) for key, value in flatten(record)}
+    program, *arguments = map(str, record.get("argv") or ["vmp"])
+    source = " ".join([Path(program).name, *arguments[:1]])
+    tags |= {"mlflow.source.name": source, "mlflow.source.type": "LOCAL"}
+    if record.get("git"):
+        tags["mlflow.source.git.commit"] = str(record["git"]["commit"])
+    with suppress(OSError, KeyError):  # a container may run as a number without a name
+        tags["mlflow.user"] = getpass.getuser()
+    return tags

@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.rundir.paths import TRACKING_PENDING_FILE as PENDING_FILE
-from pipeline.tracking import Tracker, TrackingConfig
+from pipeline.tracking import DatasetUse, Tracker, TrackingConfig
 from pipeline.training.distributed import free_port
 
 
@@ -69,6 +69,30 @@ def test_an_absent_server_loses_nothing_and_stops_nobody(run_dir: Path) -> None:
 
     run_id = (run_dir / "mlflow_run_id").read_text().strip()
     assert [step for step, _ in history(run_dir, run_id)] == [1, 2, 3]
+
+
+def test_mlflows_own_columns_are_filled_once(tmp_path: Path, run_dir: Path) -> None:
+    tags = {"mlflow.source.name": "vmp train", "mlflow.user": "ada"}
+    uses = [
+        DatasetUse("training", "own", "ab" * 32, "/s"),
+        DatasetUse("validation", "own", "c", "/s"),
+    ]
+    for _ in range(2):  # the second attempt finds all there
+        tracker = Tracker(TrackingConfig(), run_dir, params={}, tags=tags, datasets=uses)
+        tracker.log_model("mine", 30)
+        assert tracker.close("FINISHED")
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run = client.get_run((run_dir / "mlflow_run_id").read_text().strip())
+    assert tags.items() <= run.data.tags.items()
+    shown = [
+        (use.tags[0].value, use.dataset.name, use.dataset.digest)
+        for use in run.inputs.dataset_inputs
+    ]
+    assert sorted(shown) == [("training", "own", "ab" * 18), ("validation", "own", "c")]
+    (model,) = run.outputs.model_outputs
+    assert model.step == 30
+    assert client.get_logged_model(model.model_id).name == "mine"
 
 
 def test_an_artifact_that_cannot_be_stored_is_left_out_and_the_rows_go_on(

@@ -11,10 +11,17 @@ from pipeline.bench.shard import ShardBench, bench_shard
 
 
 def test_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
-    report = bench_shard(ShardBench(clips=8, size=32, frames=8, cores=1, rounds=1))
+    told: list[str] = []
+    report = bench_shard(ShardBench(clips=8, size=32, frames=8, cores=1, rounds=1), told.append)
     assert (report.videos, report.frames, report.cores) == (8, 64, 1)
     assert 0 < report.of_cpu < 1
     assert report.start_s > 0
+    assert told[0] == "rendering 8 videos of 8 frames"
+    assert [line.rpartition(" ")[0].rpartition(" ")[0] for line in told[1:]] == [
+        "round 1: encode, 1 process",
+        "round 1: encode, 1 processes",
+        "round 1: vmp data shard",
+    ]
     said = capsys.readouterr().out
     assert "vmp data shard" in said
     assert "processes start in" in said

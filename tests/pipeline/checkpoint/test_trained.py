@@ -15,10 +15,13 @@ from pipeline.checkpoint import layout
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.save import CheckpointSaver
-from pipeline.checkpoint.trained import find_checkpoint
+from pipeline.checkpoint.trained import checkpoint_config, find_checkpoint
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
+from pipeline.inference.export import export_weights
+from pipeline.inference.exported import Card, read_exported, write_exported
+from pipeline.inference.trained import open_trained
 from pipeline.predict import Predictor
 from pipeline.training.assemble import initial_model
 from pipeline.training.distributed import World
@@ -79,6 +82,90 @@ def test_a_run_starts_from_another_as_from_its_exported_weights(
         started = initial_model(config(num_classes, init_from=source))
         for name, tensor in exported.state_dict().items():
             assert torch.equal(started.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_an_exported_file_does_what_its_run_does(
+    run: Path, model: VideoMamba, tmp_path: Path, suffix: str
+) -> None:
+    out = export_weights(run, tmp_path / f"given{suffix}")
+    shards = write_shards(tmp_path / "shards", {"val": [8]}, classes=CLASSES)
+
+    own, given = Predictor.load(run), Predictor.load(out)
+    assert given.classes == CLASSES
+    for name, tensor in own.model.state_dict().items():
+        assert torch.equal(given.model.state_dict()[name], tensor), name
+    for field in ("sampling", "stride", "mean", "std"):
+        assert getattr(given.config.data, field) == getattr(own.config.data, field)
+    assert given.config.model == own.config.model
+    assert evaluate_checkpoint(out, shards) == evaluate_checkpoint(run, shards)
+    started = initial_model(config(init_from=out))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(started.state_dict()[name], tensor), name
+    content = out.read_bytes()
+    assert str(config().data.train).encode() not in content  # it leaves the house
+
+
+def test_the_views_of_an_exported_file_are_those_of_its_run(run: Path, tmp_path: Path) -> None:
+    checkpoint = find_checkpoint(run)
+    (checkpoint / layout.CONFIG_FILE).write_text(
+        config(**{"eval.clips": 2, "eval.crops": 3, "data.sampling": "tsn"}).to_yaml()
+    )
+    card = Card.of(checkpoint_config(checkpoint), CLASSES)
+    write_exported(tmp_path / "x.safetensors", create_model(config().model), card)
+    _, read = read_exported(tmp_path / "x.safetensors")
+    assert (read.clips, read.crops, read.sampling) == (2, 3, "tsn")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x.onnx", "x.onnx: cannot be written: ONNX has no selective scan; choose .safetensors or"),
+        ("x.ckpt", "x.ckpt: cannot be written; choose .safetensors or .pth"),
+        ("x", "x: cannot be written; choose"),
+    ],
+)
+def test_an_export_is_what_its_suffix_says_or_is_refused(
+    run: Path, tmp_path: Path, name: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        export_weights(run, tmp_path / name)
+    assert message in str(refused.value)
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "has weights, but no class names: use a file of `vmp export`, or train from it"),
+        ({"videomambapro": "{"}, "videomambapro metadata: content: Invalid JSON"),
+        ({"videomambapro": "{}"}, "videomambapro metadata: name: Field required"),
+    ],
+)
+def test_weights_without_a_usable_card_are_one_line(
+    model: VideoMamba, tmp_path: Path, metadata: dict[str, str], message: str
+) -> None:
+    for suffix in (".safetensors", ".pth"):
+        path = tmp_path / f"x{suffix}"
+        save_model(path, model, metadata)
+        with pytest.raises(ConfigError) as refused:
+            Predictor.load(path)
+        assert message in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+def test_exported_weights_stay_of_their_model_and_are_of_one_kind(
+    run: Path, tmp_path: Path
+) -> None:
+    out = export_weights(run, tmp_path / "x.pth")
+    shards = write_shards(tmp_path / "shards", {"val": [8]}, classes=CLASSES)
+    assert open_trained(out, ["model.scan_backend=reference"]).model.config.scan_backend == (
+        "reference"
+    )
+    with pytest.raises(ConfigError, match=r"not of this model .*leave model\.\* as it was"):
+        evaluate_checkpoint(out, shards, ["model.num_frames=8"])
+    with pytest.raises(ConfigError, match="--raw is for a run or a checkpoint"):
+        Predictor.load(out, raw=True)
 
 
 def test_weights_that_do_not_fit_or_are_not_there_are_refused(run: Path, tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from pipeline.bench import loader as bench
+from pipeline.commands.bench import bench_loader_command
 from pipeline.data.errors import DataError
+from pipeline.data.shards import open_shards
 
 QUICK = bench.LoaderBench(
     workers=1, batch_size=2, num_frames=4, img_size=16, rounds=2, seconds=0.2, with_ffcv=False
@@ -28,6 +31,27 @@ def test_every_contender_is_measured_in_every_round(shard_dir: Path) -> None:
     text = "\n".join(report.lines())
     assert all(name in text for name in names)
     assert "limit: decoding" in text
+
+
+def test_without_shards_it_renders_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[int] = []
+
+    def measure(shards: Path, *, split: str, progress: object) -> bench.LoaderReport:
+        found.append(len(open_shards(shards, split)))
+        names = (bench.ONE_CORE, "decode only, 1 processes", bench.LOADER, bench.WEBDATASET)
+        return bench.LoaderReport(QUICK, {name: [bench.Speed(1.0, 1.0)] for name in names})
+
+    monkeypatch.setattr(bench, "bench_loader", measure)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+    bench_loader_command(clips=8)
+
+    assert found == [8]
+    assert "clips/s" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())  # they go as they came
 
 
 def test_ratios_are_taken_within_a_round() -> None:

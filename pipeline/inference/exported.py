@@ -1,0 +1,89 @@
+"""Weights to give away, with all that using them takes: one .safetensors or .pth file.
+
+Beside the tensors and the `ModelConfig` it holds a `Card`: the classes and how clips are made.
+Nothing in it tells where the run or its data were.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model import VideoMamba, load_model, save_model
+from model.containers import read_metadata
+from model.convert import from_pretrained
+from pipeline.config import RunConfig
+from pipeline.data.config import Positive
+from pipeline.errors import ConfigError
+
+CARD_METADATA = "videomambapro"
+SUFFIXES = (".safetensors", ".pth")
+
+
+class Card(BaseModel):
+    """What the weights know, and what their clips must look like."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    version: Literal[1] = 1
+    name: str
+    """Of the run."""
+    classes: tuple[str, ...] = Field(min_length=1)
+    """Names of the rows of the head."""
+    sampling: Literal["tsn", "dense", "segment"]
+    stride: int = Field(ge=1)
+    mean: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
+    clips: int = Field(ge=1)
+    """Temporal views per video."""
+    crops: Literal[1, 3]
+    """Spatial views per clip."""
+
+    @classmethod
+    def of(cls, config: RunConfig, classes: tuple[str, ...]) -> Card:
+        data = config.data.model_dump(include={"sampling", "stride", "mean", "std"})
+        views = config.eval.model_dump(include={"clips", "crops"})
+        return cls.model_validate({"name": config.name, "classes": classes} | data | views)
+
+    def tree(self, model: dict[str, Any]) -> dict[str, Any]:
+        """A configuration as read from YAML, for weights of that model."""
+        data = self.model_dump(mode="json", include={"sampling", "stride", "mean", "std"})
+        views = self.model_dump(mode="json", include={"clips", "crops"})
+        return {"name": self.name, "model": model, "data": {"train": ".", **data}, "eval": views}
+
+
+def check_suffix(path: Path) -> None:
+    """Raises ConfigError for a file that cannot be written as its name says."""
+    if path.suffix not in SUFFIXES:
+        why = ": ONNX has no selective scan" if path.suffix == ".onnx" else ""
+        raise ConfigError(f"{path}: cannot be written{why}; choose {' or '.join(SUFFIXES)}")
+
+
+def write_exported(path: Path, net: VideoMamba, card: Card) -> None:
+    """Raises ConfigError for a suffix that is none of ours, WeightsError."""
+    check_suffix(path)
+    save_model(path, net, {CARD_METADATA: card.model_dump_json()})
+
+
+def read_exported(path: Path) -> tuple[VideoMamba, Card]:
+    """Raises WeightsError for what are no weights, ConfigError where the card is missing or bad."""
+    net = load_model(path) if path.suffix == ".safetensors" else from_pretrained(path)
+    text = read_metadata(path, CARD_METADATA)
+    if text is None:
+        raise ConfigError(
+            f"{path}: has weights, but no class names: use a file of `vmp export`, or train from "
+            f"it with init_from={path}"
+        )
+    try:
+        card = Card.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "content"
+        raise ConfigError(f"{path}: {CARD_METADATA} metadata: {where}: {problem['msg']}") from error
+    if len(card.classes) != net.config.num_classes:
+        raise ConfigError(
+            f"{path}: names {len(card.classes)} classes, its head has {net.config.num_classes}"
+        )
+    return net, card
