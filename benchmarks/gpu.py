@@ -142,6 +142,14 @@ def around_errors() -> list[str]:
     return wrong
 
 
+def run_small() -> None:
+    """The kernels over small shapes and nothing else, which is what a sanitizer has time for."""
+    for shape, dtype in SMALL:
+        tensors = make_tensors(shape, dtype, "cuda")
+        _values_and_gradients(tensors, torch.randn_like(tensors["u"]), "cuda")
+    torch.cuda.synchronize()
+
+
 def sanitize() -> list[str]:
     """Runs this script's small shapes under compute-sanitizer; what it found, one line each."""
     program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
@@ -150,7 +158,7 @@ def sanitize() -> list[str]:
         return ["compute-sanitizer is not installed"]
     wrong = []
     for tool in ("memcheck", "racecheck"):
-        command = [program, "--tool", tool, "--error-exitcode", "9", "--kernel-regex", "kns=scan_"]
+        command = [program, "--tool", tool, "--error-exitcode", "9"]
         command += [sys.executable, __file__, "--parts", "small"]
         start = time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True, timeout=150)
@@ -254,7 +262,8 @@ def main() -> int:
     print(*result.values(), sep=", ")
     wrong: list[str] = []
     if "small" in parts:
-        wrong += scan_errors(SMALL, "cuda")
+        run_small()
+        return 0
     if "right" in parts:
         wrong += scan_errors(SHAPES, "cuda") + around_errors()
     if "clean" in parts:

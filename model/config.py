@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -15,7 +14,9 @@ from pydantic import (
     model_validator,
 )
 
-from model.errors import ModelConfigError, brief
+from model.errors import ModelConfigError
+from model.invalid import did_you_mean, first_problem
+from model.operational import OPERATIONAL
 
 ScanBackend = Literal["auto", "reference", "chunked", "cpu", "cuda", "mamba_ssm"]
 
@@ -27,7 +28,7 @@ class ModelConfig(BaseModel):
     far above any model that is trained: a file that asks for more is damaged or hostile.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     embed_dim: int = Field(default=576, gt=0, le=2**16)
     """Width d of the residual stream."""
@@ -61,9 +62,9 @@ class ModelConfig(BaseModel):
     Only their own weights need raw."""
     drop_path_rate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Stochastic depth rate of the last block; earlier blocks rise linearly from 0."""
-    scan_backend: ScanBackend = "auto"
+    scan_backend: Annotated[ScanBackend, OPERATIONAL] = "auto"
     """Implementation of the selective scan; auto takes the fastest that runs here."""
-    activation_checkpointing: Literal["none", "full"] | PositiveInt = "none"
+    activation_checkpointing: Annotated[Literal["none", "full"] | PositiveInt, OPERATIONAL] = "none"
     """Blocks recomputed in backward: none, full (each), or n (every n-th)."""
 
     @model_validator(mode="after")
@@ -159,7 +160,7 @@ def resolve_config(preset: str | ModelConfig, **overrides: Any) -> ModelConfig:
     try:
         return ModelConfig.model_validate(base.model_dump() | overrides)
     except ValidationError as error:
-        raise ModelConfigError(_first_problem(error)) from error
+        raise ModelConfigError(first_problem(error, ModelConfig, "model")) from error
 
 
 def parse_config(text: str) -> ModelConfig:
@@ -167,21 +168,8 @@ def parse_config(text: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate_json(text)
     except ValidationError as error:
-        raise ModelConfigError(_first_problem(error)) from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem, *others = error.errors()
-    field = str(problem["loc"][0]) if problem["loc"] else ""
-    where = f"model.{field if field.isidentifier() else brief(field)}" if field else "model"
-    # A field of several types complains once per type.
-    same = [other["msg"] for other in others if other["loc"][:1] == problem["loc"][:1]]
-    reason = "; or ".join([problem["msg"].removeprefix("Value error, "), *same])
-    given = f" (got {brief(problem['input'])})" if problem["loc"] else ""
-    return f"{where}: {reason}{given}"
+        raise ModelConfigError(first_problem(error, ModelConfig, "model")) from error
 
 
 def _unknown(kind: str, name: str, known: dict[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-    return f"unknown {kind} '{name}': {hint}"
+    return f"unknown {kind} '{name}': {did_you_mean(name, known)}"

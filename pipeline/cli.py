@@ -15,21 +15,33 @@ from typing import Annotated, Literal
 import typer
 
 from pipeline.commands import bench, data, jobs
-from pipeline.isolation import isolate
-from pipeline.rundir.private import set_umask
+from pipeline.isolation import isolate, set_umask
 from pipeline.terminal import one_line, say
 
 app = typer.Typer(
     name="vmp",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="VideoMambaPro: shard videos, train on SLURM with DeepSpeed, track in MLflow.",
 )
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
 
-Recipe = Annotated[str, typer.Argument(help="A .yaml file, or the name of a shipped recipe.")]
+
+def complete_recipe(typed: str) -> list[str]:
+    """What the shell offers for a recipe: the shipped ones, and the YAML files that are here."""
+    from pipeline.config import shipped_recipes
+
+    files = [str(path) for path in Path().glob("*.yaml")]
+    return [name for name in [*shipped_recipes(), *files] if name.startswith(typed)]
+
+
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="A .yaml file, or the name of a shipped recipe.", autocompletion=complete_recipe
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Any field of the recipe: optim.lr=1e-3 ...")
 ]
@@ -57,6 +69,26 @@ def main() -> None:
         sys.exit(exits.BAD_INPUT)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        say(f"videomambapro {version('videomambapro')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and stop.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """VideoMambaPro: shard videos, train on SLURM with DeepSpeed, track in MLflow."""
+
+
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A traceback may quote what must not be shown."""
     say("".join(traceback.format_exception(kind, error, trace)), err=True, nl=False)
@@ -81,17 +113,17 @@ def train(
     if print_config:
         say(config.to_yaml(), nl=False)
         return
-    from pipeline.finished import finished
-    from pipeline.open_data import open_data
-    from pipeline.prepare import prepare_run
-    from pipeline.training import distributed, spawn
+    from pipeline.commands.finished import finished
+    from pipeline.prepare import check_start, prepare_run
+    from pipeline.training import ranks
     from slurm import ranks as slurm_ranks
 
-    if not spawn.inside_launcher():  # torchrun may be what srun has started
+    if not ranks.inside_launcher():  # torchrun may be what srun has started
         os.environ.update(slurm_ranks.of_own_step())
 
-    open_data(config)  # a wrong path or head is said once, here, before any rank starts
-    is_first = distributed.rank_by_environment() == 0
+    # What cannot work is said once, here, before any rank starts and the run takes its name.
+    check_start(config, ranks.num_ranks(config.launch))
+    is_first = ranks.rank_by_environment() == 0
     if is_first:  # to the others, rank 0 is such a process
         rundir.refuse_active(config.run_dir)
     if (summary := finished(config)) is not None:
@@ -100,9 +132,10 @@ def train(
         return
     run_dir = prepare_run(config)
 
-    ranks = spawn.ranks_here(config.launch)
-    if ranks > 1 and not spawn.inside_launcher():
-        sys.exit(spawn.run_ranks(run_dir, ranks))
+    if not ranks.inside_launcher() and ranks.ranks_here(config.launch) > 1:
+        from pipeline.training.spawn import run_ranks
+
+        sys.exit(run_ranks(run_dir, ranks.ranks_here(config.launch)))
     from pipeline.training.train import run
 
     sys.exit(run(run_dir))
@@ -114,7 +147,7 @@ def submit(
     overrides: Overrides = None,
     cluster: Annotated[Cluster, typer.Option(help="local runs here, through Submitit.")] = "local",
     profile: Annotated[Path | None, typer.Option(help="Cluster profile, YAML.")] = None,
-    nodes: Annotated[int, typer.Option(min=1)] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of each run.")] = 1,
     gpus_per_node: Annotated[
         int | None, typer.Option(min=0, help="GPUs (and ranks) per node; default: those here.")
     ] = None,
@@ -217,9 +250,15 @@ def convert(
     source: Annotated[Path, typer.Argument(help="Released weights, .pth or .safetensors.")],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     model: Annotated[str | None, typer.Option(help="Preset to fit; default: as it is.")] = None,
-    num_frames: int | None = None,
-    num_classes: int | None = None,
-    allow_lossy: Annotated[bool, typer.Option("--allow-lossy")] = False,
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames per clip; default: as it is.")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes; a head of another size is made afresh.")
+    ] = None,
+    allow_lossy: Annotated[
+        bool, typer.Option("--allow-lossy", help="Merge two directions into one, at a loss.")
+    ] = False,
 ) -> None:
     """Bring released VideoMamba or VideoMambaPro weights into this project's format.
 
@@ -252,7 +291,7 @@ def plan(
     recipe: Recipe,
     overrides: Overrides = None,
     world: Annotated[int, typer.Option(min=1, help="GPUs in all.")] = 8,
-    gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 8,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Training clips, where there are no shards yet.")
     ] = None,
@@ -270,6 +309,27 @@ def plan(
     config = load_config(recipe, overrides or [])
     print_plan(config, world)
     print_steps(config, samples, -(-world // gpus_per_node), step_s)
+
+
+@app.command()
+def config(
+    recipe: Recipe,
+    section: Annotated[
+        str | None, typer.Argument(help="One section, such as optim or data.crop.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """The fields of a recipe: type, value here, default, meaning, and which may change on resume.
+
+    Example: vmp config demo optim
+    """
+    from pipeline.commands.config import print_config
+    from pipeline.config import load_config
+
+    given = overrides or []
+    if section is not None and "=" in section:
+        given, section = [section, *given], None
+    print_config(load_config(recipe, given), section)
 
 
 @app.command()
@@ -302,13 +362,13 @@ def demo(
 @app.command()
 def ui(
     runs: Annotated[Path, typer.Option(help="Directory of the runs.")] = Path("runs"),
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
 ) -> None:
     """Show the runs in MLflow's web page; it is served to this machine only.
 
     Example: vmp ui --runs runs
     """
-    from pipeline.ui import serve_ui
+    from pipeline.commands.ui import serve_ui
 
     sys.exit(serve_ui(runs, port, say))
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from textwrap import shorten
-
 from pydantic import ValidationError
 
+from model.invalid import first_problem
 from pipeline.rundir.exits import BAD_INPUT, DONE, FAILED, RESUMABLE
 
 __all__ = ["BAD_INPUT", "DONE", "FAILED", "RESUMABLE", "is_bad_input", "user_error"]
@@ -22,8 +21,5 @@ def user_error(error: ValueError) -> str | None:
     Options that a command hands to a pydantic model are checked there, if not before.
     """
     if isinstance(error, ValidationError):
-        problem = error.errors()[0]
-        where = ".".join([error.title, *map(str, problem["loc"])])
-        got = shorten(repr(problem["input"]), 80)
-        return f"{where}: {problem['msg'].removeprefix('Value error, ')} (got {got})"
+        return first_problem(error, under=error.title)
     return str(error) if is_bad_input(error) else None

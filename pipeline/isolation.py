@@ -1,4 +1,8 @@
-"""Which files Python may import: ours and the installed ones, never those where the user stands."""
+"""What a process of ours takes in and leaves behind.
+
+Python imports our files and the installed ones, never those where the user stands; nobody else
+writes our files, and in a private run nobody else reads them. Light: every command starts here.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import sys
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
+_OTHERS_WRITE, _OTHERS_AND_GROUP = 0o002, 0o077
 
 
 def isolate() -> None:
@@ -22,6 +27,16 @@ def isolate() -> None:
         kept.insert(0, str(_ROOT))
     os.environ["PYTHONSAFEPATH"] = "1"
     os.environ["PYTHONPATH"] = os.pathsep.join(kept)
+
+
+def set_umask(*, private: bool) -> None:
+    """From now on this process, and what it starts, makes no file that everybody can write.
+
+    With `private` nobody else can read one either. Whoever can write a job's pickle decides what
+    the job does.
+    """
+    strictest = os.umask(_OTHERS_AND_GROUP)
+    os.umask(strictest | (_OTHERS_AND_GROUP if private else _OTHERS_WRITE))
 
 
 def _is_working_directory(entry: str) -> bool:

@@ -11,8 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.redact import redact
 
 PACKAGES = ("videomambapro", "torch", "deepspeed", "mlflow", "submitit", "webdataset", "av")
@@ -20,6 +18,8 @@ PACKAGES = ("videomambapro", "torch", "deepspeed", "mlflow", "submitit", "webdat
 
 def collect() -> dict[str, Any]:
     """A JSON-ready record; unknown entries are null, never invented."""
+    import torch
+
     return {
         "argv": [redact(argument) for argument in sys.argv],
         "host": socket.gethostname(),

@@ -40,13 +40,17 @@ _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class TrackingConfig(BaseModel):
+    """Where MLflow keeps the run."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     enabled: bool = True
+    """False: metrics.jsonl alone."""
     uri: str | None = Field(default=None, repr=False)
     """Tracking store; null = MLFLOW_TRACKING_URI, else sqlite:///<runs_dir>/mlflow.db. Passwords
     and tokens in it are never stored: `vmp jobs resume` takes them from MLFLOW_TRACKING_URI."""
     experiment: str = "videomambapro"
+    """MLflow experiment that the run is listed in."""
     flush_timeout_s: float = Field(default=60, ge=0)
     """How long the end of a run waits for an absent server before it leaves rows for later."""
 

@@ -27,6 +27,14 @@ Job = submitit.Job
 _LOCAL_TIME_MIN = 365 * 24 * 60
 
 
+class _SbatchWriter(submitit.SlurmExecutor):  # type: ignore[misc]
+    """Writes the sbatch text on any machine; it submits nothing."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 1
+
+
 def make_executor(
     cluster: Cluster,
     folder: Path,
@@ -39,6 +47,7 @@ def make_executor(
     dependency: str | None = None,
     exclude: Sequence[str] = (),
     parallel: int | None = None,
+    only_text: bool = False,
 ) -> submitit.Executor:
     """An executor whose jobs log into `folder` and run the code in the directory `code`.
 
@@ -48,6 +57,7 @@ def make_executor(
         dependency: as sbatch takes it, such as afterok:123.
         exclude: nodes to avoid beside those of the profile.
         parallel: jobs of an array that may run at once.
+        only_text: for `sbatch_text`, which needs no SLURM.
     Raises ClusterError when the cluster is not there or cannot give what is asked.
     """
     if cluster == "local":
@@ -64,14 +74,15 @@ def make_executor(
             setup=list(profile.setup),
         )
         return local
-    if submitit.SlurmExecutor.affinity() < 0:
+    kind = _SbatchWriter if only_text else submitit.SlurmExecutor
+    if kind.affinity() < 0:
         raise ClusterError(
             "--cluster slurm: no srun on PATH; submit from a login node of a cluster"
         )
     for text in filter(None, (str(folder), name, dependency, *map(str, supervised))):
         if not text.isprintable():
             raise ClusterError(f"{text!r}: holds a line break or control character; rename it")
-    slurm = submitit.SlurmExecutor(folder, python=_rank_python(code, profile, resources))
+    slurm = kind(folder, python=_rank_python(code, profile, resources))
     slurm.update_parameters(**_slurm_parameters(profile, resources, name, exclude))
     if dependency is not None:
         slurm.update_parameters(dependency=dependency)

@@ -70,7 +70,8 @@ class TrainJob:
         os.environ.update(rank_environment())
         from pipeline.training.train import run
 
-        return run(run_dir, deadline)
+        is_local = os.environ.get("SUBMITIT_EXECUTOR") == "local"  # srun ends its tasks itself
+        return run(run_dir, deadline, launched=is_local)
 
     def _deadline(self) -> float | None:
         """When to save, should the signal of the time limit not arrive."""

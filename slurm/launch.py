@@ -151,8 +151,12 @@ def submit_follower(submission: Submission) -> str | None:
 
 
 def dry_run(run_dirs: Sequence[Path], profile: ClusterProfile, resources: Resources) -> str:
-    """What `submit` would hand to sbatch for one run; nothing is written. Raises ClusterError."""
+    """What `submit` would hand to sbatch for one run; nothing is written. Raises ClusterError.
+
+    Without SLURM on this machine it is the same, but for nodes that would be avoided.
+    """
     run_dir = run_dirs[0]
+    avoided = _nodes_to_avoid(run_dir.parent, profile, resources) if queue.is_here() else []
     return sbatch_text(
         make_executor(
             "slurm",
@@ -162,9 +166,15 @@ def dry_run(run_dirs: Sequence[Path], profile: ClusterProfile, resources: Resour
             name=run_dir.name,
             code=run_dir.parent.resolve() / SNAPSHOTS / "SNAPSHOT",
             supervised=run_dirs,
-            exclude=_nodes_to_avoid(run_dir.parent, profile, resources),
+            exclude=avoided,
+            only_text=True,
         )
     )
+
+
+def check_nodes(runs_dir: Path, profile: ClusterProfile, resources: Resources) -> None:
+    """Raises ClusterError when SLURM does not answer or cannot give the nodes that are asked."""
+    _nodes_to_avoid(runs_dir, profile, resources)
 
 
 def _log_folder(run_dirs: Sequence[Path]) -> Path:

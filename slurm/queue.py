@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -200,6 +201,11 @@ def partition_nodes(partition: str | None) -> list[Node]:
     return list(found.values())  # a node of two partitions counts once
 
 
+def is_here() -> bool:
+    """Can this machine ask SLURM anything?"""
+    return shutil.which("sinfo") is not None
+
+
 def expand(nodes: str) -> list[str]:
     """SLURM's way to write lists, node[1-3], as names. Raises ClusterError."""
     return _checked("scontrol", "show", "hostnames", nodes).split() if nodes else []
@@ -217,6 +223,10 @@ def describe(job_id: str) -> dict[str, str]:
 def _checked(*command: str) -> str:
     try:
         answer = _run(*command)
+    except FileNotFoundError as error:
+        raise ClusterError(
+            f"no {command[0]} on the PATH: SLURM's commands are on the login nodes of a cluster"
+        ) from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ClusterError(f"{command[0]}: {error}") from error
     if answer.returncode:

@@ -164,7 +164,9 @@ def frames(
     packet or frame and `resolution_change`.
     """
     origin = Fraction(stream.start_time or 0) * (stream.time_base or 1)
-    seeks = seek and not constant_rate and start_s > _PREROLL_S
+    # AVI counts from the first frame decoded, which B-frames put before the first one shown.
+    from_first = container.format.name == "avi"
+    seeks = seek and not constant_rate and not from_first and start_s > _PREROLL_S
     if seeks:
         target = float(origin) + start_s - _PREROLL_S
         try:
@@ -185,6 +187,8 @@ def frames(
         elif frame.pts is None or frame.time_base is None:
             time = previous + step if previous is not None else Fraction(0)
         else:
+            if from_first and previous is None:
+                origin = frame.pts * frame.time_base
             time = frame.pts * frame.time_base - origin
         if previous is not None and time < previous:
             raise TimesContradictOrder

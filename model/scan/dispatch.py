@@ -1,7 +1,6 @@
 """The public scan: checks its arguments and hands them to the best backend that can run them."""
 
 import functools
-import importlib.util
 import logging
 from typing import Any
 
@@ -145,7 +144,7 @@ def probe(device: str) -> tuple[str, ...]:
         *(["cpu"] if device == "cpu" and library.is_available() else []),
     ]
     names = [*fused, "chunked", "reference"]
-    if device == "cuda" and importlib.util.find_spec("mamba_ssm") is not None:
+    if device == "cuda" and mamba.why_unavailable() is None:
         names.append("mamba_ssm")
     return tuple(names)
 

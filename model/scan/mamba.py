@@ -28,6 +28,18 @@ def kernel() -> ZeroStartScan:
     return lambda u, delta, A, B, C: selective_scan_fn(u, delta, A, B, C)
 
 
+def why_unavailable() -> str | None:
+    """What keeps the package from loading; None when it loads.
+
+    To be found is no proof: an extension that was built for another torch fails as it is imported.
+    """
+    try:
+        kernel()
+    except Exception as error:  # a compiled extension can fail in any way
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None
+
+
 def run(scan: Scan, zero_start: ZeroStartScan) -> tuple[Tensor, Tensor]:
     """``scan`` by way of a kernel that starts at zero; see ``scan_reference``."""
     if scan.initial_state is not None:

@@ -2,8 +2,8 @@
 
 One forward and one backward operator serve every fused backend; ``backend`` selects the kernels.
 Autocast rule: tensors keep the dtype they arrive in and autocast is off inside, because A, D, the
-bias and the state must stay float32 whatever the inputs are. Triton launches on the current device:
-that of the inputs is made current.
+bias and the state must stay float32 whatever the inputs are. Kernels are launched on the current
+device: that of the inputs is made current.
 """
 
 from collections.abc import Mapping, Sequence

@@ -11,6 +11,7 @@ class CheckpointConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     every_steps: int = Field(default=500, gt=0)
+    """Optimizer steps from one checkpoint to the next."""
     keep_last: int = Field(default=2, gt=0)
     """Newest checkpoints kept; two, so that a corrupt one has a predecessor."""
     keep_best: bool = True

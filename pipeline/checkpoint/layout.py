@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from model.invalid import first_problem
 from pipeline.errors import CheckpointError
 from pipeline.rundir import paths
 from pipeline.rundir.paths import MARKER as MARKER
@@ -38,7 +39,8 @@ class LossScaleState(Record):
 class RunState(Record):
     """All that a run needs beside its tensors to go on as if it had never stopped.
 
-    There is no RNG state: every random draw is a pure function of the seed and its position.
+    There is no RNG state: every random draw is a pure function of the seed and its position. What
+    the run is stands in config.yaml beside it; the digest of that in older states is not read.
     """
 
     version: int = 2
@@ -55,7 +57,6 @@ class RunState(Record):
     """Names of the rows of the head."""
     data_digest: str
     """Of the samples trained on and validated on, see `pipeline.open_data`."""
-    config_digest: str
     skipped_steps: int = 0
     loss_scale: LossScaleState | None = None
     """fp16 only."""
@@ -154,7 +155,4 @@ def _marker(path: Path) -> Marker:
 
 def _reason(error: OSError | ValidationError) -> str:
     """In one line."""
-    if isinstance(error, OSError):
-        return str(error)
-    problem = error.errors()[0]
-    return f"{'.'.join(map(str, problem['loc'])) or 'content'}: {problem['msg']}"
+    return str(error) if isinstance(error, OSError) else first_problem(error)

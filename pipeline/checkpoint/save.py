@@ -8,7 +8,10 @@ only then renames the directory and writes the marker.
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import logging
+import os
 import re
 import shutil
 import threading
@@ -146,9 +149,10 @@ class CheckpointSaver:
     def _await_shards(self, staging: Path) -> None:
         missing = {f"{layout.shard_name(r, self.world.size)}.json" for r in range(self.world.size)}
         deadline = time.monotonic() + self.config.commit_timeout_s
-        while missing := {name for name in missing if not (staging / name).is_file()}:
-            if failed := sorted(staging.glob("*.failed")):
-                raise SaveError(f"{failed[0].stem} could not be written by its rank")
+        # One listing for all ranks, not a look for each.
+        while missing := missing - (present := set(os.listdir(staging))):
+            if failed := sorted(name for name in present if name.endswith(".failed")):
+                raise SaveError(f"{Path(failed[0]).stem} could not be written by its rank")
             if time.monotonic() > deadline:
                 raise SaveError(
                     f"{staging}: no {min(missing)} after {self.config.commit_timeout_s:.0f} s "
@@ -158,12 +162,14 @@ class CheckpointSaver:
 
     def _commit(self, staging: Path) -> None:
         files = {}
-        for path in sorted(staging.iterdir()):
-            record = path.with_suffix(".json")
-            if path.suffix == ".safetensors":
-                files[path.name] = durable.read_json(record)
-            else:
-                files[path.name] = _fingerprint(path)
+        names = sorted(os.listdir(staging))
+        for path in (staging / name for name in names if not name.endswith(".safetensors")):
+            content = path.read_bytes()
+            shard = path.with_suffix(".safetensors").name
+            if path.suffix == ".json" and shard in names:  # what its rank says of it
+                files[shard] = json.loads(content)
+            digest = hashlib.sha256(content).hexdigest()
+            files[path.name] = {"bytes": len(content), "sha256": digest}
         final = staging.with_suffix("")
         if final.is_dir() and not final.is_symlink():  # what a link leads to is not ours
             layout.delete(final)

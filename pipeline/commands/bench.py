@@ -17,8 +17,10 @@ def bench_scan(
     size: Annotated[list[str] | None, typer.Option(help="ti, s or m; may be repeated.")] = None,
     frames: Annotated[list[int] | None, typer.Option(min=1, help="8, 16, 32 or 64.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 1,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    device: Literal["cpu", "cuda"] = "cpu",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the scanned tensors.")
+    ] = "float32",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")] = "cpu",
 ) -> None:
     """The scan of every backend beside its peers: time, memory, bandwidth, exponentials.
 
@@ -105,7 +107,7 @@ def bench_step_command(
 
     from pipeline.bench.step import StepBench, bench_step
     from pipeline.config import load_config
-    from pipeline.training.distributed import rank_by_environment
+    from pipeline.training.ranks import rank_by_environment
 
     given = [recipe, *(overrides or [])]
     if "=" in recipe:

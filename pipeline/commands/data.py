@@ -45,7 +45,7 @@ def data_synth(
     out: Annotated[Path, typer.Option(help="Directory for the videos and annotations.csv.")],
     train: Annotated[int, typer.Option(min=0, help="Clips of the training split.")] = 6000,
     val: Annotated[int, typer.Option(min=0, help="Clips of the validation split.")] = 800,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
 ) -> None:
     """Render videos whose class is the motion of a letter.
 
@@ -75,7 +75,7 @@ def data_shard(
     fold: Annotated[
         int, typer.Option(min=1, max=3, help="Official division of ucf101 and hmdb51.")
     ] = 1,
-    clips_per_shard: Annotated[int, typer.Option(min=1)] = 256,
+    clips_per_shard: Annotated[int, typer.Option(min=1, help="Clips in one tar file.")] = 256,
     copy: Annotated[bool, typer.Option("--copy", help="Keep suitable files as they are.")] = False,
     work: Annotated[Path | None, typer.Option(help="Shared directory, when OUT is a URL.")] = None,
     cluster: Annotated[
@@ -189,9 +189,9 @@ def data_report(shards: Annotated[str, typer.Argument(help="Shard directory.")])
 def data_cache(
     shards: Annotated[Path, typer.Argument(help="Shard directory.")],
     out: Annotated[Path, typer.Option(help="Directory for the .beton files.")],
-    split: str = "train",
-    frames: Annotated[int, typer.Option(min=1)] = 16,
-    size: Annotated[int, typer.Option(min=1)] = 224,
+    split: Annotated[str, typer.Option(help="The split to decode.")] = "train",
+    frames: Annotated[int, typer.Option(min=1, help="Frames kept of each clip.")] = 16,
+    size: Annotated[int, typer.Option(min=1, help="Height and width of a frame, pixels.")] = 224,
     quality: Annotated[
         int, typer.Option(min=0, max=100, help="Of the JPEG frames; 0 keeps raw pixels.")
     ] = 85,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from model.scan import available_backends
+from model.scan import available_backends, cuda
 from pipeline.health.preflight import SHARED_MEMORY, low_space
 from pipeline.terminal import say
 
@@ -103,9 +103,13 @@ def _devices() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    backends = available_backends()
-    yield Finding("OK", f"scan backends: {', '.join(backends)}")
-    if shutil.which("c++") is None and shutil.which("g++") is None:
+    """Of the device that training would use."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backends = available_backends(device)
+    yield Finding("OK", f"scan on {device}: {backends[0]} (also {', '.join(backends[1:])})")
+    if device == "cuda" and backends[0] != "cuda":
+        yield Finding("note", f"no fused scan on this GPU: {cuda.why_unavailable('cuda')}")
+    if device == "cpu" and backends[0] != "cpu":
         yield Finding(
             "note",
             "no C++ compiler: the scan on the CPU is plain PyTorch; apt-get install g++",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.terminal import one_line, say
+from pipeline.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Watch, end and resume submitted runs.")
 
@@ -22,14 +22,13 @@ def jobs_list(runs: RunsDir = Path("runs")) -> None:
 
     Example: vmp jobs list --runs runs
     """
+    from pipeline.commands.table import print_table
     from pipeline.commands.watch import JobRow, list_jobs
 
-    table = [[field.name for field in fields(JobRow)]]
-    table += [[one_line(str(value)) for value in astuple(row)] for row in list_jobs(runs)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        say(line.rstrip())
+    print_table(
+        [field.name for field in fields(JobRow)],
+        [[str(value) for value in astuple(row)] for row in list_jobs(runs)],
+    )
 
 
 @app.command("logs")

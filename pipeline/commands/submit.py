@@ -9,18 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pipeline import exits, rundir
+from pipeline.commands.finished import finished
 from pipeline.commands.program import vmp
 from pipeline.config import RunConfig, load_config
-from pipeline.finished import finished
-from pipeline.open_data import open_data
-from pipeline.prepare import check_same_run, prepare_run
+from pipeline.prepare import check_same_run, check_start, prepare_run
 from pipeline.rundir.metrics import read_metrics
 from pipeline.terminal import say
 from pipeline.training import aftermath
-from slurm import launch
+from pipeline.training.ranks import num_gpus
+from slurm import launch, queue
 from slurm.errors import ClusterError
 from slurm.profile import ClusterProfile, load_profile
 from slurm.record import Cluster, Resources
@@ -64,22 +62,27 @@ def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
     profile = load_profile(order.profile)
     resources = _resources(configs[0], profile, order)
     for config in configs:
-        config.batch_split(resources.nodes * resources.ranks_per_node)
         _check_cpus(config, resources, profile)
         _check_grace(config, profile)
     _check_order(order, profile)
+    for config in configs:
+        check_start(
+            config,
+            resources.nodes * resources.ranks_per_node,
+            data_exists=order.first is None and not order.dry_run,
+        )
     _warn_without_gpus(resources, order)
     if order.dry_run:
         text = launch.dry_run([config.run_dir for config in configs], profile, resources)
-        say(text, nl=False)
+        say(text)
+        _say_what_is_unchecked(profile, order)
         return exits.DONE
-    if order.first is None:  # else the data may not exist yet
-        for config in configs:
-            open_data(config)
-        if order.then is None:
-            configs = _unfinished(configs)
-            if not configs:
-                return exits.DONE
+    if order.cluster == "slurm":
+        launch.check_nodes(configs[0].runs_dir, profile, resources)
+    if order.first is None and order.then is None:
+        configs = _unfinished(configs)
+        if not configs:
+            return exits.DONE
     if order.cluster == "local":
         return max(_submit_one(config, profile, resources, order) for config in configs)
     if len(configs) == 1:
@@ -232,12 +235,24 @@ def _suffix(changes: Sequence[str]) -> str:
 
 
 def _resources(config: RunConfig, profile: ClusterProfile, order: Order) -> Resources:
-    here = torch.cuda.device_count() if order.gpus_per_node is None else order.gpus_per_node
+    here = num_gpus() if order.gpus_per_node is None else order.gpus_per_node
     return Resources(
         nodes=order.nodes,
         ranks_per_node=here or config.launch.ranks_per_node or 1,
         gpus_per_node=here,
         cpus_per_task=profile.cpus_per_task or config.data.workers + _OWN_CPUS,
+    )
+
+
+def _say_what_is_unchecked(profile: ClusterProfile, order: Order) -> None:
+    """What only the cluster knows, when the text is written elsewhere."""
+    if queue.is_here():
+        return
+    where = f"partition '{profile.partition}'" if profile.partition else "the default partition"
+    say(
+        f"not checked, as this machine has no SLURM: whether {where} exists, whether it has "
+        f"{order.nodes} usable nodes, and which nodes failed a run lately and would be avoided",
+        err=True,
     )
 
 

@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import exits, rundir
-from pipeline.config import read_config
 from pipeline.errors import ConfigError
-from pipeline.open_data import open_data
-from pipeline.prepare import prepare_run
 from pipeline.rundir import Attempt, End, RunStatus, State, StopClass
 from pipeline.rundir.metrics import read_metrics
 from slurm import launch, nodes, queue
@@ -204,6 +201,10 @@ def resume(run_dir: Path) -> str:
 
     The code is that of this checkout. Raises ConfigError or ClusterError.
     """
+    # Not at the top: who lists jobs does not wait for what opens shards.
+    from pipeline.config import read_config
+    from pipeline.prepare import check_start, prepare_run
+
     submission = _submission(run_dir)
     running = launch.find_running(run_dir)
     if running is not None:
@@ -214,7 +215,7 @@ def resume(run_dir: Path) -> str:
     run_dir = run_dir.resolve()
     os.chdir(record.folder)
     config = read_config(run_dir).model_copy(update={"runs_dir": run_dir.parent})
-    open_data(config)
+    check_start(config, record.resources.nodes * record.resources.ranks_per_node)
     if record.cluster == "local":
         rundir.refuse_active(run_dir)
     prepare_run(config)

@@ -3,7 +3,7 @@
 from pipeline.config.load import build_config, load_config, shipped_recipes
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.stored import read_config
-from pipeline.config.tree import RunConfig, config_difference, flatten
+from pipeline.config.tree import RunConfig, config_difference, flatten, refusal
 
 __all__ = [
     "RunConfig",
@@ -13,5 +13,6 @@ __all__ = [
     "flatten",
     "load_config",
     "read_config",
+    "refusal",
     "shipped_recipes",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from model.config import ModelConfig, resolve_config
 from model.errors import ModelConfigError, brief
+from model.invalid import did_you_mean, first_problem, section_type
 from pipeline.config.auto import DataFacts, settle
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.tree import RunConfig
@@ -19,6 +19,9 @@ from pipeline.config.yaml_text import parse_yaml
 from pipeline.data.config import DataConfig
 from pipeline.data.errors import DataError
 from pipeline.errors import ConfigError
+
+PRESET = "preset"
+"""Key of the section `model` that stands for a set of its fields; it is in recipes only."""
 
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -30,23 +33,20 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     raw = _read_recipe(recipe)
     apply_overrides(raw, overrides)
+    _refuse_unknown_keys(raw, str(recipe))
     tree = settle(raw, lambda: _data_facts(raw, str(recipe)))
     return build_config(tree, source=str(recipe))
 
 
 def build_config(raw: Mapping[str, Any], source: str) -> RunConfig:
     """Validate a tree as read from YAML; `model.preset` is expanded here."""
+    _refuse_unknown_keys(raw, source)
     tree = dict(raw)
     if isinstance(tree.get("model"), Mapping):
         fields = dict(tree["model"])
-        preset = fields.pop("preset", None)
+        preset = fields.pop(PRESET, None)
         if preset is not None and not isinstance(preset, str):
             raise ConfigError(f"{source}: model.preset: must be a name (got {brief(preset)})")
-        for field in fields:
-            if field not in ModelConfig.model_fields:
-                raise ConfigError(
-                    f"{source}: {_unknown_key(f'model.{field}', ModelConfig.model_fields)}"
-                )
         try:
             base = resolve_config(preset).model_dump() if preset else {}
         except ModelConfigError as error:
@@ -55,7 +55,7 @@ def build_config(raw: Mapping[str, Any], source: str) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_problem(error)}") from error
+        raise ConfigError(f"{source}: {_problem(error)}") from error
 
 
 def _data_facts(raw: Mapping[str, Any], source: str) -> DataFacts:
@@ -75,6 +75,7 @@ def _data_facts(raw: Mapping[str, Any], source: str) -> DataFacts:
 
 
 def shipped_recipes() -> list[str]:
+    """The names of the recipes in this package."""
     folder = resources.files("pipeline") / "recipes"
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if ".yaml" in p.name)
 
@@ -91,11 +92,9 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
     else:
         known = shipped_recipes()
         if str(recipe) not in known:
-            close = difflib.get_close_matches(str(recipe), known, n=1)
-            hint = f"did you mean '{close[0]}'? " if close else ""
+            hint = did_you_mean(str(recipe), known, "shipped are")
             raise ConfigError(
-                f"unknown recipe '{recipe}': {hint}shipped are {', '.join(known)}; "
-                "or give the path of a .yaml file"
+                f"unknown recipe '{recipe}': {hint} (or give the path of a .yaml file)"
             )
         text = (resources.files("pipeline") / "recipes" / f"{recipe}.yaml").read_text()
     raw = parse_yaml(text, f"recipe {recipe}")
@@ -104,29 +103,32 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
     return raw
 
 
-def _first_problem(error: ValidationError) -> str:
+def _problem(error: ValidationError) -> str:
     problem = error.errors()[0]
-    path = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return _unknown_key(path, _fields_at(problem["loc"][:-1]))
     if problem["type"] == "missing":
+        path = ".".join(str(part) for part in problem["loc"])
         return f"{path} is missing: set it in the recipe or with {path}=..."
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{path}: {message} (got {brief(problem['input'])})" if path else message
+    return first_problem(error, RunConfig)
 
 
-def _fields_at(path: Sequence[int | str]) -> Mapping[str, Any]:
-    node: type[BaseModel] = RunConfig
-    for part in path:
-        annotation = node.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return {}
-        node = annotation
-    return node.model_fields
+def _refuse_unknown_keys(raw: Mapping[str, Any], source: str) -> None:
+    """Raise before what is missing is said, as a misspelt section is missing too."""
+    if unknown := _unknown_key(raw, RunConfig):
+        raise ConfigError(f"{source}: {unknown}")
 
 
-def _unknown_key(path: str, known: Mapping[str, Any]) -> str:
-    leaf = path.rpartition(".")[2]
-    close = difflib.get_close_matches(leaf, known, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
-    return f"unknown key {path}: {hint}"
+def _unknown_key(raw: Mapping[str, Any], node: type[BaseModel], prefix: str = "") -> str | None:
+    """What is wrong with the first key that no field has, in any section; None when all are known.
+
+    Outer sections come first.
+    """
+    known = [*node.model_fields, *([PRESET] if node is ModelConfig else [])]
+    for key in raw:
+        if key not in known:
+            return f"unknown key {prefix}{key}: {did_you_mean(str(key), known, 'known keys')}"
+    for key, value in raw.items():
+        section = section_type(node, key)
+        nested = value if section is not None and isinstance(value, Mapping) else {}
+        if section is not None and (found := _unknown_key(nested, section, f"{prefix}{key}.")):
+            return found
+    return None

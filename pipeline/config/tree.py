@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from model.config import ModelConfig
+from model.operational import OPERATIONAL
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.data.config import DataConfig
 from pipeline.health.config import HealthConfig, StopConfig
@@ -37,18 +38,21 @@ class RunConfig(BaseModel):
 
     name: str
     """Run directory under `runs_dir`, and the name of the MLflow run."""
-    runs_dir: Path = Path("runs")
+    runs_dir: Annotated[Path, OPERATIONAL] = Path("runs")
+    """Directory that holds the run directories, the snapshots of the code and the MLflow store."""
     seed: int = 0
+    """Seed of the weights, the order of the samples and every random draw."""
     deterministic: bool = False
     """Bitwise repeatable on one machine type; slower on GPUs."""
     init_from: Path | None = None
     """Weights to start from, adapted to the model: .safetensors of `vmp convert` or `vmp export`, a
     checkpoint, or a run directory. A run that has a checkpoint of its own reads them no more."""
-    private: bool = False
+    private: Annotated[bool, OPERATIONAL] = False
     """Nobody else can read the files of the run (umask 077); otherwise your umask decides. Never
     can everybody write them."""
-    log_every_steps: int = Field(default=10, gt=0)
-    log_samples: bool = False
+    log_every_steps: Annotated[int, OPERATIONAL] = Field(default=10, gt=0)
+    """Optimizer steps from one row of metrics to the next."""
+    log_samples: Annotated[bool, OPERATIONAL] = False
     """Write the key of every training sample to logs/, one file per rank: proof of exactness."""
 
     model: ModelConfig
@@ -60,12 +64,12 @@ class RunConfig(BaseModel):
     engine: EngineConfig = EngineConfig()
     ema: EmaConfig = EmaConfig()
     guard: GuardConfig = GuardConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    checkpoint: Annotated[CheckpointConfig, OPERATIONAL] = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    stop: StopConfig = StopConfig()
-    health: HealthConfig = HealthConfig()
-    launch: LaunchConfig = LaunchConfig()
+    tracking: Annotated[TrackingConfig, OPERATIONAL] = TrackingConfig()
+    stop: Annotated[StopConfig, OPERATIONAL] = StopConfig()
+    health: Annotated[HealthConfig, OPERATIONAL] = HealthConfig()
+    launch: Annotated[LaunchConfig, OPERATIONAL] = LaunchConfig()
 
     @field_validator("name")
     @classmethod
@@ -91,75 +95,68 @@ class RunConfig(BaseModel):
         return self.batch.split(world_size, multiple_of=2 if self.data.mix.is_on else 1)
 
     def identity(self) -> dict[str, Any]:
-        """The fields that a resumed run must share with its checkpoint, flattened to dotted keys.
+        """The fields that a resumed run must share with its checkpoint: dotted key -> JSON value.
 
-        Left out is what changes where and how fast the run goes but not where it ends: ranks,
-        ZeRO stage, micro-batch, loader processes, tracking, saving and logging.
+        Those marked OPERATIONAL are left out: they change where and how fast the run goes, not
+        where it ends.
         """
-        kept = self.model_dump(mode="json")
-        for section in (
-            "runs_dir",
-            "private",
-            "log_every_steps",
-            "log_samples",
-            "checkpoint",
-            "tracking",
-            "stop",
-            "health",
-            "launch",
-        ):
-            del kept[section]
-        flat = dict(flatten(kept))
-        if self.ema.decay is None:  # so that runs from before there was one keep their identity
-            del flat["ema.decay"]
-        return {key: value for key, value in flat.items() if key not in _NOT_IDENTITY}
-
-    def digest(self) -> str:
-        """Short hash of `identity`."""
-        text = json.dumps(self.identity(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return dict(_identity(self, self.model_dump(mode="json")))
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-_NOT_IDENTITY = frozenset(
-    {
-        "batch.max_micro",
-        # Which data it is, `RunState.data_digest` says; where it lies may change.
-        "data.train",
-        "data.val",
-        "data.ffcv_cache",
-        "data.max_bad_samples",
-        "data.verify_reads",
-        "data.cache_dir",
-        "data.cache_gib",
-        "data.decoder",
-        "data.read_attempts",
-        "data.workers",
-        "data.prefetch",
-        "data.worker_start",
-        "engine.compile",
-        "engine.tf32",
-        "engine.zero_stage",
-        "engine.init_timeout_s",
-        "engine.step_timeout_s",
-        "eval.batch_size",
-        "eval.use_ema",
-        "model.activation_checkpointing",
-        "model.scan_backend",
-    }
-)
+def _identity(
+    section: BaseModel, dumped: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    for name, field in type(section).model_fields.items():
+        if OPERATIONAL in field.metadata:
+            continue
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _identity(value, dumped[name], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", dumped[name]
 
 
-def config_difference(old: RunConfig, new: RunConfig) -> list[str]:
-    """One line `key: old -> new` for each identity field in which two runs differ."""
-    before, after = old.identity(), new.identity()
+class Difference(NamedTuple):
+    """An identity field in which two configurations are not alike."""
+
+    key: str
+    stored: Any
+    given: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.stored!r} -> {self.given!r}"
+
+
+def config_difference(stored: RunConfig, given: RunConfig) -> list[Difference]:
+    """The identity fields in which two runs differ, by their keys.
+
+    A field that did not exist when `stored` was written has its default there, since it was read
+    through this version's tree.
+    """
+    before, after = stored.identity(), given.identity()
     return [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        Difference(key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     ]
+
+
+def refusal(differences: Sequence[Difference]) -> str:
+    """How two runs differ and what to do about it, for the end of an error."""
+    shown = "; ".join(map(str, differences))
+    kept = " ".join(f"{key}={_yaml(stored)}" for key, stored, _ in differences)
+    return (
+        f"({shown}; stored -> given): to go on with it give {kept}, to start another run choose "
+        "another name=..."
+    )
+
+
+def _yaml(value: Any) -> str:
+    """As an override that the shell takes for one word."""
+    return shlex.quote(json.dumps(value)) if not isinstance(value, str) else shlex.quote(value)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

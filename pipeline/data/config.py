@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from model.operational import OPERATIONAL
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -47,6 +49,7 @@ class RandAugmentConfig(_Frozen):
     num_ops: int = Field(0, ge=0)
     """Operations drawn per clip, each applied with probability 0.5; 0: none."""
     magnitude: float = Field(7.0, ge=0, le=10)
+    """Mean strength of an operation, from 0 (no change) to 10."""
     std: float = Field(0.5, ge=0)
     """Standard deviation of the magnitude."""
 
@@ -55,6 +58,7 @@ class ErasingConfig(_Frozen):
     """One box through all frames of a clip is replaced by noise."""
 
     probability: Probability = 0.0
+    """Share of the clips that lose a box."""
     area: tuple[float, float] = (0.02, 1 / 3)
     """Relative to the frame."""
     ratio: tuple[float, float] = (0.3, 10 / 3)
@@ -67,6 +71,7 @@ class MixConfig(_Frozen):
     mixup_alpha: float = Field(0.0, ge=0)
     """Both parameters of the Beta distribution of the share."""
     cutmix_alpha: float = Field(0.0, ge=0)
+    """Both parameters of the Beta distribution of the area that is pasted."""
     probability: Probability = 1.0
     """Share of pairs that are mixed."""
     switch_probability: Probability = 0.5
@@ -80,12 +85,14 @@ class MixConfig(_Frozen):
 class DataConfig(_Frozen):
     """Everything about the data but the clip's size, which belongs to the model."""
 
-    train: Path | str
+    train: Annotated[Path | str, OPERATIONAL]
     """Shard directory (or fsspec URL) to train on."""
     train_split: str = "train"
-    val: Path | str | None = None
+    """Split of `train` to train on."""
+    val: Annotated[Path | str | None, OPERATIONAL] = None
     """Shard directory to evaluate on; None: the same as `train`."""
     val_split: str = "val"
+    """Split of `val` to evaluate on."""
 
     sampling: Literal["tsn", "dense", "segment"] = "tsn"
     """tsn: one random frame per equal part of the video; dense: consecutive frames `stride` apart;
@@ -102,33 +109,35 @@ class DataConfig(_Frozen):
     views: int = Field(1, ge=1)
     """Augmentations of the same decoded frames per sample and step (repeated augmentation)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of each channel (R, G, B), subtracted from pixels scaled to 0..1."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Of each channel (R, G, B), by which the difference is divided."""
 
     shuffle_window_shards: int = Field(0, ge=0)
     """Samples are shuffled over this many (shuffled) shards at a time; 0: over all. Small windows
     read slow storage nearly in sequence."""
-    verify_reads: bool = True
+    verify_reads: Annotated[bool, OPERATIONAL] = True
     """Compare every sample's sha256 with the index (about 0.5 ms per MB)."""
-    read_attempts: int = Field(4, ge=1)
+    read_attempts: Annotated[int, OPERATIONAL] = Field(4, ge=1)
     """Reads of a sample, with growing pauses (0.1 s, 0.4 s, ...), before it counts as bad."""
-    cache_dir: Path | None = None
+    cache_dir: Annotated[Path | None, OPERATIONAL] = None
     """Node-local directory for whole shards of a remote data set; None: a request per sample."""
-    cache_gib: float = Field(100, gt=0)
+    cache_gib: Annotated[float, OPERATIONAL] = Field(100, gt=0)
     """Size of `cache_dir`; the least recently used shards make room."""
-    max_bad_samples: int = Field(100, ge=0)
+    max_bad_samples: Annotated[int, OPERATIONAL] = Field(100, ge=0)
     """Unreadable samples one rank accepts, as zero-weight samples, before the run stops."""
 
     reader: Literal["decode", "ffcv"] = "decode"
     """Where training clips come from: the videos, or `ffcv_cache`. Evaluation always decodes."""
-    ffcv_cache: Path | None = None
+    ffcv_cache: Annotated[Path | None, OPERATIONAL] = None
     """Output directory of `vmp data cache`."""
-    decoder: Literal["pyav", "torchcodec"] = "pyav"
+    decoder: Annotated[Literal["pyav", "torchcodec"], OPERATIONAL] = "pyav"
     """Both give the same frames; torchcodec needs its package and FFmpeg's shared libraries."""
-    workers: int = Field(2, ge=0)
+    workers: Annotated[int, OPERATIONAL] = Field(2, ge=0)
     """Loader processes per rank; 0 decodes in the training process."""
-    prefetch: int = Field(2, ge=1)
+    prefetch: Annotated[int, OPERATIONAL] = Field(2, ge=1)
     """Micro-batches every worker prepares ahead."""
-    worker_start: Literal["forkserver", "spawn", "fork"] = "forkserver"
+    worker_start: Annotated[Literal["forkserver", "spawn", "fork"], OPERATIONAL] = "forkserver"
     """How loader processes begin; fork is quickest but copies the state of gloo, NCCL and CUDA."""
 
     @property

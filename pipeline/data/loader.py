@@ -55,7 +55,7 @@ def build_train_loader(
             f"data.mix pairs neighbouring samples, so micro-batches must be even, "
             f"not {micro_batch}: change batch.max_micro or the number of ranks"
         )
-    _check_labels(shards)
+    shards.require_labels()
     maker = TrainClips(open_reader(shards, config), config, img_size, num_frames, seed)
     source: BatchSource
     if config.reader == "ffcv":
@@ -86,7 +86,7 @@ def build_eval_loader(
     """
     if crops not in (1, 3):
         raise DataError(f"{crops} crops per clip: choose 1 (centre) or 3 (along the long side)")
-    _check_labels(shards)
+    shards.require_labels()
     reader = open_reader(shards, config)
     maker = EvalClips(reader, config, img_size, num_frames, seed, clips, crops, shuffle_frames)
     batches = ExactBatches(len(shards), batch_size, rank, world)
@@ -197,13 +197,3 @@ def open_reader(shards: Shards, config: DataConfig) -> ShardReader:
     if config.cache_dir is not None:
         cache = ShardCache(config.cache_dir, int(config.cache_gib * 2**30))
     return shards.reader(verify=config.verify_reads, attempts=config.read_attempts, cache=cache)
-
-
-def _check_labels(shards: Shards) -> None:
-    if not len(shards):
-        raise DataError(f"{shards.location}: no samples in this split")
-    if (shards.labels < 0).any():
-        raise DataError(
-            f"{shards.location}: {int((shards.labels < 0).sum())} samples have no label; "
-            "training and evaluation need one for each"
-        )

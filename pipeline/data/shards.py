@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from data_prep.schema import INDEX_NAME, MANIFEST_NAME, SCHEMA_VERSION, Manifest, how_to_seal
+from model.invalid import first_problem
 from pipeline.data.errors import DataError
 from pipeline.data.index import Index, read_index
 from pipeline.data.randomness import shuffled
@@ -113,6 +114,16 @@ class Shards:
             parts.append(rows[shuffled(len(rows), "window", seed, epoch, first)])
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
+    def require_labels(self) -> None:
+        """Raises DataError when there is no sample, or one without a label."""
+        if not len(self):
+            raise DataError(f"{self.location}: no samples in this split")
+        if (self.labels < 0).any():
+            raise DataError(
+                f"{self.location}: {int((self.labels < 0).sum())} samples have no label; "
+                "training and evaluation need one for each"
+            )
+
     @cached_property
     def _shard_starts(self) -> NDArray[np.int64]:
         """First row of every shard, in storage order."""
@@ -164,9 +175,7 @@ def _parse_manifest(path: str, content: bytes) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise DataError(f"{path}: not a manifest ({where or 'file'}: {problem['msg']})") from None
+        raise DataError(f"{path}: not a manifest ({first_problem(error)})") from None
     if manifest.schema_version != SCHEMA_VERSION:
         raise DataError(
             f"{path}: schema version {manifest.schema_version}, this program reads {SCHEMA_VERSION}"

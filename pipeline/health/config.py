@@ -24,6 +24,8 @@ class HealthConfig(BaseModel):
 
 
 class StopConfig(BaseModel):
+    """When a run ends itself, to go on later."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     after_s: float | None = Field(default=None, gt=0)

@@ -1,15 +1,26 @@
-"""The thread that leaves a rank's sign of life every two seconds, for readers outside the job."""
+"""The thread that leaves a rank's sign of life, for readers outside the job.
+
+The first rank of a node writes those of all its ranks, every two seconds in a small run and more
+rarely in a large one (`NodeBoard.period_s`); the others tell it through the node's own disk.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from pipeline.health.node_board import NodeBoard
 from pipeline.health.pulse import Pulse
 from pipeline.rundir import Heartbeat, Phase
 
 EVERY_S = 2.0
+# Create, write, rename.
+_OPERATIONS = 3
+_ROW = "beat-"
 
 
 class HeartbeatWriter:
@@ -18,18 +29,25 @@ class HeartbeatWriter:
     def __init__(self, run_dir: Path, pulse: Pulse, every_s: float = EVERY_S) -> None:
         self._run_dir = run_dir
         self._pulse = pulse
+        self._board = NodeBoard(run_dir)
         self._every_s = every_s
+        if self._board.is_first:
+            self._every_s = self._board.period_s(every_s, _OPERATIONS, share=0.5)
+        self._others: dict[int, Heartbeat] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> HeartbeatWriter:
+        if self._board.is_first:
+            self._board.forget(_ROW)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pulse.enter(Phase.END)
         self._stop.set()
-        self._thread.join(timeout=self._every_s)  # a dead file system must not hold up the end
+        self._thread.join(timeout=EVERY_S)  # a dead file system must not hold up the end
+        self._board.leave()
 
     def _run(self) -> None:
         while True:
@@ -40,7 +58,7 @@ class HeartbeatWriter:
 
     def _write(self) -> None:
         pulse = self._pulse
-        Heartbeat(
+        beat = Heartbeat(
             rank=pulse.rank,
             host=pulse.host,
             pid=pulse.pid,
@@ -49,4 +67,13 @@ class HeartbeatWriter:
             total_steps=pulse.total_steps,
             step_s=pulse.step_s(),
             time=time.time(),
-        ).write(self._run_dir)
+        )
+        if not self._board.is_first:
+            self._board.put(f"{_ROW}{pulse.rank}", beat.model_dump_json())
+            return
+        for text in self._board.texts(_ROW):
+            with suppress(ValidationError):
+                other = Heartbeat.model_validate_json(text)
+                self._others[other.rank] = other
+        others = tuple(self._others[rank] for rank in sorted(self._others))
+        beat.model_copy(update={"others": others}).write(self._run_dir)

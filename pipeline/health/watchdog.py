@@ -1,6 +1,7 @@
 """When a rank has hung: the stacks of all ranks on disk, a failure record, and an end.
 
-Each rank watches itself. The first to lose patience leaves logs/hang, which the others look for, so
+Each rank watches itself. The first to lose patience leaves logs/hang. The first rank of each node
+looks for it and tells the others of its node, who look themselves only rarely (`NodeBoard`), so
 that the dumps show all ranks at the same moment: one of them is where it should not be, the rest
 wait for it in a collective. A hung collective cannot be unwound, hence `os._exit`.
 
@@ -29,6 +30,7 @@ from pipeline import exits
 from pipeline.errors import HangError
 from pipeline.health.config import HealthConfig
 from pipeline.health.failure import record_failure
+from pipeline.health.node_board import NodeBoard
 from pipeline.health.pulse import Pulse
 from pipeline.rundir import Failure
 from pipeline.rundir.paths import hang_file, stacks_file
@@ -38,6 +40,7 @@ logger = logging.getLogger(__name__)
 _LONGEST_POLL_S = 1.0
 # On a dead file system even the last words may hang.
 _LAST_WORDS_S = 30.0
+_CALL = "hang"
 
 
 class Watchdog:
@@ -63,6 +66,10 @@ class Watchdog:
         self._pulse = pulse
         self._timeout_s = config.hang_timeout_s
         self._poll_s = min(_LONGEST_POLL_S, (self._timeout_s or _LONGEST_POLL_S) / 4)
+        self._board = NodeBoard(run_dir)
+        # An open for each look. On a node, all but the first rank look as often as the first.
+        look_s = self._board.period_s(self._poll_s, 1, share=0.25)
+        self._look_s = look_s if self._board.is_first else look_s * self._board.local_ranks
         self._start_timeout_s = start_timeout_s
         self._on_hang = on_hang
         self._others_have_started = False
@@ -73,6 +80,8 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if self._pulse.rank == 0:  # from an earlier attempt
             hang_file(self._run_dir).unlink(missing_ok=True)
+        if self._board.is_first:
+            self._board.forget(_CALL)
         self._stacks: TextIO = self._stacks_path.open("a")
         self._faulthandler_was_on = faulthandler.is_enabled()
         faulthandler.enable(self._stacks)
@@ -83,6 +92,7 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        self._board.leave()
         faulthandler.unregister(signal.SIGQUIT)
         faulthandler.disable()
         if self._faulthandler_was_on:
@@ -95,13 +105,19 @@ class Watchdog:
 
     def _run(self) -> None:
         # Counted in polls, not by the clock: a process that was suspended has not hung.
-        seen, idle_s = -1, 0.0
+        seen, idle_s, until_look_s = -1, 0.0, 0.0
         while not self._stop.wait(self._poll_s):
             idle_s = idle_s + self._poll_s if self._pulse.beats == seen else 0.0
             seen = self._pulse.beats
             if idle_s >= self._patience_s():
                 self._end(f"no progress for {idle_s:.0f} s (health.hang_timeout_s)")
-            if self._others_have_started and (call := _read(hang_file(self._run_dir))):
+            until_look_s -= self._poll_s
+            call = self._board.get(_CALL)
+            if not call and until_look_s <= 0:
+                until_look_s = self._look_s
+                call = _read(hang_file(self._run_dir))
+            if self._others_have_started and call:
+                self._board.put(_CALL, call)
                 self._end(f"asked for its stack by {call}")
 
     def _patience_s(self) -> float:
@@ -124,7 +140,9 @@ class Watchdog:
     def _report(self, reason: str) -> None:
         pulse = self._pulse
         text = f"{reason}; phase {pulse.phase}, step {pulse.step}"
-        call_for_stacks(self._run_dir, f"rank {pulse.rank} on {pulse.host}: {text}")
+        caller = f"rank {pulse.rank} on {pulse.host}: {text}"
+        self._board.put(_CALL, caller)
+        call_for_stacks(self._run_dir, caller)
         with suppress(OSError):
             self._stacks.write(f"\n{datetime.now().isoformat(timespec='seconds')} {text}\n")
             self._stacks.flush()
@@ -133,7 +151,9 @@ class Watchdog:
         logger.error("%s", error)
         failure = record_failure(self._run_dir, pulse.rank, error, consequence=_in_a_collective())
         self._on_hang(failure)
-        time.sleep(2 * self._poll_s)  # the launcher ends the others when the first one is gone
+        # The launcher ends the others when the first one is gone.
+        first_look_s = self._board.period_s(self._poll_s, 1, share=0.25)
+        time.sleep(min(2 * first_look_s, _LAST_WORDS_S - 5))
 
 
 def call_for_stacks(run_dir: Path, caller: str) -> None:

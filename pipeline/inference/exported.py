@@ -40,18 +40,27 @@ class Card(BaseModel):
     """Temporal views per video."""
     crops: Literal[1, 3]
     """Spatial views per clip."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """What the run computed in, see `engine.precision`."""
 
     @classmethod
     def of(cls, config: RunConfig, classes: tuple[str, ...]) -> Card:
         data = config.data.model_dump(include={"sampling", "stride", "mean", "std"})
         views = config.eval.model_dump(include={"clips", "crops"})
-        return cls.model_validate({"name": config.name, "classes": classes} | data | views)
+        own = {"name": config.name, "classes": classes, "precision": config.engine.precision}
+        return cls.model_validate(own | data | views)
 
     def tree(self, model: dict[str, Any]) -> dict[str, Any]:
         """A configuration as read from YAML, for weights of that model."""
         data = self.model_dump(mode="json", include={"sampling", "stride", "mean", "std"})
         views = self.model_dump(mode="json", include={"clips", "crops"})
-        return {"name": self.name, "model": model, "data": {"train": ".", **data}, "eval": views}
+        return {
+            "name": self.name,
+            "model": model,
+            "data": {"train": ".", **data},
+            "eval": views,
+            "engine": {"precision": self.precision},
+        }
 
 
 def check_suffix(path: Path) -> None:

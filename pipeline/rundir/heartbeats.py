@@ -1,6 +1,7 @@
-"""logs/heartbeat-rank00000.json: a sign of life of every rank, for people and tools outside.
+"""logs/heartbeat-rank00000.json: signs of life of the ranks of a node, for readers outside.
 
-It is telemetry: not synced to the disk, and a write that fails is made up for by the next one.
+One file per node, named by its first rank. It is telemetry: not synced to the disk, and a write
+that fails is made up for by the next one.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Heartbeat(Record):
     """Median of the last 100 steps; None before the first."""
     time: float
     """Seconds since the epoch, by the clock of `host`."""
+    others: tuple[Heartbeat, ...] = ()
+    """Of the other ranks of its node."""
 
     def write(self, run_dir: Path) -> None:
         path = heartbeat_file(run_dir, self.rank)
@@ -58,13 +61,18 @@ def read_heartbeats(run_dir: Path) -> list[Heartbeat]:
 
     A dead rank leaves its last one: compare `time` with the clock.
     """
-    paths = of_all_ranks(run_dir, heartbeat_file(run_dir, 0))
-    found = (records.read(path, Heartbeat) for path in paths)
-    return [heartbeat for heartbeat in found if heartbeat is not None]
+    newest: dict[int, Heartbeat] = {}
+    for path in of_all_ranks(run_dir, heartbeat_file(run_dir, 0)):
+        first = records.read(path, Heartbeat)
+        for beat in () if first is None else (first, *first.others):
+            if beat.rank not in newest or newest[beat.rank].time < beat.time:
+                newest[beat.rank] = beat.model_copy(update={"others": ()})
+    return [newest[rank] for rank in sorted(newest)]
 
 
 def forget_heartbeats(run_dir: Path, from_rank: int) -> None:
-    """Those of an earlier attempt that had more ranks."""
-    for heartbeat in read_heartbeats(run_dir):
-        if heartbeat.rank >= from_rank:
-            heartbeat_file(run_dir, heartbeat.rank).unlink(missing_ok=True)
+    """Those of an earlier attempt that had more ranks, or other first ranks."""
+    for path in of_all_ranks(run_dir, heartbeat_file(run_dir, 0)):
+        first = records.read(path, Heartbeat)
+        if first is not None and first.rank >= from_rank:
+            path.unlink(missing_ok=True)

@@ -16,8 +16,8 @@ from pipeline import rundir
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.load import newest_valid, read_full_state, read_weights
 from pipeline.checkpoint.save import CheckpointSaver
-from pipeline.checkpoint.trained import find_checkpoint
-from pipeline.config import RunConfig
+from pipeline.checkpoint.trained import checkpoint_config, find_checkpoint
+from pipeline.config import RunConfig, config_difference, refusal
 from pipeline.data.loader import build_train_loader
 from pipeline.data.shards import Shards
 from pipeline.errors import CheckpointError
@@ -188,7 +188,7 @@ def resume(
     Raises CheckpointError when it belongs to another run.
     """
     state, tensors = read_full_state(path)
-    _check_same_run(state, config, path, digest)
+    check_same_run(state, config, path, digest)
     if state.shapes != engine.state.shapes:
         raise CheckpointError(f"checkpoint {path}: its parameters are not those of this model")
     engine.state.load(tensors, state.adam_steps)
@@ -207,13 +207,14 @@ def resume(
     )
 
 
-def _check_same_run(state: RunState, config: RunConfig, path: Path, digest: str) -> None:
+def check_same_run(state: RunState, config: RunConfig, path: Path, digest: str) -> None:
+    """Raises CheckpointError when the checkpoint is of other data or of another configuration."""
     if state.data_digest != digest:
         raise CheckpointError(
             f"checkpoint {path} was trained on other data (digest {state.data_digest[:12]}, "
             f"now {digest[:12]}): restore the shards, or start a new run with init_from={path}"
         )
-    if state.config_digest != config.digest():
+    if difference := config_difference(checkpoint_config(path), config):
         raise CheckpointError(
-            f"checkpoint {path} belongs to another configuration: see config.yaml inside it"
+            f"checkpoint {path} belongs to another configuration {refusal(difference)}"
         )

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from model.operational import OPERATIONAL
 from pipeline.errors import ConfigError
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -20,7 +21,7 @@ class BatchConfig(_Section):
 
     global_size: int = Field(default=256, gt=0)
     """Videos per optimizer step over all ranks; never changes with the number of GPUs."""
-    max_micro: int = Field(default=16, gt=0)
+    max_micro: Annotated[int, OPERATIONAL] = Field(default=16, gt=0)
     """Videos that one device takes at once; accumulation fills up to `global_size`."""
 
     def split(self, world_size: int, multiple_of: int = 1) -> tuple[int, int]:
@@ -66,21 +67,30 @@ class OptimConfig(_Section):
     lr: float = Field(default=8e-4, gt=0)
     """Peak learning rate at the recipe's global batch; never rescaled behind your back."""
     weight_decay: float = Field(default=0.05, ge=0)
+    """Decoupled weight decay of the matrices."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay rates of the first and second moment."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
     clip_grad: float | None = Field(default=None, gt=0)
     """Largest global gradient norm; null = no clipping."""
     profile: Literal["corrected", "parity"] = "corrected"
+    """What is decayed, and the rate of the embeddings; see the section."""
     layer_decay: float = Field(default=0.75, gt=0, le=1)
+    """Base of the factor of the embeddings' learning rate (parity only)."""
 
 
 class ScheduleConfig(_Section):
     """Cosine decay with linear warm-up, counted in epochs of the training split."""
 
     epochs: float = Field(default=50, gt=0)
+    """Passes over the training split."""
     warmup_epochs: float = Field(default=5, ge=0)
+    """Epochs of linear warm-up, part of `epochs`."""
     warmup_lr: float = Field(default=1e-6, ge=0)
+    """Learning rate of the first step."""
     min_lr: float = Field(default=1e-6, ge=0)
+    """Learning rate at the end of the cosine."""
     max_steps: int | None = Field(default=None, gt=0)
     """Stop after this many optimizer steps; the cosine then ends there too."""
 
@@ -96,19 +106,20 @@ class ScheduleConfig(_Section):
 class EngineConfig(_Section):
     """How DeepSpeed holds the model."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Annotated[Literal[0, 1, 2, 3], OPERATIONAL] = 1
+    """What ranks share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """bf16 and fp16 = autocast around fp32 parameters (never DeepSpeed's own modes, which would
     round A_log, D and the dt bias); fp16 with a dynamic loss scale. auto = bf16 on CUDA, fp32 on
     CPU."""
-    tf32: bool = False
+    tf32: Annotated[bool, OPERATIONAL] = False
     """Let CUDA round the factors of fp32 matrix products to 10 bits of mantissa."""
-    compile: bool = False
+    compile: Annotated[bool, OPERATIONAL] = False
     """torch.compile what surrounds the scan in each block; the first step then takes minutes.
     Equal to eager up to rounding; not at ZeRO stage 3."""
-    init_timeout_s: float = Field(default=1800, gt=0)
+    init_timeout_s: Annotated[float, OPERATIONAL] = Field(default=1800, gt=0)
     """Collective time-out while ranks start, compile and read their checkpoint."""
-    step_timeout_s: float = Field(default=600, gt=0)
+    step_timeout_s: Annotated[float, OPERATIONAL] = Field(default=600, gt=0)
     """Collective time-out from the end of the first step on: how long ranks may wait for the
     slowest of them, evaluation and saving included, before they take it for lost."""
 
@@ -122,15 +133,22 @@ class EngineConfig(_Section):
 
 
 class EmaConfig(_Section):
+    """Moving average of the weights, kept beside them."""
+
     decay: float | None = Field(default=None, gt=0, lt=1)
     """Share of the average that stays in each step, such as 0.9999; null = no average is kept.
     Costs 4 bytes per parameter, divided by the ranks at ZeRO >= 1."""
 
 
 class GuardConfig(_Section):
+    """What a loss or gradient that is not finite does to the run."""
+
     max_skipped_in_a_row: int = Field(default=0, ge=0)
     """Steps with NaN or infinity that are skipped before the run stops with an error."""
 
 
 class LossConfig(_Section):
+    """Cross-entropy with label smoothing."""
+
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the target that is spread evenly over all classes."""

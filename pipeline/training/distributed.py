@@ -85,11 +85,6 @@ def join(*, timeout_s: float, traces: Path | None = None) -> World:
     return World(rank, size, local_rank, device)
 
 
-def rank_by_environment() -> int:
-    """The rank that this process will have. Answers before `join` and after a failure in it."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def _select_device(local_rank: int) -> torch.device:
     granted = int(os.environ.get("SLURM_GPUS_ON_NODE", "0")) if torch.version.cuda else 0
     visible = torch.cuda.device_count()

@@ -13,19 +13,6 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from pipeline import exits, rundir
 from pipeline.terminal import say
 from pipeline.training import aftermath, local_rendezvous
-from pipeline.training.config import LaunchConfig as Launch
-
-
-def ranks_here(launch: Launch) -> int:
-    """`launch.ranks_per_node`, by default one per GPU."""
-    import torch
-
-    return launch.ranks_per_node or max(1, torch.cuda.device_count())
-
-
-def inside_launcher() -> bool:
-    """Has torchrun or a job script made the ranks already?"""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def run_ranks(run_dir: Path, ranks: int) -> int:

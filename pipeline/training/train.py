@@ -22,6 +22,7 @@ from pipeline.health.parent import stop_with_parent
 from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stopper
 from pipeline.health.watchdog import Watchdog, call_for_stacks
+from pipeline.isolation import set_umask
 from pipeline.rundir import (
     End,
     Failure,
@@ -32,12 +33,12 @@ from pipeline.rundir import (
     forget_heartbeats,
 )
 from pipeline.rundir.paths import collective_traces, rank_log_file
-from pipeline.rundir.private import set_umask
 from pipeline.rundir.summary import Summary, write_summary
 from pipeline.terminal import SafeFormatter, one_line, say
 from pipeline.training import distributed
 from pipeline.training.assemble import assemble
 from pipeline.training.distributed import World
+from pipeline.training.ranks import rank_by_environment
 from pipeline.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def train(run_dir: Path, deadline: float | None = None) -> End:
     """
     config = read_config(run_dir)
     set_umask(private=config.private)
-    pulse = Pulse(distributed.rank_by_environment())
+    pulse = Pulse(rank_by_environment())
     with Stopper(config.stop, deadline) as stopper, ExitStack() as stack:
         stack.enter_context(HeartbeatWriter(run_dir, pulse))
         watchdog = Watchdog(
@@ -102,14 +103,19 @@ def _result(metrics: dict[str, float]) -> str:
     return f"top-1 {metrics['top1']:.1%} of {metrics['num_samples']:.0f} validation videos"
 
 
-def run(run_dir: Path, deadline: float | None = None) -> int:
-    """`train` as an exit status; rank 0 leaves the state of the run in status.json."""
+def run(run_dir: Path, deadline: float | None = None, *, launched: bool = False) -> int:
+    """`train` as an exit status; rank 0 leaves the state of the run in status.json.
+
+    `launched`: the parent process is a launcher that waits for this one, which must not outlive it.
+    """
+    if launched:
+        stop_with_parent()
     with ExitStack() as lock:
         return _run(run_dir, deadline, lock)
 
 
 def _run(run_dir: Path, deadline: float | None, lock: ExitStack) -> int:
-    rank = distributed.rank_by_environment()
+    rank = rank_by_environment()
     if logging.lastResort is not None:  # which speaks until the logs are started
         logging.lastResort.setFormatter(SafeFormatter())
     try:
@@ -174,5 +180,4 @@ def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:
 
 
 if __name__ == "__main__":
-    stop_with_parent()
-    raise SystemExit(run(Path(sys.argv[1])))
+    raise SystemExit(run(Path(sys.argv[1]), launched=True))

@@ -251,7 +251,6 @@ class Trainer:
             shapes=self.engine.state.shapes,
             classes=self.train_loader.shards.classes,
             data_digest=data_digest(self.train_loader.shards, self.eval_loader.shards),
-            config_digest=self.config.digest(),
             skipped_steps=self.guard.skipped,
             loss_scale=self.engine.loss_scale.state,
             metrics=self.progress.metrics,

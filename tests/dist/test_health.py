@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.prepare import prepare_run
 import json
 import time
 from collections.abc import Iterator
@@ -12,8 +11,8 @@ import psutil
 import pytest
 
 from pipeline.config import load_config
+from pipeline.prepare import prepare_run
 from pipeline.rundir import Failure, StopClass, first_failure
-from pipeline import rundir
 from tests import runs
 
 pytestmark = pytest.mark.dist
@@ -40,7 +39,14 @@ def prepare(root: Path, shards: Path, name: str, **fields: object) -> Path:
 def test_a_stopped_rank_makes_the_other_dump_its_stack_and_end_as_a_hang(
     tmp_path: Path, glyph_shards: Path, stalled: list[psutil.Process]
 ) -> None:
-    run_dir = prepare(tmp_path, glyph_shards, "hung", health__hang_timeout_s=5, data__workers=1, eval__every_epochs=10**6)
+    run_dir = prepare(
+        tmp_path,
+        glyph_shards,
+        "hung",
+        health__hang_timeout_s=5,
+        data__workers=1,
+        eval__every_epochs=10**6,
+    )
     ranks = runs.start_ranks(run_dir, 2)
     runs.wait_for_step(run_dir, 2, ranks)
     stalled.append(psutil.Process(ranks[1].pid))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer.main
 from pydantic import ValidationError
 
 from data_prep.options import ShardConfig
@@ -138,3 +141,29 @@ def test_predict_goes_on_after_a_bad_video(
     first, second = err.splitlines()
     assert first.startswith(f"error: {changing}: cannot be used: resolution_change: from 96x64 to ")
     assert second.startswith(f"error: {text}: cannot be used: not_video: ")
+
+
+def test_the_version_is_the_one_that_is_installed(vmp: Vmp) -> None:
+    status, out, _ = vmp("--version")
+    assert (status, out) == (0, f"videomambapro {version('videomambapro')}\n")
+
+
+def _silent(command: Any, path: str) -> list[str]:
+    """Options and arguments below a command that say nothing about themselves."""
+    own = [f"{path} {p.name}" for p in command.params if not getattr(p, "help", None)]
+    children = getattr(command, "commands", {})
+    return own + [
+        found for name, child in children.items() for found in _silent(child, f"{path} {name}")
+    ]
+
+
+def test_every_option_and_argument_has_help() -> None:
+    assert _silent(typer.main.get_command(cli.app), "vmp") == []
+
+
+def test_the_shell_completes_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hockey.yaml").touch()
+    (tmp_path / "notes.txt").touch()
+    assert cli.complete_recipe("h") == ["hmdb51_m16_f16", "hockey.yaml"]
+    assert cli.complete_recipe("no") == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -26,11 +27,12 @@ from tests import runs
 pytestmark = pytest.mark.dist
 
 
-def test_a_local_job_is_listed_and_cancelled(tmp_path: Path, glyph_shards: Path) -> None:
-    run_dir = tmp_path / "endless"
+def start_endless(root: Path, shards: Path) -> Path:
+    """A local job that has committed a checkpoint and goes on; returns the run directory."""
+    run_dir = root / "endless"
     arguments = runs.overrides(
-        tmp_path,
-        glyph_shards,
+        root,
+        shards,
         "endless",
         schedule__epochs=10_000,
         launch__ranks_per_node=1,
@@ -38,13 +40,36 @@ def test_a_local_job_is_listed_and_cancelled(tmp_path: Path, glyph_shards: Path)
     )
     # Not through a pipe: the controller inherits it and would keep it open.
     command = [sys.executable, "-m", "pipeline.cli", "submit", "--no-follow", *arguments]
-    with (tmp_path / "submit.out").open("w") as output:
+    with (root / "submit.out").open("w") as output:
         subprocess.run(command, check=True, stdout=output, stderr=output, timeout=120)
     deadline = time.monotonic() + 120
-    while jobs.list_jobs(tmp_path)[0].checkpoint == "-":
+    while jobs.list_jobs(root)[0].checkpoint == "-":
         assert launch.find_running(run_dir) is not None
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    return run_dir
+
+
+def test_a_rank_whose_controller_is_killed_alone_saves_and_ends(
+    tmp_path: Path, glyph_shards: Path
+) -> None:
+    run_dir = start_endless(tmp_path, glyph_shards)
+    running = launch.find_running(run_dir)
+    assert running is not None
+
+    os.kill(int(running.job_id), signal.SIGKILL)
+
+    deadline = time.monotonic() + 60
+    while rundir.is_active(run_dir):
+        assert time.monotonic() < deadline, "the rank trains on"
+        time.sleep(0.1)
+    (row,) = jobs.list_jobs(tmp_path)
+    assert (row.state, row.reason) == ("stopped", "preempted: signal SIGTERM")
+
+
+def test_a_local_job_is_listed_and_cancelled(tmp_path: Path, glyph_shards: Path) -> None:
+    run_dir = start_endless(tmp_path, glyph_shards)
+    deadline = time.monotonic() + 120
     (row,) = jobs.list_jobs(tmp_path)
     assert (row.name, row.state) == ("endless", "running")
     assert row.job.startswith("local:")

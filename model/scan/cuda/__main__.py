@@ -2,8 +2,9 @@
 
 For the GPUs that are here when no architecture is named, else for all that continuous integration
 compiles for. It needs no GPU. What training runs use is compiled: bf16, fp16 and fp32 activations
-with 16 states and 4 taps; anything else is compiled when it is first used. Prints what each kernel
-takes per thread; the exit status is 1 when something does not compile.
+with 16 states, 4 taps and the widths of Ti, S and M; anything else is compiled when it is first
+used. Prints what each kernel takes per thread; the exit status is 1 when something does not
+compile.
 """
 
 import sys
@@ -12,10 +13,13 @@ from collections.abc import Iterator
 import torch
 
 from model.errors import ModelError
+from model.scan.cuda import norm
 from model.scan.cuda.compile import ARCHITECTURES, Macros, build_cubin, resources
 from model.scan.cuda.elements import TYPES
 from model.scan.cuda.launch import architecture
 from model.scan.cuda.plan import macros, variants
+
+EMBEDDINGS = (192, 384, 576)  # of Ti, S and M
 
 
 def _units(shared: int) -> Iterator[tuple[str, Macros]]:
@@ -25,6 +29,8 @@ def _units(shared: int) -> Iterator[tuple[str, Macros]]:
                 yield "scan.cu", macros(dtype, size, warps, shared)
         width = 2 if dtype == torch.float32 else 4
         yield "conv.cu", {"TYPE": name, "PARAMETER": "float", "WIDTH": width, "TAPS": 4}
+        for columns in EMBEDDINGS:
+            yield "norm.cu", norm.macros(dtype, torch.float32, columns, 4)
 
 
 def main(named: list[str]) -> int:

@@ -1,7 +1,7 @@
 """Loads compiled kernels on a GPU and launches them on torch's current stream.
 
 Every kernel takes one structure by value, whose layout a ``ctypes.Structure`` repeats. The driver
-is called through ctypes: five functions, and the process has it loaded already.
+is called through ctypes: a few functions of a library that torch has loaded already.
 """
 
 import ctypes
@@ -94,6 +94,7 @@ class _OnDevice:
         self, name: str, blocks: int, threads: int, shared: int, parameters: ctypes.Structure
     ) -> None:
         function = self._function(name, shared)
+        _make_context_current(self._index)
         stream = Pointer(torch.cuda.current_stream(self._index).cuda_stream)
         arguments = (Pointer * 1)(ctypes.addressof(parameters))
         status = _driver().cuLaunchKernel(
@@ -114,6 +115,18 @@ class _OnDevice:
             allowed = shared
         self._functions[name] = function, allowed
         return function
+
+
+def _make_context_current(index: int) -> None:
+    """A thread of autograd's may have no context yet when its tensors come from torch's cache."""
+    context, device = Pointer(), Int()
+    _check(_driver().cuCtxGetCurrent(ctypes.byref(context)), "find its context")
+    if context:
+        return
+    _check(_driver().cuDeviceGet(ctypes.byref(device), index), "find the device")
+    status = _driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+    _check(status, "use torch's context")
+    _check(_driver().cuCtxSetCurrent(context), "use torch's context")
 
 
 @functools.cache

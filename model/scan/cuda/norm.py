@@ -31,6 +31,20 @@ def fits(columns: int) -> bool:
     return columns <= _MOST_HELD[width] * _LANES
 
 
+def macros(
+    dtype: torch.dtype, parameter: torch.dtype, columns: int, width: int
+) -> dict[str, str | int]:
+    """What norm.cu is compiled with for rows of ``columns`` elements, ``width`` to a vector."""
+    vectors = -(-columns // (width * _LANES))
+    return {
+        "TYPE": TYPES[dtype],
+        "PARAMETER": TYPES[parameter],
+        "WIDTH": width,
+        "VECTORS": vectors,
+        "BLOCKS": 4 if width * vectors <= 20 and width > 1 else 2,
+    }
+
+
 def forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -79,16 +93,9 @@ def _run(
     job.eps, job.inverse_columns = eps, 1.0 / columns
     job.weight = weight.data_ptr()
     aligned = are_aligned(4, x, weight) and (stream is None or are_aligned(4, stream))
-    width = 4 if aligned else 1
-    vectors = -(-columns // (width * _LANES))
-    macros: dict[str, str | int] = {
-        "TYPE": TYPES[x.dtype],
-        "PARAMETER": TYPES[weight.dtype],
-        "WIDTH": width,
-        "VECTORS": vectors,
-        "BLOCKS": 4 if width * vectors <= 20 and width > 1 else 2,
-    }
-    shared = _WARPS * _LANES * width * vectors * 4 if job.partials else 0
+    variant = macros(x.dtype, weight.dtype, columns, 4 if aligned else 1)
+    held = int(variant["WIDTH"]) * int(variant["VECTORS"])
+    shared = _WARPS * _LANES * held * 4 if job.partials else 0
     blocks = -(-job.rows // (_WARPS * job.rows_per_warp))
-    kernels = launch.load("norm.cu", macros, x.device)
+    kernels = launch.load("norm.cu", variant, x.device)
     kernels.launch(kernel, blocks, _WARPS * _LANES, shared, job)

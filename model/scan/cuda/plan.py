@@ -17,7 +17,7 @@ CHUNK = 16  # tokens between kept states
 _MIN_SEGMENT_CHUNKS = 8
 # By padded state size: warps per direction of a block of the backward kernel, and how many such
 # blocks share a multiprocessor where shared memory allows; the registers fit without spilling.
-_BACKWARD_BLOCKS = {8: {3: 3, 1: 9}, 16: {4: 2, 3: 3, 1: 9}, 32: {3: 2, 1: 8}, 64: {3: 2, 1: 6}}
+_BACKWARD_BLOCKS = {8: {3: 3, 1: 9}, 16: {4: 2, 3: 3, 1: 9}, 32: {3: 2, 1: 6}, 64: {3: 2, 1: 6}}
 
 
 def padded(size: int) -> int:

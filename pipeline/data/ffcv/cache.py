@@ -28,7 +28,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from model.invalid import first_problem
 from pipeline.data.augment import square_crops
+from pipeline.data.config import DataConfig
 from pipeline.data.decode import decode_frames
 from pipeline.data.errors import DataError
 from pipeline.data.sampling import eval_frames
@@ -132,8 +134,8 @@ def open_cache(directory: Path, split: str, shards: Shards) -> tuple[Path, Cache
     except FileNotFoundError:
         raise DataError(f"{directory}: no finished cache of split '{split}'; {advice}") from None
     except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise DataError(f"{directory / _seal(split)}: not a seal ({problem}); {advice}") from None
+        seal = directory / _seal(split)
+        raise DataError(f"{seal}: not a seal ({first_problem(error)}); {advice}") from None
     if manifest.source != shards.content_digest or manifest.clips != len(shards):
         raise DataError(f"{path}: made from other shards than {shards.location}; {advice}")
     size = path.stat().st_size if path.exists() else 0
@@ -143,6 +145,31 @@ def open_cache(directory: Path, split: str, shards: Shards) -> tuple[Path, Cache
     if hashlib.sha256(sealed).hexdigest() != manifest.skeleton_sha256:
         raise DataError(f"{path}: its tables are not those that were sealed; {advice}")
     return path, manifest
+
+
+def open_fitting_cache(
+    config: DataConfig, shards: Shards, *, num_frames: int, img_size: int
+) -> Path:
+    """The .beton file of `config.ffcv_cache`, proven to hold what a model of that shape takes.
+
+    Raises DataError.
+    """
+    if config.ffcv_cache is None:
+        raise DataError("data.reader=ffcv needs data.ffcv_cache, the output of `vmp data cache`")
+    path, manifest = open_cache(config.ffcv_cache, config.train_split, shards)
+    kept = manifest.options
+    if kept.frames < num_frames or kept.size < img_size:
+        raise DataError(
+            f"{path}: keeps {kept.frames} frames of {kept.size} pixels, the model takes "
+            f"{num_frames} of {img_size}; build a larger one with `vmp data cache`"
+        )
+    if kept.sampling != config.sampling or kept.stride != config.stride:
+        raise DataError(
+            f"{path}: sampled '{kept.sampling}' with stride {kept.stride}, the run wants "
+            f"'{config.sampling}' with stride {config.stride}; build another with "
+            "`vmp data cache` or change data.sampling"
+        )
+    return path
 
 
 class StoredClips:

@@ -20,8 +20,7 @@ from pipeline.data.augment import Frames
 from pipeline.data.batch import Batch
 from pipeline.data.clips import TrainClips, as_batch
 from pipeline.data.config import DataConfig
-from pipeline.data.errors import DataError
-from pipeline.data.ffcv.cache import import_ffcv, open_cache
+from pipeline.data.ffcv.cache import import_ffcv, open_fitting_cache
 from pipeline.data.order import ElasticBatches, Slot
 from pipeline.data.reader import Sample
 from pipeline.data.shards import Shards
@@ -36,23 +35,9 @@ class CachedBatches:
     def __init__(
         self, maker: TrainClips, shards: Shards, config: DataConfig, batches: ElasticBatches
     ) -> None:
-        if config.ffcv_cache is None:
-            raise DataError(
-                "data.reader=ffcv needs data.ffcv_cache, the output of `vmp data cache`"
-            )
-        path, manifest = open_cache(config.ffcv_cache, config.train_split, shards)
-        kept = manifest.options
-        if kept.frames < maker.num_frames or kept.size < maker.img_size:
-            raise DataError(
-                f"{path}: keeps {kept.frames} frames of {kept.size} pixels, the model takes "
-                f"{maker.num_frames} of {maker.img_size}; build a larger one with `vmp data cache`"
-            )
-        if kept.sampling != config.sampling or kept.stride != config.stride:
-            raise DataError(
-                f"{path}: sampled '{kept.sampling}' with stride {kept.stride}, the run wants "
-                f"'{config.sampling}' with stride {config.stride}; build another with "
-                "`vmp data cache` or change data.sampling"
-            )
+        path = open_fitting_cache(
+            config, shards, num_frames=maker.num_frames, img_size=maker.img_size
+        )
         self._maker = maker
         self._shards = shards
         self._batches = batches

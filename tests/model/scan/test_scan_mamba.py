@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.scan import ScanError, bidirectional_scan, mamba, selective_scan
+from model.scan import ScanError, bidirectional_scan, dispatch, mamba, selective_scan
 from model.scan.problem import Scan
 
 Make = Callable[..., dict[str, Tensor]]
@@ -62,3 +62,16 @@ def test_the_real_kernel(random_scan: Make) -> None:
     found = bidirectional_scan(**tensors, backend="mamba_ssm")
     expected = bidirectional_scan(**tensors, backend="reference")
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_package_that_is_found_and_does_not_load_is_no_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken() -> mamba.ZeroStartScan:
+        raise OSError("undefined symbol: c10_cuda")
+
+    monkeypatch.setattr(mamba, "kernel", broken)
+    assert mamba.why_unavailable() == "OSError: undefined symbol: c10_cuda"
+    assert "mamba_ssm" not in dispatch.probe.__wrapped__("cuda")
+    monkeypatch.setattr(mamba, "kernel", lambda: None)
+    assert "mamba_ssm" in dispatch.probe.__wrapped__("cuda")

@@ -7,9 +7,11 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
+import torch
 from rich.console import Console
 
 from model.flops import count_parameters
+from pipeline.bench import contenders
 from pipeline.bench.step import StepBench, bench_step
 from pipeline.bench.step_report import Contender, StepReport, StepTime
 from pipeline.config import load_config
@@ -26,6 +28,18 @@ def measure(*overrides: str, recipe: str = "demo") -> StepReport:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(bench_step, config, StepBench(rounds=2)).result(timeout=300)
+
+
+def broken_block(device: torch.device) -> str | None:
+    return None  # it loads, so it says
+
+
+def measure_with_a_block_that_fails() -> StepReport:
+    """On the CPU the block of mamba-ssm cannot be built; here it is only found out by trying."""
+    contenders.why_no_mamba_block = broken_block
+    config = load_config("demo", [*TINY, "batch.global_size=2", "batch.max_micro=2"])
+    bench = StepBench(rounds=50, seconds=0.001, contenders=("mamba-block",))
+    return bench_step(config, bench)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +99,18 @@ def test_a_micro_batch_of_one_is_measured_without_mixing() -> None:
     assert report.clips == 4
     assert not report.config.data.mix.is_on
     assert [c.name.partition(", ")[2] for c in report.contenders][-2:] == ["ZeRO 0", "plain torch"]
+
+
+def test_who_fails_is_left_out_and_the_first_round_is_made_whatever_the_time() -> None:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        report = pool.submit(measure_with_a_block_that_fails).result(timeout=300)
+    ((who, why),) = report.left_out
+    assert (who, why.partition(":")[0]) == ("mamba-block", "ModuleNotFoundError")
+    assert [len(contender.times) for contender in report.contenders] == [1]
+    printed = io.StringIO()
+    Console(file=printed, width=160).print(report.tables())
+    assert f"left out: mamba-block: {why}" in printed.getvalue()
 
 
 def test_bad_input_is_one_line() -> None:

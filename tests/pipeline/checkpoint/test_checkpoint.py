@@ -45,7 +45,6 @@ def state(step: int, best_step: int = -1) -> RunState:
         shapes={"w": (2, 3)},
         classes=("a", "b"),
         data_digest="d",
-        config_digest="c",
         best_step=best_step,
     )
 

@@ -20,7 +20,7 @@ from pipeline.config import RunConfig, load_config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
 from pipeline.inference.export import export_weights
-from pipeline.inference.exported import Card, read_exported, write_exported
+from pipeline.inference.exported import Card, write_exported
 from pipeline.inference.trained import open_trained
 from pipeline.predict import Predictor
 from pipeline.training.assemble import initial_model
@@ -61,7 +61,6 @@ def run(tmp_path: Path, model: VideoMamba) -> Path:
         shapes={name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
         classes=CLASSES,
         data_digest="d",
-        config_digest="c",
     )
     saver.save(weights_of(model), state, config().to_yaml())
     saver.finish()
@@ -109,12 +108,20 @@ def test_an_exported_file_does_what_its_run_does(
 def test_the_views_of_an_exported_file_are_those_of_its_run(run: Path, tmp_path: Path) -> None:
     checkpoint = find_checkpoint(run)
     (checkpoint / layout.CONFIG_FILE).write_text(
-        config(**{"eval.clips": 2, "eval.crops": 3, "data.sampling": "tsn"}).to_yaml()
+        config(
+            **{
+                "eval.clips": 2,
+                "eval.crops": 3,
+                "data.sampling": "tsn",
+                "engine.precision": "bf16",
+            }
+        ).to_yaml()
     )
     card = Card.of(checkpoint_config(checkpoint), CLASSES)
     write_exported(tmp_path / "x.safetensors", create_model(config().model), card)
-    _, read = read_exported(tmp_path / "x.safetensors")
-    assert (read.clips, read.crops, read.sampling) == (2, 3, "tsn")
+    used = open_trained(tmp_path / "x.safetensors").config
+    assert (used.eval.clips, used.eval.crops, used.data.sampling) == (2, 3, "tsn")
+    assert used.engine.precision == "bf16"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands.demo import run_demo
+from pipeline.commands.demo import run_demo, suited_to
+from pipeline.config import load_config
 from pipeline.errors import ConfigError
 
 
@@ -26,3 +27,21 @@ def test_the_demo_refuses_overrides_before_it_renders(
         run_demo(tmp_path, [override], {"train": 48, "val": 16})
     assert message in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_on_cpus_the_demo_is_its_recipe() -> None:
+    assert suited_to("cpu", devices=1, cores=64) == []
+
+
+@pytest.mark.parametrize(("gpus", "cores", "ranks", "workers"), [(1, 16, 1, 8), (8, 4, 2, 1)])
+def test_on_gpus_the_demo_has_workers_one_micro_batch_and_the_same_batches(
+    gpus: int, cores: int, ranks: int, workers: int
+) -> None:
+    recipe = load_config("demo")
+    config = load_config("demo", suited_to("cuda", devices=gpus, cores=cores))
+    assert config.launch.ranks_per_node == ranks
+    assert config.data.workers == workers
+    assert not config.deterministic
+    assert config.batch_split(ranks) == (32 // ranks, 1)
+    assert config.batch.global_size == recipe.batch.global_size
+    assert (config.schedule, config.optim) == (recipe.schedule, recipe.optim)

@@ -35,3 +35,26 @@ def test_an_absent_package_names_its_use_and_the_command(monkeypatch: pytest.Mon
 
     assert finding.state == "note"
     assert all(part in finding.text for part in extra)
+
+
+def test_the_scan_is_that_of_the_device_that_training_would_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def backends(device: str) -> tuple[str, ...]:
+        asked.append(device)
+        return ("chunked", "reference")
+
+    monkeypatch.setattr(doctor, "available_backends", backends)
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(doctor.cuda, "why_unavailable", lambda device: "it needs cuda-core")
+    scan, note = doctor._kernels()
+    assert asked == ["cuda"]
+    assert scan.text == "scan on cuda: chunked (also reference)"
+    assert (note.state, note.text) == ("note", "no fused scan on this GPU: it needs cuda-core")
+
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: False)
+    _, note = doctor._kernels()
+    assert asked == ["cuda", "cpu"]
+    assert "no C++ compiler" in note.text

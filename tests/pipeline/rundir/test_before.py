@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 
 from pipeline import rundir
+from pipeline.checkpoint import layout
 from pipeline.checkpoint.load import newest_valid, read_full_state
+from pipeline.checkpoint.trained import checkpoint_config
 from pipeline.commands import watch
+from pipeline.config import RunConfig, load
+from pipeline.errors import CheckpointError
 from pipeline.rundir import State, StopClass
+from pipeline.training import assemble
 from slurm.nodes import faults
 from slurm.record import find_record
 from tests import runs
@@ -66,3 +71,30 @@ def test_it_is_resumed(runs_dir: Path) -> None:
     state, _ = read_full_state(newest)
     assert state.step > SAVED
     assert rundir.read_status(run_dir).stop_class is StopClass.TIME_LIMIT
+
+
+class _Tomorrow(RunConfig):
+    precise: bool = False
+    """A field that did not exist when the run was stored."""
+
+
+def test_its_checkpoint_is_compared_field_by_field(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its state holds a digest of the configuration, which nothing depends on any more."""
+    checkpoint = runs_dir / "before/checkpoints/step-00000205"
+    state, stored = layout.read_state(checkpoint), checkpoint_config(checkpoint)
+    monkeypatch.setattr(load, "RunConfig", _Tomorrow)
+    given = checkpoint_config(checkpoint).model_dump(mode="json")
+
+    def check(**changes: object) -> None:
+        assemble.check_same_run(
+            state, _Tomorrow.model_validate(given | changes), checkpoint, state.data_digest
+        )
+
+    check()
+    check(log_every_steps=3)
+    with pytest.raises(CheckpointError) as error:
+        check(precise=True, seed=stored.seed + 7)
+    assert f"precise: False -> True; seed: {stored.seed} -> {stored.seed + 7}" in str(error.value)
+    assert "give precise=false seed=" in str(error.value)

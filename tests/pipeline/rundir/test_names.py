@@ -1,4 +1,4 @@
-"""A file of the run directory is named in one place."""
+"""Each thing has its place: files of the run directory are named in one, modules lie in rooms."""
 
 from __future__ import annotations
 
@@ -36,6 +36,10 @@ def test_no_other_module_spells_the_name_of_a_file() -> None:
 def test_no_other_module_spells_a_state_or_a_class_of_ends() -> None:
     found = {path: STATES.intersection(strings(path)) for path in modules()}
     assert {str(path.relative_to(ROOT)): names for path, names in found.items() if names} == {}
+
+
+def test_few_modules_lie_outside_of_the_rooms() -> None:
+    assert len(list((ROOT / "pipeline").glob("*.py"))) <= 12
 
 
 def test_the_names_are_those_on_the_disks_of_our_users() -> None:

@@ -149,7 +149,7 @@ def test_numbers_that_are_not_finite_come_back(tmp_path: Path) -> None:
 def test_a_checkpoint_of_a_run_that_diverged_can_be_read() -> None:
     state = RunState(
         step=1, position=1, adam_steps=1, world_size=1, zero_stage=1, shapes={}, classes=("a",),
-        data_digest="", config_digest="", metrics={"loss": math.nan}, best_top1=math.nan,
+        data_digest="", metrics={"loss": math.nan}, best_top1=math.nan,
     )  # fmt: skip
     for text in (state.model_dump_json(), state.model_dump_json().replace("NaN", "null")):
         read = RunState.model_validate_json(text)

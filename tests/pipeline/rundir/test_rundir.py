@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli, open_data, rundir
+from pipeline import cli, prepare, rundir
 from pipeline.config import load_config, read_config
 from pipeline.errors import ConfigError
 from pipeline.health.failure import record_failure
@@ -23,7 +23,7 @@ def run_dir(tmp_path: Path) -> Path:
 def test_a_second_start_leaves_a_live_run_untouched(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(open_data, "open_data", lambda config: None)
+    monkeypatch.setattr(prepare, "check_start", lambda *_: None)
     with rundir.exclusive(run_dir):
         rundir.write_status(run_dir, rundir.State.RUNNING)
         record_failure(run_dir, 1, RuntimeError("of the live run"))

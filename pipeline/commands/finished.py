@@ -36,7 +36,4 @@ def finished(config: RunConfig) -> Summary | None:
         state = layout.read_state(checkpoint)
     except CheckpointError:
         return None
-    same = state.config_digest == config.digest() and state.data_digest == data_digest(
-        *open_data(config)
-    )
-    return summary if same else None
+    return summary if state.data_digest == data_digest(*open_data(config)) else None

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.ui import serve_ui
 from pipeline.errors import ConfigError
 from pipeline.tracking import Tracker, TrackingConfig
 from pipeline.training.distributed import free_port
-from pipeline.ui import serve_ui
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,8 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with one run."""
     runs_dir = tmp_path_factory.mktemp("runs")
     (runs_dir / "one").mkdir()
-    tracker = Tracker(TrackingConfig(), runs_dir / "one", params={}, tags={})
+    config = TrackingConfig(flush_timeout_s=600)  # the migrations of a fresh store
+    tracker = Tracker(config, runs_dir / "one", params={}, tags={})
     tracker.log_rows([{"step": 1, "kind": "eval", "time": 1000.0, "top1": 0.5}])
     assert tracker.close("FINISHED")
     return runs_dir
@@ -51,11 +52,11 @@ def test_it_shows_the_runs_with_their_metrics_and_says_nothing_else(runs_dir: Pa
         api = (
             f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/experiments/get?experiment_id={found[1]}"
         )
-        with urllib.request.urlopen(api, timeout=30) as answer:
+        with urllib.request.urlopen(api, timeout=300) as answer:
             tags = json.load(answer)["experiment"]["tags"]
     finally:
         ui.send_signal(signal.SIGINT)
-        out, err = ui.communicate(timeout=60)
+        out, err = ui.communicate(timeout=300)
     view = next(t["value"] for t in tags if t["key"] == f"mlflow.sharedViewState.{found[2]}")
     assert "metrics.`eval/top1`" in json.loads(view)["selectedColumns"]
     assert (ui.returncode, out, err) == (0, "", "")

@@ -13,9 +13,9 @@ from pipeline.checkpoint import layout
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.save import CheckpointSaver
+from pipeline.commands.finished import finished
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import ConfigError
-from pipeline.finished import finished
 from pipeline.open_data import data_digest, open_data
 from pipeline.prepare import prepare_run
 from pipeline.rundir.paths import TRACKING_PENDING_FILE as PENDING_FILE
@@ -37,7 +37,6 @@ def finish(config: RunConfig, data_digest: str) -> RunConfig:
         shapes={"w": (2,)},
         classes=tuple("abcdefgh"),
         data_digest=data_digest,
-        config_digest=config.digest(),
     )
     saver.save(iter([Fragment("w", 0, {"param": torch.ones(2)})]), state, config.to_yaml())
     saver.finish()

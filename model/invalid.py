@@ -1,0 +1,75 @@
+"""What is wrong with input, in one line: pydantic's first error, or the closest known name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from model.errors import brief
+
+
+def first_problem(
+    error: ValidationError, of: type[BaseModel] | None = None, under: str = ""
+) -> str:
+    """`section.field: reason (got value)` for the first error of validating a model.
+
+    Args:
+        of: the model, by which fields are told from the types of a union; None where none matters.
+        under: dotted key of that model, where it is a section of a larger one.
+    """
+    problem, *others = error.errors()
+    path = field_path(of, problem["loc"])
+    # A field of several types complains once per type.
+    again = [other["msg"] for other in others if field_path(of, other["loc"]) == path]
+    reasons = dict.fromkeys(_plain(msg) for msg in [problem["msg"], *(again if path else [])])
+    names = [str(part) if str(part).isidentifier() else brief(part) for part in path]
+    where = ".".join([*([under] if under else []), *names])
+    said = "; or ".join(reasons)
+    return f"{where}: {said}{_given(problem)}" if where else f"{said}{_given(problem)}"
+
+
+def field_path(of: type[BaseModel] | None, loc: Sequence[int | str]) -> tuple[int | str, ...]:
+    """The part of a pydantic location that names fields and positions, without tags of types."""
+    if of is None:
+        return tuple(loc)
+    path: list[int | str] = []
+    node: type[BaseModel] | None = of
+    for part in loc:
+        if isinstance(part, int):
+            path.append(part)
+        elif node is not None:
+            path.append(part)
+            node = section_type(node, part)
+    return tuple(path)
+
+
+def section_type(node: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """The model that a field holds; None when the field is a value, or unknown."""
+    info = node.model_fields.get(field)
+    annotation = info.annotation if info is not None else None
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return None
+
+
+def did_you_mean(name: str, known: Iterable[str], what: str = "known") -> str:
+    """`did you mean 'depth'?`, or `known: a, b, c` when nothing is close."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"{what}: {', '.join(names)}"
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+
+
+def _given(problem: ErrorDetails) -> str:
+    value: Any = problem["input"]
+    # What a validator of the whole section rejects has been named in its message.
+    if problem["type"] == "missing" or isinstance(value, Mapping | BaseModel):
+        return ""
+    return f" (got {brief(value)})"

@@ -1,0 +1,29 @@
+"""Lists as tables, for people and for programs alike: one line a row, no cell cut."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.terminal import one_line, say
+
+_UNBOUNDED = 100_000
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns that line up; a terminal that is too narrow wraps the lines itself.
+
+    Folding eleven columns into its width would leave none that can be read or copied.
+    """
+    table = Table(*header, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for row in rows:
+        # As plain text: a reason may hold brackets, which are no markup of ours.
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    text = io.StringIO()
+    Console(file=text, width=_UNBOUNDED, color_system=None, force_terminal=False).print(table)
+    for line in text.getvalue().splitlines():
+        say(line.rstrip())
