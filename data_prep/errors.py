@@ -72,8 +72,8 @@ def verdict(error: OSError, path: str | os.PathLike[str]) -> tuple[str, str]:
     code = _VERDICTS.get(error.errno or 0)
     if code is None:
         raise MachineTrouble(
-            f"{os.fspath(path)!r} cannot be read ({reason}); run the same command again when the "
-            "machine is well, or take the file away to go on without it"
+            f"{os.fspath(path)!r} cannot be read ({reason}); run the same command again once the "
+            "machine has recovered, or remove the file to continue without it"
         ) from error
     return code, reason
 

@@ -19,7 +19,7 @@ class ShardConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str
-    """kinetics, ssv2, ucf101, hmdb51, folder or csv."""
+    """The annotation format: kinetics, ssv2, ucf101, hmdb51, folder or csv."""
     videos: Path
     annotations: Path | None = None
     out: str

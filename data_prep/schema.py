@@ -55,8 +55,8 @@ def how_to_seal(names: Iterable[str]) -> str:
     if any(name.endswith(".tar") for name in names):
         return (
             "its tars were written by another tool (video2dataset, webdataset) or never sealed: "
-            "unpack them and run `vmp data shard --format csv` on the files, or run the command "
-            "again that was to make this directory"
+            "unpack them and run `vmp data shard --format csv` on the files, or repeat the command "
+            "that was meant to make this directory"
         )
     return "make one with `vmp data shard`"
 

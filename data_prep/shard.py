@@ -70,7 +70,7 @@ def _difference(old: SplitPlan, new: SplitPlan) -> str:
         return (
             f"--out {old.out}: holds split {old.split!r} as an earlier version made it; see with "
             "`vmp data verify` whether its pictures are affected, and choose another --out to make "
-            "them anew"
+            "them again"
         )
     for field in ("dataset", "classes", "format", "fold", "encode", "clips_per_shard", "num_clips"):
         before, now = getattr(old, field), getattr(new, field)

@@ -207,7 +207,7 @@ class Workdir:
         return [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
 
     def poison(self) -> dict[str, tuple[str, str]]:
-        """(code, detail) by key, for files that killed their process or exceeded its limits."""
+        """The (code, detail) by key of files that killed their process or exceeded its limits."""
         path = self.root / "poison.jsonl"
         if not path.exists():
             return {}

@@ -46,7 +46,7 @@ def _first(problems: Sequence[Problem]) -> str:
     if not problems:
         return ""
     first = problems[0]
-    return f"; {len(problems)} lines are of no use, the first is {first.where}: {first.detail}"
+    return f"; {len(problems)} lines cannot be used; the first is {first.where}: {first.detail}"
 
 
 def _tars(inputs: Inputs) -> str:

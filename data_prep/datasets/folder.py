@@ -13,7 +13,7 @@ from data_prep.datasets.tree import is_hidden, is_media
 from data_prep.datasets.validate import class_names
 from data_prep.errors import DataError
 
-_LIST = "or say what is what in a table: --format csv with path,label,split"
+_LIST = "or describe the data in a table: --format csv with path,label,split"
 
 
 def read(inputs: Inputs) -> Listing:
@@ -50,7 +50,7 @@ def _are_splits(tops: Iterable[str], videos: Path) -> bool:
     if splits and others:
         raise DataError(
             f"--videos {videos}: {_named(splits)} like a split, {_named(others)} like a class "
-            f"beside it; move one kind away, {_LIST}"
+            f"beside it; move one of them away, {_LIST}"
         )
     unclear = [name for name in splits if known_split(name) is None]
     if unclear:

@@ -192,7 +192,7 @@ def run_jobs(work: Path, *, jobs: int, decoders: int, show_progress: bool) -> No
                 process.terminate()
                 process.wait()
         if all(statuses):
-            raise MachineTrouble(f"{work}: all {jobs} jobs stopped; each says above why")
+            raise MachineTrouble(f"{work}: all {jobs} jobs stopped; each gives its reason above")
 
 
 if __name__ == "__main__":

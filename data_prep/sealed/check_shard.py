@@ -80,7 +80,7 @@ def _check_record(store: Store, entry: ShardRecord) -> Iterator[Finding]:
 
 
 def _members(content: bytes) -> dict[str, tuple[int, int]] | None:
-    """(offset, size) by name; None when the tar cannot be read to its end."""
+    """The (offset, size) of each member by name; None when the tar cannot be read to its end."""
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
             members = {item.name: (item.offset_data, item.size) for item in tar}
@@ -92,10 +92,10 @@ def _members(content: bytes) -> dict[str, tuple[int, int]] | None:
 def _check_sample(
     content: bytes, members: dict[str, tuple[int, int]], manifest: Manifest, row: Row
 ) -> tuple[str, str] | None:
-    """(code, detail) of the first fault of a sample; None for a sound one."""
+    """The (code, detail) of the first fault of a sample; None for a sound one."""
     video = content[row["offset"] : row["offset"] + row["size"]]
     if members.get(f"{row['key']}.mp4") != (row["offset"], row["size"]):
-        return "offset", "the index points elsewhere than the tar's header"
+        return "offset", "the index and the header of the tar disagree on its place"
     if hashlib.sha256(video).hexdigest() != row["sha256"]:
         return "video_sha256", "the video's bytes are not those of the index"
     if not -1 <= row["label"] < len(manifest.classes):

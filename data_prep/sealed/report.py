@@ -120,7 +120,7 @@ class _Histogram:
     median: float
     high: float
     heights: list[tuple[int, float]] = field(default_factory=list)
-    """(count, height in percent of the highest column) of each column."""
+    """The count and the height, in percent of the highest, of each column."""
 
 
 def _histograms(found: Survey) -> list[_Histogram]:

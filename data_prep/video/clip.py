@@ -18,7 +18,7 @@ class EncodeSettings(BaseModel):
     short_side: int = Field(default=SHORT_SIDE, ge=MIN_SIDE, multiple_of=2)
     """Pixels of the short side; smaller sources keep their size."""
     crf: int = Field(default=23, ge=0, le=51)
-    """x264 quality; a lower value means better and larger clips."""
+    """The quality of x264; a lower value means better and larger clips."""
     min_frames: int = Field(default=2, ge=1)
     """Shorter videos are left out; images are exempt."""
     max_frames: int = Field(default=36_000, ge=1)
