@@ -71,6 +71,6 @@ def _outside(tree: Tree, annotations: list[Annotation], problems: list[Problem])
     outside = []
     for path in tree.files:
         if is_video(path) and path not in named:
-            reason = "hidden, and no annotation names it" if is_hidden(path) else "no annotation names it"
+            reason = "hidden, and not listed" if is_hidden(path) else "no annotation names it"
             outside.append(Problem(path, "outside", reason, path))
     return outside

@@ -208,8 +208,8 @@ class ClipPool(Generic[T]):
         if first.troubles == len(_PAUSES_S):
             raise MachineTrouble(
                 f"{first.request.path!r}: {detail}; tried {first.troubles + 1} times. Nothing is "
-                "lost: run the same command again, with more memory or fewer decoders if that is "
-                "what is short; take the file out of the list to go on without it"
+                "lost: run the same command again, with more memory or fewer decoders if memory "
+                "is short, or remove the file from the list to continue without it"
             )
         time.sleep(_PAUSES_S[first.troubles])
         first.troubles += 1
