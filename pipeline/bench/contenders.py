@@ -187,7 +187,7 @@ def build_stepper(
     torch.manual_seed(config.seed)
     model = initial_model(config).train()
     if candidate.key == MAMBA_BLOCK:
-        for block in cast(Iterable[Any], model.blocks):
+        for block in cast(Iterable[Any], model.layers):
             block.mixer = BothWays(config.model)
     if candidate.zero_stage is None:
         return PlainTorch(config, model, world, accumulation), model

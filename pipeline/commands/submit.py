@@ -90,6 +90,12 @@ def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
     return _submit_array(configs, profile, resources, order)
 
 
+def _say_ours(line: str) -> None:
+    """A line of the log, without Submitit's account of its own pickles, which the file keeps."""
+    if not line.startswith("submitit INFO ("):
+        say(line)
+
+
 def _unfinished(configs: Sequence[RunConfig]) -> list[RunConfig]:
     """Without the runs that have nothing left to do, which are named."""
     left = []
@@ -131,7 +137,7 @@ def _submit_one(
         say(follower)
     if not order.follow:
         return exits.DONE
-    status = launch.wait(submission, say)
+    status = launch.wait(submission, _say_ours)
     if status == exits.RESUMABLE:
         say("stopped with a committed checkpoint; the same command goes on from there")
     elif status != exits.DONE:

@@ -182,7 +182,7 @@ def compile_blocks(model: nn.Module) -> None:
 
     The scan stays a call of its own; what surrounds it is fused.
     """
-    for block in cast(Any, model).blocks:
+    for block in cast(Any, model).layers:
         block.compile(dynamic=False)
 
 

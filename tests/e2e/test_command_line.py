@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 import pytest
 import webdataset
 
+from pipeline.config import read_config
+from pipeline.data.shards import open_shards
 from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
+from pipeline.inference.export import export_weights
 from tests import runs
 
 pytestmark = pytest.mark.dist
@@ -91,6 +95,7 @@ def test_the_demo_goes_the_whole_road_and_a_second_call_is_done_at_once(tmp_path
 
     assert "VideoMambaPro demo" in output
     assert "step 4/4, 0:00:00 left, train" in output
+    assert "submitit INFO" not in output
     summary = json.loads((tmp_path / "runs/demo/summary.json").read_text())
     assert summary["steps"] == 4
     assert summary["mlflow_run_id"]
@@ -128,3 +133,37 @@ def test_real_clips_in_class_folders_are_sharded_trained_on_and_evaluated(
     samples = list(webdataset.WebDataset(urls, shardshuffle=False))
     assert len(samples) == len(videos)
     assert all({"mp4", "json"} <= set(sample) for sample in samples)
+
+
+@pytest.mark.slow
+def test_class_folders_end_in_a_number_on_videos_that_were_held_out(
+    glyph_videos: Path, tmp_path: Path
+) -> None:
+    """The road of README's "Your own videos", with a smaller model."""
+    with (glyph_videos / "annotations.csv").open() as file:
+        for row in csv.DictReader(file):
+            folder = tmp_path / "videos" / row["label"]
+            folder.mkdir(parents=True, exist_ok=True)
+            name = row["path"].replace("/", "_")
+            shutil.copy(glyph_videos / row["path"], folder / name)
+    shards, mine = tmp_path / "shards", tmp_path / "runs" / "mine"
+    arguments = ["--videos", str(tmp_path / "videos"), "--out", str(shards)]
+    runs.run("data", "shard", "--format", "folder", *arguments, "--val-fraction", "0.25")
+
+    said = runs.run(
+        "train",
+        *("finetune_cpu", "name=mine", f"data.train={shards}", f"runs_dir={mine.parent}"),
+        *("model.preset=videomambapro-tiny-test", "model.embed_dim=32", "model.depth=2"),
+        *("model.img_size=16", "model.patch_size=8", "schedule.epochs=1", "data.workers=0"),
+    )
+
+    held_out = open_shards(shards, "val")
+    assert 0 < len(held_out) < len(open_shards(shards, "train"))
+    settled = read_config(mine)
+    assert settled.model.num_classes == 8
+    assert settled.batch.global_size == 4  # a sixteenth of about 90 clips
+    result = evaluate_checkpoint(mine, shards)
+    assert result.num_samples == len(held_out)
+    assert f"finished: top-1 {result.top1:.1%} of {len(held_out)} validation videos" in said
+    exported = export_weights(mine, tmp_path / "mine.pth")
+    assert evaluate_checkpoint(exported, shards).top1 == result.top1

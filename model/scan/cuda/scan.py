@@ -216,7 +216,7 @@ class _Call:
         to.reverse, to.masked = direction.reverse, direction.mask_current
 
     def _kept(self, tensor: Tensor) -> Tensor:
-        self._alive.append(tensor.to(self.dtype))
+        self._alive.append(within_reach(tensor.to(self.dtype)))
         return self._alive[-1]
 
     def strided(self, tensor: Tensor) -> Strided:
@@ -274,6 +274,15 @@ class _Call:
                 "than a GPU can be given at once; split the batch"
             )
         self.kernels.launch(name, blocks, threads, shared, self.job)
+
+
+def within_reach(tensor: Tensor) -> Tensor:
+    """``tensor``, or a dense copy where neighbours in a sample are 4 GiB apart or more.
+
+    The kernels have 32 bits for these strides; only samples may be further apart.
+    """
+    steps = (tensor.element_size() * stride for stride in tensor.stride()[1:])
+    return tensor if max(steps) < 2**32 else tensor.contiguous()
 
 
 def _common_dtype(scan: Scan) -> torch.dtype:

@@ -228,6 +228,14 @@ def test_samples_further_apart_than_32_bits_reach(tmp_path: Path, random_scan: M
     assert torch.equal(near, away)
 
 
+def test_neighbours_too_far_apart_are_brought_together() -> None:
+    memory = torch.empty(1, dtype=f32, device="meta")
+    far = memory.as_strided((2, 3, 4), (2**40, 2**30, 1))
+    near = memory.as_strided((2, 3, 4), (2**40, 2**30 - 1, 1))
+    assert cuda_scan.within_reach(far).stride() == (12, 4, 1)
+    assert cuda_scan.within_reach(near) is near
+
+
 def test_the_plan_depends_on_shapes_alone() -> None:
     h100: dict[str, Any] = {"groups": 1, "size": 16, "passes": 2, "channels": 1152}
     h100["card"] = launch.Card()

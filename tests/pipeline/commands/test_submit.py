@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.commands.submit import Order, _configs, submit_run
+from pipeline.commands.submit import Order, _configs, _say_ours, submit_run
 from slurm import launch
 from slurm.errors import ClusterError
 
@@ -36,6 +36,14 @@ def test_the_name_of_a_recipe_is_not_read_as_yaml_again(tmp_path: Path) -> None:
     both = _configs(str(tmp_path / "r.yaml"), [], ["seed=0,1"])
     assert [config.name for config in both] == ["a #b-seed_0", "a #b-seed_1"]
     assert [config.seed for config in both] == [0, 1]
+
+
+def test_the_log_is_followed_without_submitits_own_lines(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for line in ("submitit INFO (2026-11-26) - Loading pickle", "12:00:00 rank0 step 1/2", "Error"):
+        _say_ours(line)
+    assert capsys.readouterr().out.splitlines() == ["12:00:00 rank0 step 1/2", "Error"]
 
 
 def test_a_login_node_without_gpus_is_no_reason_to_train_without_them(
