@@ -19,7 +19,7 @@ _CPUS = 4
 
 @dataclass(frozen=True)
 class ArrayOutcome:
-    """How the elements of an array ended."""
+    """The final states of the elements of an array."""
 
     job_id: str
     states: dict[str, int]

@@ -10,4 +10,4 @@ class ClusterError(ValueError):
 
 
 class JobDiedError(RuntimeError):
-    """A task ended without leaving a result."""
+    """The end of a task that left no result."""

@@ -93,7 +93,7 @@ class CommandJob:
 
     def __call__(self) -> int:
         """Run the command and return its status. A failure fails the job, so nothing follows it."""
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # the child inherits it
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # the command inherits that
         command = [sys.executable, "-P", "-m", "pipeline.cli", *self.arguments]
         status = subprocess.run(command, cwd=self.folder, check=False).returncode
         if status:

@@ -104,7 +104,7 @@ def _exclude(runs_dir: Path, decision: Decision, record: JobRecord) -> list[str]
 
 
 def note_lost_attempt(run_dir: Path) -> None:
-    """At a start, record an earlier attempt that SLURM requeued on its own: it lost its node."""
+    """At a start, record a previous attempt that SLURM requeued itself, unseen by a supervisor."""
     job_id, restart = queue.own_job_id(), queue.own_restart()
     known = {(attempt.job_id, attempt.restart) for attempt in rundir.read_attempts(run_dir)}
     if restart and (job_id, restart - 1) not in known:

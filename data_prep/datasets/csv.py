@@ -11,7 +11,7 @@ from data_prep.datasets.inputs import Inputs, read_lines, require_annotations, u
 from data_prep.datasets.validate import class_names, seconds
 from data_prep.errors import DataError
 
-# Other tables use these names. To ignore such a column would change the training data.
+# Other tables use these names. Ignoring such a column would change the training data.
 _MEANT = {
     "start_time": "start",
     "time_start": "start",

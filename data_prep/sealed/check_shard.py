@@ -111,7 +111,7 @@ def _check_sample(
     differing = sorted(name for name in shared if described[name] != row[name])
     if differing or not shared:
         return "json", f"differs from the index in {differing}"
-    # This package wrote these bytes, so that they are safe to decode in this process.
+    # This package wrote these bytes, so they are safe to decode in this process.
     return _check_frames(video, row)
 
 
