@@ -140,10 +140,14 @@ def _read_identity(path: Path) -> dict[str, Any]:
 def _process(pid: int) -> dict[str, Any]:
     """The identity of a process, which no change of the wall clock affects.
 
-    Raises `FileNotFoundError` when there is no such process.
+    Raises `ProcessLookupError` or `FileNotFoundError` when there is no such process, or it has
+    ended and its parent does not ask how (a zombie).
     """
-    # The name in parentheses may hold anything. The 22nd field is the start in ticks since boot.
+    # The name in parentheses may hold anything. The third field is the state, the 22nd the start
+    # in ticks since boot.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    if fields[0] in "ZX":
+        raise ProcessLookupError(f"process {pid} has ended")
     return {"pid": pid, "started": int(fields[19]), **_system()}
 
 

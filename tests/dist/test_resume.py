@@ -22,26 +22,9 @@ from pipeline.inference.export import export_weights
 from pipeline.rundir.metrics import read_metrics
 from pipeline.training.recorder import read_samples
 from tests import runs
+from tests.dist.conftest import STEPS
 
 pytestmark = pytest.mark.dist
-
-STEPS = 40
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(root: Path, glyph_shards: Path) -> Path:
-    """Two ranks, ZeRO-1, 40 steps in one go; every tenth and the best have a checkpoint."""
-    saves = {"checkpoint__every_steps": 10, "checkpoint__keep_every_steps": 10}
-    runs.run(
-        "train",
-        *runs.overrides(root, glyph_shards, "undisturbed", schedule__max_steps=STEPS, **saves),
-    )
-    return root / "undisturbed"
 
 
 def unfinished_copy(undisturbed: Path, root: Path) -> Path:

@@ -114,6 +114,18 @@ def test_owners_are_told_apart_without_the_wall_clock(tmp_path: Path) -> None:
         assert heir.take("a.tar") is not None
 
 
+def test_a_zombie_owns_nothing(tmp_path: Path) -> None:
+    """Its parent may wait for something else, or be the first process of a container."""
+    take = "import sys; from pathlib import Path; from data_prep.jobs.claims import Claims; "
+    take += "Claims(Path(sys.argv[1])).take('a.tar')"
+    owner = subprocess.Popen([sys.executable, "-c", take, str(tmp_path)])
+    os.waitid(os.P_PID, owner.pid, os.WEXITED | os.WNOWAIT)
+    with Claims(tmp_path) as heir:
+        assert list(tmp_path.glob("a.tar.*"))
+        assert heir.take("a.tar") is not None
+    assert owner.wait() == 0
+
+
 def test_another_boot_or_container_is_judged_by_its_heartbeat(tmp_path: Path) -> None:
     for field in ("boot", "namespace"):
         directory = tmp_path / field
