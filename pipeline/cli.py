@@ -53,20 +53,37 @@ _LONGEST = 2000  # characters of an error: it may quote a line of a file
 
 
 def main() -> None:
-    """Run a command; bad input becomes one line on stderr and exit status 2."""
+    """Run a command; bad input is one line and exit status 2, a failing machine one and status 1.
+
+    The latter is a full disk, an I/O error or too little memory; the same command goes on later.
+    """
     isolate()
     set_umask(private=False)
     sys.excepthook = _report
     try:
         app()
-    except ValueError as error:
-        from pipeline import exits
-
-        line = exits.user_error(error)
-        if line is None:
+    except Exception as error:
+        known = _status_and_line(error)
+        if known is None:
             raise
+        status, line = known
         say(f"error: {one_line(line)[:_LONGEST]}", err=True)
-        sys.exit(exits.BAD_INPUT)
+        sys.exit(status)
+
+
+def _status_and_line(error: Exception) -> tuple[int, str] | None:
+    """What ends a command on an error that has a known cause; None for a fault of ours."""
+    from data_prep.errors import MachineTrouble, is_of_machine
+    from pipeline import exits
+
+    if isinstance(error, ValueError):
+        line = exits.user_error(error)
+        return None if line is None else (exits.BAD_INPUT, line)
+    if isinstance(error, MachineTrouble):
+        return exits.FAILED, str(error)
+    if isinstance(error, OSError) and is_of_machine(error):
+        return exits.FAILED, f"{error}; run the same command again once the machine has recovered"
+    return None
 
 
 def _print_version(asked: bool) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,26 +13,6 @@ from pipeline.terminal import one_line, say
 if TYPE_CHECKING:
     from data_prep.options import ShardConfig
     from data_prep.schema import Manifest
-
-
-@contextmanager
-def machine_trouble_in_one_line() -> Iterator[None]:
-    """A full disk, an I/O error or too little memory: status 1, and nothing is lost."""
-    from data_prep.errors import MachineTrouble, is_of_machine
-    from pipeline import exits
-
-    try:
-        yield
-    except MachineTrouble as error:
-        line = str(error)
-    except OSError as error:
-        if not is_of_machine(error):
-            raise
-        line = f"{error}; run the same command again when there is room"
-    else:
-        return
-    say(f"error: {one_line(line)}", err=True)
-    sys.exit(exits.FAILED)
 
 
 app = typer.Typer(no_args_is_help=True, help="Make and inspect shard directories.")
@@ -54,8 +32,7 @@ def data_synth(
     from data_prep.synthetic import SynthOptions, synthesize
 
     options = SynthOptions(clips_per_split={"train": train, "val": val}, seed=seed)
-    with machine_trouble_in_one_line():
-        say(synthesize(out, options))
+    say(synthesize(out, options))
 
 
 @app.command("shard")
@@ -106,8 +83,7 @@ def data_shard(
         encode=EncodeSettings(copy_suitable=copy),
         work=work,
     )
-    with machine_trouble_in_one_line():
-        manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)
+    manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)
     counts = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
     say(f"{out}: {len(manifest.classes)} classes; samples: {counts}")
     left_out = reasons(out)
@@ -156,8 +132,7 @@ def data_verify(
     from data_prep.sealed.verify import verify
     from data_prep.video.picture import PICTURE_VERSION
 
-    with machine_trouble_in_one_line():
-        found = verify(shards, fix=fix)
+    found = verify(shards, fix=fix)
     for name in found.rebuilt:
         say(f"rebuilt {name}")
     for finding in found.findings:
@@ -181,8 +156,7 @@ def data_report(shards: Annotated[str, typer.Argument(help="Shard directory.")])
     """
     from data_prep.sealed.report import report
 
-    with machine_trouble_in_one_line():
-        say(report(shards))
+    say(report(shards))
 
 
 @app.command("cache")
