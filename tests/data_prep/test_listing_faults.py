@@ -90,10 +90,12 @@ def test_accents_have_one_form(tmp_path: Path) -> None:
 def test_names_of_splits(tmp_path: Path) -> None:
     known = {"Train": "train", "TRAINING": "train", "Valid": "val", "validation": "val"}
     known |= {"test_set": "test", "train-videos": "train", "TestData": "test"}
+    known |= {"videos_train": "train", "rawframes-Val": "val", "trainlist": "train"}
     assert {name: known_split(name) for name in known} == known
-    for name in ("train2", "dev", "val_256", "trainval"):
+    for name in ("train2", "dev", "val_256", "trainval", "trainlist01", "Annotations"):
         assert (known_split(name), looks_like_split(name)) == (None, True)
-    for name in ("training_dogs", "test tube", "trains", "valley", "contest"):
+    classes = ("clip_test", "image train", "pretrain", "screen test", "set_val", "2 test")
+    for name in (*classes, "training_dogs", "test tube", "trains", "valley", "contest", ""):
         assert (known_split(name), looks_like_split(name)) == (None, False)
     _touch(tmp_path, "id_1_11.mp4", "id_2_12.mp4", "id_3_13.mp4")
     rows = "label,youtube_id,time_start,time_end,split\n"
@@ -138,6 +140,11 @@ def test_directories_beside_splits(tmp_path: Path) -> None:
     listing = _read("folder", tmp_path)
     assert listing.classes == ("cat",)
     assert _short(listing) == [("Train/cat/a.mp4", "cat", "train"), ("Val/cat/b.mp4", "cat", "val")]
+
+
+def test_a_class_may_have_a_split_in_its_name(tmp_path: Path) -> None:
+    _touch(tmp_path, "clip_test/a.mp4", "running/b.mp4")
+    assert _read("folder", tmp_path).classes == ("clip_test", "running")
 
 
 @pytest.mark.parametrize(
