@@ -1,4 +1,4 @@
-"""The configuration that a run was started with, as its directory keeps it."""
+"""Reading the configuration that a run directory stores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RESTORE = "put back the config.yaml of this run (MLflow has a copy), or choose 
 
 
 def read_config(run_dir: Path) -> RunConfig:
-    """The configuration of a run directory. Raises ConfigError when it cannot be read."""
+    """Read the configuration of a run directory. Raises ConfigError when it cannot be read."""
     path = run_dir / CONFIG_FILE
     try:
         content = path.read_bytes()
