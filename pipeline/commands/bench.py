@@ -1,4 +1,4 @@
-"""`vmp bench`: measure, each time beside a peer in the same run."""
+"""`vmp bench`: benchmarks that measure each candidate next to a peer in the same run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def bench_scan(
     ] = "float32",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")] = "cpu",
 ) -> None:
-    """The scan of every backend beside its peers: time, memory, bandwidth, exponentials.
+    """Measure the scan of every backend and of its peers: time, memory, bandwidth, exponentials.
 
     Example: vmp bench scan --size m --frames 8
     """
@@ -48,7 +48,7 @@ def bench_loader_command(
     split: Annotated[str, typer.Option(help="Which of its splits is read.")] = "train",
     clips: Annotated[int, typer.Option(min=8, help="Clips to render without SHARDS.")] = 48,
 ) -> None:
-    """The loader beside pure decoding, plain webdataset and the FFCV cache.
+    """Measure the loader next to pure decoding, plain webdataset and the FFCV cache.
 
     Example: vmp bench loader shards
     """
@@ -73,7 +73,7 @@ def _tell(line: str) -> None:
 def bench_shard_command(
     videos: Annotated[Path | None, typer.Option(help="One folder per class.")] = None,
 ) -> None:
-    """Sharding beside plain encoding.
+    """Measure sharding next to plain encoding.
 
     Example: vmp bench shard
     """
@@ -97,9 +97,9 @@ def bench_step_command(
         float, typer.Option(min=0.001, help="Begin no further round after so long.")
     ] = 600,
 ) -> None:
-    """A training step beside other scans, another ZeRO stage, plain torch and mamba-ssm's block.
+    """Measure a step next to other scans, another ZeRO stage, plain torch and mamba-ssm's block.
 
-    No data are needed. A contender that cannot run here is left out, with its reason.
+    No data are needed. A contender that cannot run here is left out, and the reason is shown.
 
     Example: vmp bench step k400_m16_f16 model.num_frames=8 batch.max_micro=1 --seconds 120
     """

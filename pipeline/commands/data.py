@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def machine_trouble_in_one_line() -> Iterator[None]:
-    """A full disk, an I/O error or too little memory: status 1, and nothing is lost."""
+    """Report a full disk, an I/O error or a lack of memory in one line and exit with status 1.
+
+    What is done stays, so the same command can go on from there.
+    """
     from data_prep.errors import MachineTrouble, is_of_machine
     from pipeline import exits
 
@@ -83,7 +86,7 @@ def data_shard(
     ] = "local",
     profile: Annotated[Path | None, typer.Option(help="Cluster profile, YAML.")] = None,
 ) -> None:
-    """Probe, re-encode and pack videos into sealed WebDataset shards; safe to kill and repeat.
+    """Probe, re-encode and pack videos into sealed WebDataset shards. Safe to kill and repeat.
 
     Example: vmp data shard --format folder --videos my_videos --out shards
     """
@@ -117,7 +120,7 @@ def data_shard(
 
 
 def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
-    """Plan here, work in a SLURM array, seal here."""
+    """Plan and seal the shards in this process, and make them in a SLURM array."""
     from data_prep.errors import DataError
     from data_prep.jobs.progress import progress_bar
     from data_prep.sealed.seal import seal
@@ -149,7 +152,7 @@ def data_verify(
     shards: Annotated[str, typer.Argument(help="Shard directory.")],
     fix: Annotated[bool, typer.Option("--fix", help="Rebuild what is damaged.")] = False,
 ) -> None:
-    """Re-read everything the manifest names and prove it; status 1 when something is wrong.
+    """Re-read and check everything that the manifest names. The exit status is 1 if it is unsound.
 
     Example: vmp data verify shards
     """
@@ -196,7 +199,7 @@ def data_cache(
         int, typer.Option(min=0, max=100, help="Of the JPEG frames; 0 keeps raw pixels.")
     ] = 85,
 ) -> None:
-    """Decode a split once into an FFCV file, for `data.reader=ffcv`.
+    """Decode a split into an FFCV file for `data.reader=ffcv`.
 
     Example: vmp data cache shards --out cache
     """
