@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 _LONGEST_POLL_S = 1.0
 # Writing the report can itself hang on a dead file system, so it gets this much time.
 _LAST_WORDS_S = 30.0
-_CALL = "hang"
+_CALL = "call-for-stacks"
 
 
 class Watchdog:

@@ -25,6 +25,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("chains")
 
 
+TRAINER = Path("pipeline", "training", "trainer.py")
+
+
 def test_editing_the_checkout_does_not_change_a_queued_job(
     slurm: Path, root: Path, glyph_shards: Path, tmp_path: Path
 ) -> None:
@@ -41,13 +44,13 @@ def test_editing_the_checkout_does_not_change_a_queued_job(
         env=os.environ | {"PYTHONPATH": str(checkout)},
         check=True,
     )
-    (checkout / "pipeline" / "trainer.py").write_text("raise RuntimeError('edited')\n")
+    (checkout / TRAINER).write_text("raise RuntimeError('edited')\n")
     (checkout / "slurm" / "job.py").unlink()
     drive.slurm("scontrol", "release", drive.job_id(root / "queued"))
 
     assert drive.wait_for_job(drive.job_id(root / "queued")) == ["COMPLETED"]
     assert (root / "queued" / "summary.json").exists()
-    assert "edited" not in (root / "queued" / "code" / "pipeline" / "trainer.py").read_text()
+    assert "edited" not in (root / "queued" / "code" / TRAINER).read_text()
 
 
 def test_a_sweep_is_one_array_of_runs(slurm: Path, root: Path, glyph_shards: Path) -> None:
