@@ -92,7 +92,7 @@ class StepReport:
         return self.flops_per_s(contender) / peak
 
     def ratio(self, contender: Contender, part: Callable[[StepTime], float]) -> float:
-        """Return the time of a part of the step relative to the recipe's own, as a median."""
+        """Return a part's time relative to that in the recipe's own step, median over rounds."""
         pairs = zip(contender.times, self.contenders[0].times, strict=True)
         return statistics.median(part(theirs) / part(ours) for theirs, ours in pairs)
 

@@ -66,7 +66,7 @@ class CheckpointSaver:
         Args:
             fragments: this rank's share of the state, see `ZeroState.fragments`.
             config_yaml: text of the checkpoint's config.yaml.
-        Raises SaveError on every rank when this or the previous checkpoint cannot be written.
+        Raises SaveError on every rank when the previous checkpoint failed or this one cannot begin.
         """
         began = time.monotonic()
         self.finish()

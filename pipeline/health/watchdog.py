@@ -138,9 +138,8 @@ class Watchdog:
         last_words = threading.Thread(target=self._report, args=(reason,), daemon=True)
         last_words.start()
         last_words.join(_LAST_WORDS_S)
-        # A loader process ends when its fork server does. The fork server ends when the pipe from
-        # this process closes, but the loader process holds that pipe open too. Unless the loader
-        # processes are killed here, they and the fork server would never end.
+        # The fork server of the loader processes ends when the pipe from this process closes, but
+        # the loader processes hold that pipe open too. Killing them lets the fork server end.
         for child in multiprocessing.active_children():
             child.kill()
         os._exit(exits.FAILED)

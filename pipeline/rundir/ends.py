@@ -35,7 +35,8 @@ class End(NamedTuple):
     """The node at fault, if there is one."""
 
 
-# SLURM may announce a time limit up to a minute early, so a signal this close to it counts as it.
+# SLURM may announce a time limit up to a minute early, and a save takes time. A stop this close to
+# the deadline therefore counts as the time limit.
 _EARLY_S = 90.0
 
 

@@ -62,7 +62,7 @@ class Failure(Record):
 
 
 def first_failure(run_dir: Path, attempt: str = "") -> Failure | None:
-    """Return the earliest failure of an attempt, preferring those that are no consequence."""
+    """Return the earliest failure that is no consequence, else the earliest one, else None."""
     paths = of_all_ranks(run_dir, failure_file(run_dir, 0))
     found = (records.read(path, Failure) for path in paths)
     mine = [failure for failure in found if failure is not None and failure.attempt == attempt]

@@ -8,7 +8,7 @@ import torch
 
 
 class Ema:
-    """Moving average of the fp32 weights that this rank holds, which starts as a copy of them."""
+    """Moving average of the fp32 weights that this rank holds; it starts as their copy."""
 
     def __init__(self, decay: float, weights: Mapping[str, torch.Tensor]) -> None:
         """Start the average.

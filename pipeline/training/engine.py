@@ -1,9 +1,9 @@
 """A small interface to DeepSpeed; no other module imports it.
 
 The interface has what the trainer needs: forward, backward, gradient norm, step, and the state that
-ZeRO partitions. Clipping, casting and the finite check are done here and not by DeepSpeed: its norm
-copies every gradient to float64 and waits for the device, while ours is one fused launch whose
-result the verdict of the step reads.
+ZeRO partitions. Clipping, casting and the finite check are done here and not by DeepSpeed, whose
+norm copies every gradient to float64 and waits for the device. The norm here is one fused launch,
+and the verdict of the step reads its result.
 """
 
 from __future__ import annotations
