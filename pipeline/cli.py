@@ -46,7 +46,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Any field of the recipe: optim.lr=1e-3 ...")
 ]
 Raw = Annotated[
-    bool, typer.Option("--raw", help="The last weights, where the run kept their average (ema).")
+    bool, typer.Option("--raw", help="Use the last weights, not their moving average (ema).")
 ]
 Cluster = Literal["local", "slurm"]
 _LONGEST = 2000  # an error may quote a long line of a file, so this many characters are shown
@@ -249,15 +249,16 @@ def predict(
 def convert(
     source: Annotated[Path, typer.Argument(help="Released weights, .pth or .safetensors.")],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
-    model: Annotated[str | None, typer.Option(help="Preset to fit; default: as it is.")] = None,
+    model: Annotated[str | None, typer.Option(help="Preset to fit; default: unchanged.")] = None,
     num_frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames per clip; default: as it is.")
+        int | None, typer.Option(min=1, help="Frames per clip; default: unchanged.")
     ] = None,
     num_classes: Annotated[
-        int | None, typer.Option(min=1, help="Classes; a head of another size is made afresh.")
+        int | None, typer.Option(min=1, help="Classes; a head of another size is initialised anew.")
     ] = None,
     allow_lossy: Annotated[
-        bool, typer.Option("--allow-lossy", help="Merge two directions into one, at a loss.")
+        bool,
+        typer.Option("--allow-lossy", help="Merge two directions into one, which is not exact."),
     ] = False,
 ) -> None:
     """Convert released VideoMamba or VideoMambaPro weights to this project's format.
@@ -293,10 +294,10 @@ def plan(
     world: Annotated[int, typer.Option(min=1, help="GPUs in all.")] = 8,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 8,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Training clips, where there are no shards yet.")
+        int | None, typer.Option(min=1, help="Training clips, if there are no shards yet.")
     ] = None,
     step_s: Annotated[
-        float | None, typer.Option(min=0, help="Seconds per step as measured on these GPUs.")
+        float | None, typer.Option(min=0, help="Seconds per step, measured on these GPUs.")
     ] = None,
 ) -> None:
     """Print parameters, FLOPs, memory per GPU at every ZeRO stage, steps, node-hours without a GPU.
@@ -346,9 +347,9 @@ def doctor() -> None:
 @app.command()
 def demo(
     overrides: Overrides = None,
-    root: Annotated[Path, typer.Option(help="Where everything goes.")] = Path(),
-    train_clips: Annotated[int, typer.Option(min=1, help="Videos to render and learn.")] = 6000,
-    val_clips: Annotated[int, typer.Option(min=1, help="Videos to test on.")] = 800,
+    root: Annotated[Path, typer.Option(help="Directory for all files.")] = Path(),
+    train_clips: Annotated[int, typer.Option(min=1, help="Videos to render for training.")] = 6000,
+    val_clips: Annotated[int, typer.Option(min=1, help="Videos to render for validation.")] = 800,
 ) -> None:
     """Run everything once on this machine: videos, shards, a training job, evaluation, MLflow.
 

@@ -9,16 +9,17 @@ import typer
 
 from pipeline.terminal import say
 
-app = typer.Typer(no_args_is_help=True, help="Measure, each time beside a peer.")
+app = typer.Typer(no_args_is_help=True, help="Measure speed next to peers.")
 
 
 @app.command("scan")
 def bench_scan(
     size: Annotated[list[str] | None, typer.Option(help="ti, s or m; may be repeated.")] = None,
     frames: Annotated[list[int] | None, typer.Option(min=1, help="8, 16, 32 or 64.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 1,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the scanned tensors.")
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="Number format of the tensors."),
     ] = "float32",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")] = "cpu",
 ) -> None:
@@ -45,7 +46,7 @@ def bench_loader_command(
     shards: Annotated[
         Path | None, typer.Argument(help="Shard directory; without one, clips are rendered.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Which of its splits is read.")] = "train",
+    split: Annotated[str, typer.Option(help="Split to read.")] = "train",
     clips: Annotated[int, typer.Option(min=8, help="Clips to render without SHARDS.")] = 48,
 ) -> None:
     """Measure the loader next to pure decoding, plain webdataset and the FFCV cache.
@@ -89,12 +90,13 @@ def bench_step_command(
         list[str] | None, typer.Argument(help="Any field of the recipe: batch.max_micro=4 ...")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each contender.")] = 5,
-    accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches of a step at most.")] = 2,
+    accumulation: Annotated[int, typer.Option(min=1, help="Most micro-batches per step.")] = 2,
     contenders: Annotated[
-        str, typer.Option(help="Of whom, by comma: chunked,zero0,plain-torch,mamba-block ...")
+        str,
+        typer.Option(help="Keys separated by commas: chunked,zero0,plain-torch,mamba-block ..."),
     ] = "",
     seconds: Annotated[
-        float, typer.Option(min=0.001, help="Begin no further round after so long.")
+        float, typer.Option(min=0.001, help="Begin no round after this many seconds.")
     ] = 600,
 ) -> None:
     """Measure a step next to other scans, another ZeRO stage, plain torch and mamba-ssm's block.

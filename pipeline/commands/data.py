@@ -48,7 +48,7 @@ def data_synth(
     out: Annotated[Path, typer.Option(help="Directory for the videos and annotations.csv.")],
     train: Annotated[int, typer.Option(min=0, help="Clips of the training split.")] = 6000,
     val: Annotated[int, typer.Option(min=0, help="Clips of the validation split.")] = 800,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random draws.")] = 0,
 ) -> None:
     """Render videos whose class is the motion of a letter.
 
@@ -67,7 +67,7 @@ def data_shard(
     videos: Annotated[Path, typer.Option(help="Directory of the videos.")],
     out: Annotated[str, typer.Option(help="Shard directory to make or complete.")],
     annotations: Annotated[Path | None, typer.Option(help="Annotation file or directory.")] = None,
-    split: Annotated[str, typer.Option(help="For clips whose annotation names none.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of clips whose annotation has none.")] = "train",
     val_fraction: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of the train videos to hold out as val.")
     ] = 0.0,
@@ -196,7 +196,7 @@ def data_cache(
     frames: Annotated[int, typer.Option(min=1, help="Frames kept of each clip.")] = 16,
     size: Annotated[int, typer.Option(min=1, help="Height and width of a frame, pixels.")] = 224,
     quality: Annotated[
-        int, typer.Option(min=0, max=100, help="Of the JPEG frames; 0 keeps raw pixels.")
+        int, typer.Option(min=0, max=100, help="JPEG quality of the frames; 0 keeps raw pixels.")
     ] = 85,
 ) -> None:
     """Decode a split into an FFCV file for `data.reader=ffcv`.

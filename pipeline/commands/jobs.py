@@ -35,8 +35,10 @@ def jobs_list(runs: RunsDir = Path("runs")) -> None:
 def jobs_logs(
     name: Name,
     runs: RunsDir = Path("runs"),
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
-    rank: Annotated[int, typer.Option(min=0, help="Whose log.")] = 0,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job ends.")
+    ] = False,
+    rank: Annotated[int, typer.Option(min=0, help="Rank whose log to print.")] = 0,
 ) -> None:
     """Print a rank's log of the newest job of a run, and the first failure of any rank.
 
