@@ -346,7 +346,7 @@ def _find_run(client: Any, run_id: str) -> Any | None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        logger.warning("MLflow does not know run %s any more: a new one is made", run_id)
+        logger.warning("MLflow no longer has run %s: a new one is made", run_id)
         return None
 
 

@@ -149,7 +149,7 @@ def _marker(path: Path) -> Marker:
         return Marker.model_validate_json((path / MARKER).read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"checkpoint {path}: no {MARKER} marker: it is not there or was never finished"
+            f"checkpoint {path}: no {MARKER} marker: it does not exist or was never finished"
         ) from error
     except (OSError, ValidationError) as error:
         raise CheckpointError(

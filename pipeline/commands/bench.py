@@ -37,7 +37,7 @@ def bench_scan(
     if unknown:
         raise ConfigError(f"--size {unknown[0]}: unknown; one of {', '.join(WIDTHS)}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: there is no CUDA device here; `vmp doctor` says more")
+        raise ConfigError("--device cuda: there is no CUDA device here; see `vmp doctor`")
     run(sizes, frames or (8,), batch=batch, dtype=dtype, device=device)
 
 

@@ -45,7 +45,7 @@ def print_config(config: RunConfig, section: str | None) -> None:
         raise ConfigError(f"no section '{section}': {did_you_mean(str(section), known)}")
     for name, node in shown:
         console.print(_table(name or "(outermost)", node))
-    console.print("* may change when a run is resumed; all others are part of what the run is")
+    console.print("* may change when a run is resumed; a change of any other field needs a new run")
 
 
 def _is_within(name: str, section: str | None) -> bool:

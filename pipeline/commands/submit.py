@@ -258,7 +258,7 @@ def _say_what_is_unchecked(profile: ClusterProfile, order: Order) -> None:
     where = f"partition '{profile.partition}'" if profile.partition else "the default partition"
     say(
         f"not checked, as this machine has no SLURM: whether {where} exists, whether it has "
-        f"{order.nodes} usable nodes, and which nodes failed a run lately and would be avoided",
+        f"{order.nodes} usable nodes, and which nodes failed a run recently and would be avoided",
         err=True,
     )
 
@@ -267,7 +267,7 @@ def _warn_without_gpus(resources: Resources, order: Order) -> None:
     """Warn that a job gets no GPU by default when this machine, such as a login node, has none."""
     if order.cluster == "slurm" and order.gpus_per_node is None and not resources.gpus_per_node:
         say(
-            "warning: this machine has no GPU, so none is asked for: the run trains on CPUs; give "
+            "warning: this machine has no GPU, so none is requested: the run trains on CPUs; give "
             "--gpus-per-node (0 if that is meant)",
             err=True,
         )

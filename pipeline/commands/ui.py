@@ -51,7 +51,7 @@ def serve_ui(runs_dir: Path, port: int, announce: Callable[[str], object]) -> in
                 _stop(server)
         log.seek(0)
         print(log.read().decode(errors="replace"), file=sys.stderr)
-        print("error: MLflow's server has ended; its own words are above", file=sys.stderr)
+        print("error: MLflow's server has ended; its output is above", file=sys.stderr)
         return exits.FAILED
 
 

@@ -71,7 +71,7 @@ def settle(raw: Mapping[str, Any], facts: Callable[[], DataFacts]) -> dict[str, 
             settled[key] = rule(known, settled)
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"{key}=auto follows from values that are missing or no numbers: set it"
+                f"{key}=auto follows from values that are missing or not numbers: set it"
             ) from error
         section, leaf = key.split(".")
         tree[section] = dict(tree[section]) | {leaf: settled[key]}

@@ -120,7 +120,7 @@ class _Loader:
         batch = next(batches)
         self.wait_s += time.perf_counter() - begin
         for key, reason in batch.bad:
-            logger.warning("sample %s counts nothing in this step: %s", key, reason)
+            logger.warning("sample %s has no weight in this step: %s", key, reason)
             self.bad[key] = reason
         if len(self.bad) > self.config.max_bad_samples:
             key, reason = next(reversed(self.bad.items()))

@@ -193,7 +193,7 @@ def _open_index(location: str, manifest: Manifest, split: str | None) -> Index:
     path = f"{location}/{INDEX_NAME}"
     if hashlib.sha256(content).hexdigest() != manifest.index_sha256:
         raise DataError(
-            f"{path}: not the index its manifest vouches for (sha256 differs); "
+            f"{path}: not the index that its manifest names (sha256 differs); "
             "run `vmp data verify` on the directory"
         )
     names = [record.name for record in manifest.shards]
