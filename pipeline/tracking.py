@@ -1,9 +1,8 @@
 """MLflow behind a queue for which training never waits; no other module imports MLflow.
 
 A thread on rank 0 delivers rows in order. For a run that already exists, it first asks which steps
-are stored, so that neither a retry nor a resumed run stores a step twice. When the server is slow
-or fails, rows wait in memory. They are also in metrics.jsonl, from which the next attempt delivers
-what is missing.
+are stored, so that no step is stored twice. While the server fails, rows wait in memory. They are
+also in metrics.jsonl, from which the next attempt delivers what is missing.
 """
 
 from __future__ import annotations
@@ -47,14 +46,12 @@ class TrackingConfig(BaseModel):
     enabled: bool = True
     """Track the run in MLflow; false = write metrics.jsonl only."""
     uri: str | None = Field(default=None, repr=False)
-    """URI of the tracking store; null = MLFLOW_TRACKING_URI if set, else
-    sqlite:///<runs_dir>/mlflow.db. Passwords and tokens in the URI are never stored; `vmp jobs
-    resume` takes them from MLFLOW_TRACKING_URI."""
+    """Tracking store; null = MLFLOW_TRACKING_URI, else sqlite:///<runs_dir>/mlflow.db. Passwords
+    and tokens in it are never stored; `vmp jobs resume` takes them from MLFLOW_TRACKING_URI."""
     experiment: str = "videomambapro"
     """Name of the MLflow experiment that lists the run."""
     flush_timeout_s: float = Field(default=60, ge=0)
-    """How long a run waits at its end for a server that does not answer; the next attempt delivers
-    what is left."""
+    """How long a run waits at its end for a server that does not answer."""
 
     @field_serializer("uri", when_used="json")
     def _without_secrets(self, uri: str | None) -> str | None:
@@ -289,10 +286,7 @@ class Tracker:
                 client.set_terminated(run_id, status=payload)
 
     def _send_artifact(self, client: Any, run_id: str | None, path: Path) -> None:
-        """Send an artifact, or leave it out if it fails twice while the metrics store answers.
-
-        Rows must not wait for an artifact store that does not work.
-        """
+        """Send an artifact, or drop it after two failures, so that rows need not wait for it."""
         for is_last in (False, True):
             try:
                 client.log_artifact(run_id, str(path))
@@ -382,8 +376,7 @@ _VIEW = "vmp"
 def runs_page(uri: str) -> str:
     """Return the path at which the web page of an MLflow server on `uri` lists the runs.
 
-    This also stores a view with columns for this project's metrics in the experiment of the newest
-    run.
+    This also stores a view with columns of this project's metrics in the newest run's experiment.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     logging.getLogger("alembic").setLevel(logging.WARNING)

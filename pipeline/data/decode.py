@@ -110,6 +110,6 @@ def _keyframe(packets: Iterator[Packet[VideoStream]], number: int, dts: int) -> 
     for packet in packets:
         if packet.dts == dts:
             if not packet.is_keyframe:
-                raise SampleError(f"frame {number} is not a keyframe, but the index says that it is")
+                raise SampleError(f"frame {number} is not the keyframe its index promises")
             return packet
     raise SampleError(f"ends before frame {number}")

@@ -70,5 +70,5 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         except ValidationError:
             bad += number < len(lines)
     if bad:
-        logger.warning("%s: %d lines are not rows of metrics and are ignored", path, bad)
+        logger.warning("%s: %d lines are no rows of metrics and are left out", path, bad)
     return rows
