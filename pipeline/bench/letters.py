@@ -1,4 +1,4 @@
-"""Videos that a benchmark renders for itself, of the size and length of real ones."""
+"""Rendered videos for benchmarks, of the size and length of real ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data_prep.synthetic import SynthOptions, synthesize
 
 
 def render_letters(scratch: Path, clips: int, *, size: int = 256, frames: int = 96) -> Path:
-    """Moving letters under `scratch/videos`; returns their annotations."""
+    """Render moving letters under `scratch/videos` and return the file of their annotations."""
     synth = SynthOptions(
         clips_per_split={"train": clips},
         size=size,
@@ -25,7 +25,7 @@ def render_letters(scratch: Path, clips: int, *, size: int = 256, frames: int = 
 
 
 def shard_letters(scratch: Path, clips: int, *, size: int = 256, frames: int = 96) -> Path:
-    """The same in a shard directory, with the split train."""
+    """Render moving letters and return a shard directory of them, with the split train."""
     out = scratch / "shards"
     annotations = render_letters(scratch, clips, size=size, frames=frames)
     shard(
