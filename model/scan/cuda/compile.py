@@ -51,10 +51,8 @@ def build_cubin(source: str, macros: Macros, architecture: str) -> Path:
         BuildError: no cuda-core, no NVRTC, or it failed.
     """
     name = f"{Path(source).stem}-{architecture}-{_fingerprint(source, macros, architecture)}"
-    said = ""
 
     def make_code(path: Path) -> None:
-        nonlocal said
         code, said = _compile(source, macros, architecture)
         path.write_bytes(code)
         path.with_name(f"{name}.ptxas").write_text(said)
@@ -122,7 +120,6 @@ def _fingerprint(source: str, macros: Macros, architecture: str) -> str:
 
 
 def _compile(source: str, macros: Macros, architecture: str) -> tuple[bytes, str]:
-    _nvrtc_version()
     from cuda.core import Program, ProgramOptions
 
     log = io.StringIO()

@@ -73,6 +73,7 @@ def test_several_processes_compile_once(source: str, tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0]
     assert [str(path) for path in (tmp_path / "cache").glob("*.cubin")] == list(paths)
     assert not list((tmp_path / "cache").glob("*.tmp"))
+    assert not list((tmp_path / "cache").glob("*.lock"))
 
 
 def test_an_error_in_a_kernel_is_one_line(source: str, tmp_path: Path) -> None:
