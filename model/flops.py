@@ -34,7 +34,8 @@ def published_flops(config: ModelConfig) -> int:
     counts once; of the mixer, the input and output projections count and, of the scan, one
     read-out and skip (N + 1 per channel and token). What runs inside the fused kernel of the
     original code (convolution, x_proj, dt_proj, the recurrence itself) was not seen by the
-    authors' counter. To compare with papers only; `forward_flops` is the arithmetic done.
+    authors' counter. Use it only to compare with papers; `forward_flops` counts the arithmetic
+    done.
     """
     D, N = config.inner_dim, config.d_state
     per_token = 3 * D * config.embed_dim + D * (N + 1)
