@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from model import VideoMamba, load_model, save_model
 from model.containers import read_metadata
@@ -33,10 +33,10 @@ class Card(BaseModel):
     classes: tuple[str, ...] = Field(min_length=1)
     """Names of the rows of the head."""
     sampling: Literal["tsn", "dense", "segment"]
-    stride: int = Field(ge=1)
-    mean: tuple[float, float, float]
+    stride: int = Field(ge=1, le=10_000)
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     std: tuple[Positive, Positive, Positive]
-    clips: int = Field(ge=1)
+    clips: int = Field(ge=1, le=1000)
     """Temporal views per video."""
     crops: Literal[1, 3]
     """Spatial views per clip."""
