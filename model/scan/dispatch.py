@@ -178,7 +178,13 @@ def choose(scan: Scan, backend: str) -> str:
     chosen = ready[0] if backend == "auto" else backend
     if chosen not in ready:
         raise ScanError(_why_not(chosen, device))
-    if chosen in FUSED and scan.state_dtype == torch.float64:
+    is_double = scan.state_dtype == torch.float64
+    if chosen == "mamba_ssm" and is_double:
+        raise ScanError(
+            "scan: backend 'mamba_ssm' cannot compute in float64; cast the tensors or choose "
+            "'chunked'"
+        )
+    if chosen in FUSED and is_double:
         chosen = "chunked"  # the fused kernels compute in float32
     if chosen == "cuda" and not cuda_scan.takes(scan):
         chosen = "chunked"

@@ -52,6 +52,13 @@ def test_asking_for_it_on_a_cpu_says_what_it_needs(random_scan: Make) -> None:
         bidirectional_scan(**random_scan((1, 3, 4, 2)), backend="mamba_ssm")
 
 
+def test_float64_is_refused_in_one_line(random_scan: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "available_backends", lambda device: dispatch.BACKENDS)
+    tensors = random_scan((1, 3, 4, 2), dtype=torch.float64)
+    with pytest.raises(ScanError, match="'mamba_ssm' cannot compute in float64"):
+        bidirectional_scan(**tensors, backend="mamba_ssm")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available() or importlib.util.find_spec("mamba_ssm") is None,
