@@ -1,4 +1,4 @@
-"""What only a GPU can tell of the CUDA kernels, in one command of under six minutes.
+"""Checks and timings of the CUDA kernels that need a GPU, in one command of under six minutes.
 
     python benchmarks/gpu.py
 
@@ -70,7 +70,7 @@ CASES = [(8, "m", 8), (16, "m", 8), (16, "m", 16), (64, "m", 8), (1, "m", 64), (
 
 
 def scan_errors(shapes: list[Any], device: str) -> list[str]:
-    """What is wrong, one line each; prints the worst error of every case."""
+    """Describe each fault in one line; prints the worst error of every case."""
     wrong = []
     for shape, dtype in shapes:
         for separate in (False, True):
@@ -117,7 +117,7 @@ def _values_and_gradients(tensors: Tensors, dout: Tensor, backend: str) -> Tenso
 
 
 def around_errors() -> list[str]:
-    """The convolution and the norm against float64."""
+    """Compare the convolution and the norm with float64."""
     wrong = []
     for dtype in TOLERANCE:
         x = torch.randn(2, 300, 96, device="cuda", dtype=dtype)
@@ -143,7 +143,7 @@ def around_errors() -> list[str]:
 
 
 def run_small() -> None:
-    """The kernels over small shapes and nothing else, which is what a sanitizer has time for."""
+    """Run the kernels over small shapes only, as a sanitizer is slow."""
     for shape, dtype in SMALL:
         tensors = make_tensors(shape, dtype, "cuda")
         _values_and_gradients(tensors, torch.randn_like(tensors["u"]), "cuda")
@@ -151,7 +151,7 @@ def run_small() -> None:
 
 
 def sanitize() -> list[str]:
-    """Runs this script's small shapes under compute-sanitizer; what it found, one line each."""
+    """Run this script's small shapes under compute-sanitizer; one line for each finding."""
     program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(program).exists():
         print("clean: left out, compute-sanitizer is not installed")

@@ -1,4 +1,4 @@
-"""The loops of the scan's machine code: how many instructions of which kind, from `cuobjdump`.
+"""Counts instructions by kind in the loops of the scan's machine code, from `cuobjdump`.
 
     python benchmarks/instructions.py [sm_90] [STATES] [WARPS]
 

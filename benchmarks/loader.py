@@ -1,4 +1,4 @@
-"""Loader against pure decoding, webdataset and FFCV.
+"""Compares the loader with pure decoding, webdataset and FFCV.
 
 python benchmarks/loader.py                 # on generated clips of 340x256, 280 frames
 python benchmarks/loader.py --shards DIR    # on your own

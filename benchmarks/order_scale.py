@@ -1,4 +1,4 @@
-"""What the global order and the index cost at 240 thousand, 10 million and 100 million samples.
+"""Costs of the global order and the index at 240 thousand, 10 million and 100 million samples.
 
     python benchmarks/order_scale.py
     python benchmarks/order_scale.py --samples 240000 10000000

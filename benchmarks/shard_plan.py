@@ -1,10 +1,10 @@
-"""What sharding costs besides encoding, as the data set grows: planning, one job's start, sealing.
+"""Costs of sharding besides encoding, as the data set grows: planning, a job's start, sealing.
 
 python benchmarks/shard_plan.py                 # 1 thousand to 1 million videos
 python benchmarks/shard_plan.py 10000000        # takes half an hour and some 7 GB of memory
 
-Listings and records are made up; everything that touches them is the real thing. Files are not
-looked for and nothing is decoded: that part is `vmp bench shard`.
+Listings and records are synthetic, and the real code processes them. No file is looked for and
+nothing is decoded; `vmp bench shard` measures that part.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def finish_all(root: Path, workdir: Workdir, split: SplitPlan) -> None:
 
 
 def measure(videos: int, answer: Connection) -> None:
-    """Seconds of processor time for (plan, start of a job that finds nothing to do, seal), GiB."""
+    """Send processor seconds of plan, a job that finds nothing to do, and seal, with peak GiB."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         marks = [time.process_time()]

@@ -1,4 +1,4 @@
-"""What `vmp submit` says before it asks a cluster anything."""
+"""Errors that `vmp submit` reports before it contacts a cluster."""
 
 from __future__ import annotations
 
