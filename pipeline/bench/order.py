@@ -44,14 +44,22 @@ Result = TypeVar("Result")
 def bench_order(samples: Sequence[int], index_samples: Sequence[int]) -> Iterator[Table]:
     """One table of the order of an epoch, then one of the index; a row per number of samples."""
     table = Table(title="order of one epoch")
-    for heading in ("samples", "shuffled", "s", "of randperm", "peak MB", "kept MB", "ms/256"):
+    for heading in (
+        "samples",
+        "shuffled shards",
+        "s",
+        "of randperm",
+        "peak MB",
+        "kept MB",
+        "ms/256",
+    ):
         table.add_column(heading, justify="right")
     for count in samples:
         for window in (0, SHARDS_PER_WINDOW):
             got = _alone(measure_order, count, window)
             table.add_row(
                 f"{count:,}",
-                f"{window} shards at a time" if window else "all shards",
+                f"{window} at a time" if window else "all at once",
                 f"{got['seconds']:.2f}",
                 f"{got['seconds'] / got['randperm_s']:.1f}x",
                 f"{got['peak_mb']:.0f}",

@@ -34,7 +34,7 @@ def test_the_order_is_measured_over_all_shards_and_over_a_window(
     monkeypatch.setattr(order, "_alone", lambda measure, *arguments: measure(*arguments))
     printed = _printed(*order.bench_order([3000], []))
     assert printed.count("3,000") == 2
-    assert "64 shards at a time" in printed
+    assert "64 at a time" in printed
 
 
 def test_the_index_is_measured_in_a_process_of_its_own() -> None:
