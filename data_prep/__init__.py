@@ -1,1 +1,1 @@
-"""Videos and annotations in, sealed WebDataset shards out. Imports without torch."""
+"""Turns videos and annotations into sealed WebDataset shards, without importing torch."""

@@ -1,4 +1,4 @@
-"""What every annotation format is read into."""
+"""The types into which every annotation format is read."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ VIDEO_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".webp"])
 
 HARMLESS = frozenset({"duplicate_row", "in_other_split", "outside", "unknown_suffix"})
-"""Codes of what is left out without being a sign that something is wrong with the data set."""
+"""Codes of left-out inputs that do not suggest a fault in the data set."""
 
 SPLIT_NAME = re.compile(SPLIT_PATTERN)
-"""Splits name files: shards, plans, caches."""
+"""The name of a split is part of file names: those of shards, plans and caches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One labelled clip, as listed."""
+    """One clip as its annotation lists it."""
 
     path: str
     """Relative to the video directory, or absolute."""
@@ -50,12 +50,12 @@ class Annotation:
     trim_end_s: float | None = None
     """None = to the end."""
     where: str = ""
-    """`file:line` it was read from."""
+    """The `file:line` from which it was read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One input that is left out, and why."""
+    """One input that is left out, with the reason."""
 
     where: str
     """`file:line` of the annotation."""
@@ -67,7 +67,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All that an annotation names."""
+    """Everything that the annotations of a data set name."""
 
     annotations: list[Annotation]
     problems: list[Problem]

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, whatever kills the process."""
+"""Writes files that are either whole or absent, whatever kills the process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def publish(path: Path, content: bytes) -> None:
-    """Write `content` under a temporary name, flush it to the disk, then give it its name."""
+    """Write `content` under a temporary name, flush it to disk, then rename it."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with temporary.open("wb") as file:
         file.write(content)
@@ -28,7 +28,7 @@ def move(temporary: Path, path: Path) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """As `publish`, but without flushing: for files that may be lost with the machine."""
+    """Write as `publish` does, but without flushing, where a machine crash may lose the file."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.write_bytes(content)
     temporary.replace(path)

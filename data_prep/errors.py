@@ -1,4 +1,4 @@
-"""What callers of this package catch, and whose fault an `OSError` is."""
+"""The errors that callers of this package catch, and the rules that classify an `OSError`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 
 
 def one_line(text: object) -> str:
-    """For a terminal: what does not print, as labels and file names may hold, is escaped.
+    """Escape what labels and file names may hold but a terminal must not receive.
 
-    Control sequences, line ends and turns of direction of Unicode, bytes that are no text.
+    These are control sequences, line ends, Unicode direction marks, and bytes that are not text.
     """
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
@@ -23,10 +23,11 @@ class DataError(ValueError):
     exit_status = 2
 
 
-class MachineTrouble(Exception):  # noqa: N818 - nobody's error in the input or the program
-    """The machine failed (disk, memory, network): nothing may be concluded about the input.
+class MachineTrouble(Exception):  # noqa: N818 - no error of the input or the program
+    """A failure of the machine (disk, memory, network), which says nothing about the input.
 
-    One line. Work stops, keeps what is done, and goes on when the same command is run again.
+    The message is one line. Work stops, keeps what is done, and continues when the same command is
+    run again.
     """
 
 
@@ -58,29 +59,30 @@ _OF_MACHINE = frozenset(
 
 
 def is_of_machine(error: OSError) -> bool:
-    """Whether what is written or read does not matter: disk full, I/O error, stale handle."""
+    """Whether the machine, not the file, is at fault: disk full, I/O error, stale handle."""
     return error.errno in _OF_MACHINE
 
 
 def verdict(error: OSError, path: str | os.PathLike[str]) -> tuple[str, str]:
-    """(code, detail), when the error is a property of the file at `path`.
+    """Return (code, detail) for an error that is a property of the file at `path`.
 
-    Raises `MachineTrouble` for any other: no space, I/O errors, stale handles, too many open files.
+    Raises `MachineTrouble` for all others: no space, I/O error, stale handle, too many open files.
     """
     reason = error.strerror or str(error)
     code = _VERDICTS.get(error.errno or 0)
     if code is None:
         raise MachineTrouble(
-            f"{os.fspath(path)!r} cannot be read ({reason}); run the same command again when the "
-            "machine is well, or take the file away to go on without it"
+            f"{os.fspath(path)!r} cannot be read ({reason}); run the same command again once the "
+            "machine has recovered, or remove the file to continue without it"
         ) from error
     return code, reason
 
 
 def refused(error: OSError, message: str) -> DataError:
-    """`message` with the reason, as bad input; `MachineTrouble` is raised when it is not that.
+    """Make a `DataError` of `message` and the reason of `error`.
 
-    For what a user named and cannot be used: no such place, no permission, read-only.
+    It is for a place that a user named and that cannot be used: absent, not permitted, read-only.
+    Raises `MachineTrouble` when the machine is at fault instead.
     """
     text = f"{message} ({error.strerror or error})"
     if error.errno in _VERDICTS or error.errno in (errno.EEXIST, errno.EROFS, errno.EINVAL):

@@ -1,4 +1,4 @@
-"""Annotations on disk -> one checked plan per split."""
+"""Turns annotations on disk into one checked plan per split."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PlannedSplit = tuple[SplitPlan, list[PlannedShard], list[Problem]]
 def plan_inputs(
     config: ShardConfig, workdir: Workdir, known: Mapping[str, SplitPlan]
 ) -> list[PlannedSplit]:
-    """Plans of the splits that the annotations name; `known` are those made by earlier calls.
+    """Plan the splits that the annotations name; `known` holds the plans of earlier calls.
 
     Raises `DataError` when too many inputs are absent or malformed.
     """
@@ -39,7 +39,7 @@ def plan_inputs(
     splits = {item.split for item in listing.annotations}
     others = [plan for plan in known.values() if plan.split not in splits]
     if others:
-        # The first splits sharded have numbered the classes.
+        # The splits that were sharded first determine the numbers of the classes.
         listing = replace(listing, classes=others[0].classes)
     dataset = config.dataset or next(
         (plan.dataset for plan in known.values()), config.videos.absolute().name
@@ -85,7 +85,7 @@ def _per_split(
     splits = sorted({shard.split for shard in shards})
     for split in splits:
         ours = [shard for shard in shards if shard.split == split]
-        # Lines that were too broken to name a split are listed with the first one.
+        # Lines that are too broken to name a split are listed under the first split.
         left_out = [
             problem
             for problem in problems

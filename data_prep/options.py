@@ -14,12 +14,12 @@ from data_prep.workdir import NAME as WORK_NAME
 
 
 class ShardConfig(BaseModel):
-    """What to shard, into what, and with how much effort."""
+    """The inputs, the output and the effort of one `vmp data shard`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str
-    """kinetics, ssv2, ucf101, hmdb51, folder or csv."""
+    """The annotation format: kinetics, ssv2, ucf101, hmdb51, folder or csv."""
     videos: Path
     annotations: Path | None = None
     out: str
@@ -27,26 +27,26 @@ class ShardConfig(BaseModel):
     dataset: str = ""
     """Part of every key; the name of the video directory by default."""
     split: str = "train"
-    """For clips whose annotation does not say."""
+    """The split of clips whose annotation names none."""
     val_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training videos that become the split `val`, chosen by a hash of their paths."""
     fold: int = Field(default=1, ge=1, le=3)
-    """Official division of ucf101 and hmdb51."""
+    """The official division to use (ucf101, hmdb51)."""
     clips_per_shard: int = Field(default=256, ge=1)
     encode: EncodeSettings = EncodeSettings()
     max_missing: float = Field(default=0.1, ge=0, le=1)
     """Share of listed clips that may be absent or malformed before the run is refused."""
     caps: Caps = Caps()
     jobs: int = Field(default=1, ge=1)
-    """Local processes that claim shards."""
+    """Number of local processes that claim shards."""
     decoders: int | None = Field(default=None, ge=1)
     """Decoding processes per job; by default the usable cores divided by the jobs."""
     work: Path | None = None
-    """Shared by all jobs; OUT/.prep by default, required when `out` is a URL."""
+    """Work directory of all jobs; OUT/.prep by default, required when `out` is a URL."""
 
 
 def work_dir(out: str, work: Path | None) -> Path:
-    """What jobs share. Raises `DataError` when `out` is a URL and `work` is not given."""
+    """The work directory. Raises `DataError` when `out` is a URL and `work` is not given."""
     if work is not None:
         return work.absolute()
     if is_url(out):
@@ -55,5 +55,5 @@ def work_dir(out: str, work: Path | None) -> Path:
 
 
 def absolute_out(out: str) -> str:
-    """The same place for jobs that start in other directories."""
+    """Make a path absolute, for jobs that start in other directories; leave a URL alone."""
     return out if is_url(out) else str(Path(out).absolute())

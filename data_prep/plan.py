@@ -1,4 +1,4 @@
-"""Which clip goes into which shard: a pure function of the listing and the shard size."""
+"""Assigns clips to shards: a pure function of the listing and the shard size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PlannedClip:
     key: str
     path: str
     label: int
-    """Position in the classes; -1 = unlabelled."""
+    """Index of the class; -1 = unlabelled."""
     trim_start_s: float
     trim_end_s: float | None
     where: str
@@ -27,7 +27,7 @@ class PlannedClip:
 @dataclass(frozen=True, slots=True)
 class PlannedShard:
     name: str
-    """File name of the tar."""
+    """The file name of the tar."""
     split: str
     clips: tuple[PlannedClip, ...]
 
@@ -43,7 +43,7 @@ class Plan:
 
 
 def clip_key(dataset: str, path: str, trim_start_s: float, trim_end_s: float | None) -> str:
-    """32 hex digits. No dots, because WebDataset splits names at the first one."""
+    """The key of a clip: 32 hex digits, without dots because WebDataset splits names at a dot."""
     identity = json.dumps([dataset, path, trim_start_s, trim_end_s])
     return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
@@ -53,9 +53,9 @@ def plan_shards(
 ) -> Plan:
     """Spread the clips of every split over shards of nearly equal size.
 
-    Clips are ordered by their keys, which are hashes, so that classes are mixed in every shard.
-    `taken` are keys that other splits hold already. Of rows that name one clip twice the first
-    stays; when their labels differ all of them go.
+    Clips are ordered by their keys, which are hashes, so that every shard mixes the classes.
+    `taken` holds the keys of other splits. Of several rows that name one clip the first is kept;
+    if their labels differ, none is.
     """
     numbers = {name: number for number, name in enumerate(listing.classes)}
     problems = list(listing.problems)

@@ -1,4 +1,4 @@
-"""The contract between data preparation and training: what lies in a shard directory.
+"""The contract between data preparation and training: the files of a shard directory.
 
 `<split>-000000.tar`   WebDataset samples `<key>.mp4` + `<key>.json`
 `index.parquet`        one row per sample, columns `INDEX_SCHEMA`, rows in global storage order
@@ -42,21 +42,21 @@ INDEX_SCHEMA = pa.schema(
 
 
 SPLIT_PATTERN = r"[A-Za-z0-9_-]+"
-"""Splits name files: shards, plans, caches."""
+"""The name of a split is part of file names: those of shards, plans and caches."""
 
-# Names come from files that others may have written, and are used as paths: plain ones only.
+# Names may come from files that others have written, and serve as paths, so only plain ones pass.
 SplitName = Annotated[str, StringConstraints(pattern=rf"^{SPLIT_PATTERN}$", max_length=200)]
 ShardName = Annotated[str, StringConstraints(pattern=rf"^{SPLIT_PATTERN}\.tar$", max_length=220)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 def how_to_seal(names: Iterable[str]) -> str:
-    """What to do about a directory without a manifest, by the names of its files."""
+    """Advice about a directory without a manifest, judged by the names of its files."""
     if any(name.endswith(".tar") for name in names):
         return (
             "its tars were written by another tool (video2dataset, webdataset) or never sealed: "
-            "unpack them and run `vmp data shard --format csv` on the files, or run the command "
-            "again that was to make this directory"
+            "unpack them and run `vmp data shard --format csv` on the files, or repeat the command "
+            "that was meant to make this directory"
         )
     return "make one with `vmp data shard`"
 
@@ -66,7 +66,7 @@ class _Frozen(BaseModel):
 
 
 class ShardRecord(_Frozen):
-    """One tar as the manifest vouches for it."""
+    """The manifest's entry for one tar."""
 
     name: ShardName
     split: SplitName
@@ -84,11 +84,11 @@ class Manifest(_Frozen):
     splits: dict[SplitName, NonNegativeInt]
     """Samples per split."""
     settings: dict[str, Any]
-    """Encoding and sharding settings that shaped the bytes."""
+    """The encoding and sharding settings that determine the bytes."""
     shards: tuple[ShardRecord, ...]
     index_sha256: Sha256
     digest: Sha256 | Literal[""] = ""
-    """sha256 over everything above; identifies the data set in checkpoints and runs."""
+    """The sha256 of everything above, which identifies the data set."""
 
     def compute_digest(self) -> str:
         content = self.model_dump(mode="json", exclude={"digest"})

@@ -1,7 +1,7 @@
-"""`vmp data shard`: plan, run the jobs, seal.
+"""Implements `vmp data shard`: plan, run the jobs, seal.
 
-`prepare` plans; `run_shard_worker` is the job, here in local processes or elsewhere through a
-scheduler; `seal` closes. Every step may be killed and repeated.
+`prepare` plans, `run_shard_worker` is the job, in local processes or through a scheduler, and
+`seal` writes the manifest. Every step may be killed and repeated.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def shard(config: ShardConfig, *, show_progress: bool = True) -> Manifest:
     decoders = config.decoders or max(1, len(os.sched_getaffinity(0)) // config.jobs)
     run_jobs(work, jobs=config.jobs, decoders=decoders, show_progress=show_progress)
     with Workdir(work).alone():
-        # Another call on the same directory may have sealed it meanwhile.
+        # Another call may have sealed the directory meanwhile.
         return sealed(work) or seal(work)
 
 
 def prepare(config: ShardConfig) -> Path:
     """Read the annotations, plan every split they name, and return the work directory.
 
-    Raises `DataError` for bad input, and when the output holds the same split of other inputs or
-    of other settings.
+    Raises `DataError` for bad input, or when the output holds the same split made from other inputs
+    or with other settings.
     """
     workdir = Workdir(work_dir(config.out, config.work))
     store = open_store(config.out, workdir.scratch)
@@ -70,7 +70,7 @@ def _difference(old: SplitPlan, new: SplitPlan) -> str:
         return (
             f"--out {old.out}: holds split {old.split!r} as an earlier version made it; see with "
             "`vmp data verify` whether its pictures are affected, and choose another --out to make "
-            "them anew"
+            "them again"
         )
     for field in ("dataset", "classes", "format", "fold", "encode", "clips_per_shard", "num_clips"):
         before, now = getattr(old, field), getattr(new, field)
@@ -84,7 +84,7 @@ def _difference(old: SplitPlan, new: SplitPlan) -> str:
 
 
 def _reopen_lost(store: Store, plans: list[SplitPlan]) -> None:
-    """Shards whose tar has vanished are to be made again."""
+    """Remove the records of shards whose tar has vanished, so that they are made again."""
     names = set(store.names())
     for plan in plans:
         for name in plan.shard_names():
@@ -97,7 +97,7 @@ def _reopen_lost(store: Store, plans: list[SplitPlan]) -> None:
 
 
 def sealed(work: Path) -> Manifest | None:
-    """The manifest, when it covers all that is planned and every tar is there."""
+    """The manifest, if it covers all plans and every tar is present; None otherwise."""
     workdir = Workdir(work)
     plans = workdir.plans()
     store = open_store(plans[0].out, workdir.scratch)

@@ -1,4 +1,4 @@
-"""Where shards are kept: a directory, or any place that fsspec reaches."""
+"""Stores shards in a directory, or in any place that fsspec reaches."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ class Store(Protocol):
     """A flat directory of files that appear whole or not at all."""
 
     def scratch(self, name: str) -> Path:
-        """A local path at which to write what `put` then publishes as `name`."""
+        """The local path at which to write a file that `put` then publishes as `name`."""
 
     def put(self, scratch: Path, name: str) -> None:
-        """Publish a flushed local file; the local file is gone afterwards."""
+        """Publish a flushed local file and remove it."""
 
     def write(self, name: str, content: bytes) -> None: ...
 
     def read(self, name: str) -> bytes:
-        """Raises `FileNotFoundError`."""
+        """The content of a file. Raises `FileNotFoundError`."""
 
     def open(self, name: str) -> IO[bytes]:
-        """For reading. Raises `FileNotFoundError`."""
+        """Open a file for reading. Raises `FileNotFoundError`."""
 
     def size(self, name: str) -> int | None:
-        """Bytes, or None when absent."""
+        """The size in bytes, or None when the file is absent."""
 
     def names(self) -> list[str]: ...
 
     def remove(self, name: str) -> None:
-        """Absent is fine."""
+        """Remove a file, if it exists."""
 
 
 class DirectoryStore:
@@ -69,7 +69,7 @@ class DirectoryStore:
 
 
 class UrlStore:
-    """Objects appear whole in object stores; elsewhere a partial file is named by no record."""
+    """A store behind a URL. Where objects do not appear whole, no record names a partial one."""
 
     def __init__(self, url: str, scratch: Path) -> None:
         filesystem, root = fsspec.core.url_to_fs(url)
@@ -117,7 +117,7 @@ def is_url(out: str) -> bool:
 
 
 def open_store(out: str, scratch: Path) -> Store:
-    """`scratch` is where shards of a URL grow. Raises `DataError` when `out` is out of reach."""
+    """Open a store; shards for a URL are built in `scratch`. Raises `DataError` if out of reach."""
     try:
         if not is_url(out):
             Path(out).mkdir(parents=True, exist_ok=True)

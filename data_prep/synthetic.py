@@ -1,7 +1,7 @@
-"""Labelled videos in which the class is the motion: a letter that moves, turns or changes size.
+"""Renders labelled videos whose class is a motion: a letter that moves, turns or changes size.
 
-A frame on its own says nothing about the class. Place, size and angle vary in every clip, each over
-the range that the classes which move it pass through; motion is centred on the middle of the clip.
+A single frame says nothing about the class: place, size and angle vary from clip to clip over the
+range through which a motion changes them, and motion is centred on the middle of the clip.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CLASSES = (
 ANNOTATIONS_NAME = "annotations.csv"
 OPTIONS_NAME = "synthetic.json"
 
-_LETTERS = {  # 5 x 7, none of them looks like itself turned around
+_LETTERS = {  # 5 x 7 pixels; no letter looks like itself when rotated
     "F": "11111 10000 10000 11110 10000 10000 10000",
     "G": "01110 10001 10000 10111 10001 10001 01111",
     "J": "00111 00010 00010 00010 00010 10010 01100",
@@ -58,7 +58,7 @@ _FloatArray = npt.NDArray[np.float32]
 
 
 def _bitmap(rows: str) -> _FloatArray:
-    """(9, 9) letter with an empty border, so that sampling outside of it gives 0."""
+    """A letter as a (9, 9) bitmap whose empty border makes sampling outside of it give 0."""
     ink = np.array([[int(bit) for bit in row] for row in rows.split()], dtype=np.float32)
     return np.pad(ink, ((1, 1), (2, 2)))
 
@@ -67,7 +67,7 @@ _GLYPHS = np.stack([_bitmap(rows) for rows in _LETTERS.values()])
 
 
 class SynthOptions(BaseModel):
-    """What `vmp data synth` renders. The defaults are what a nano model learns in minutes."""
+    """Options of `vmp data synth`. A nano model learns the default clips in minutes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -79,12 +79,12 @@ class SynthOptions(BaseModel):
     seed: int = Field(default=0, ge=0)
     crf: int = Field(default=12, ge=0, le=51)
     speed_min: float = 1.2
-    """Slowest displacement in pixels per frame at 32 pixels; grows with `size`."""
+    """Slowest displacement in pixels per frame at `size` 32; it grows with `size`."""
     speed_max: float = 2.5
     turn_degrees: float = 30.0
     """Rotation per frame."""
     growth: float = 1.14
-    """Ratio of sizes of neighbouring frames."""
+    """Ratio of the letter's sizes in neighbouring frames."""
     noise: float = 5.0
     """Standard deviation of the noise on 8-bit values."""
 
@@ -95,7 +95,7 @@ def _f32(values: npt.ArrayLike) -> _FloatArray:
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """Where the letter is in each frame; arrays of shape (frames,)."""
+    """The place, size and angle of the letter in each frame; arrays of shape (frames,)."""
 
     x: _FloatArray
     """Pixels right of the centre."""
@@ -110,8 +110,8 @@ class Motion:
 def _motion(label: str, options: SynthOptions, random: np.random.Generator) -> Motion:
     n = options.frames
     ramp = np.arange(n, dtype=np.float32) - (n - 1) / 2
-    # The same draws whatever the class, so that nothing but the motion itself differs: a clip that
-    # does not move along x stands still at one of the places that a moving one passes through.
+    # Every class makes the same draws, so that only the motion differs: a clip that does not move
+    # along x stays at one of the places through which a moving clip passes.
     still_x, still_y, still_size = ramp[random.integers(0, n, 3)]
     signs = random.choice((-1.0, 1.0), 2)
     unit = options.size / 32
@@ -126,7 +126,7 @@ def _motion(label: str, options: SynthOptions, random: np.random.Generator) -> M
     steps_angle = {"clockwise": ramp, "counter_clockwise": -ramp}.get(label, np.zeros(n))
     place = (middle_x + speed_x * steps_x) + 1j * (middle_y + speed_y * steps_y)
     if label not in _STRAIGHT:
-        # Off the centre, about which the picture turns: there, turning would hardly show.
+        # The picture turns about its centre, where a turning letter would hardly move.
         place *= np.maximum(1.0, _MIN_RADIUS * unit / np.abs(place))
     turn = np.deg2rad(options.turn_degrees) * steps_angle
     place = place * np.exp(1j * turn)
@@ -139,7 +139,7 @@ def _motion(label: str, options: SynthOptions, random: np.random.Generator) -> M
 
 
 def _coverage(glyph: _FloatArray, motion: Motion, size: int) -> _FloatArray:
-    """(frames, size, size) share of ink per pixel, by bilinear lookup in the letter's bitmap."""
+    """Ink per pixel, (frames, size, size) from 0 to 1, by bilinear lookup in the bitmap."""
     axis = np.arange(size, dtype=np.float32) - (size - 1) / 2
     dx = axis[None, None, :] - motion.x[:, None, None]
     dy = axis[None, :, None] - motion.y[:, None, None]
@@ -157,10 +157,10 @@ def _coverage(glyph: _FloatArray, motion: Motion, size: int) -> _FloatArray:
 
 
 def render(label: str, options: SynthOptions, random: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """One clip, (frames, size, size, 3) RGB."""
+    """Render one clip: (frames, size, size, 3) uint8 RGB."""
     motion = _motion(label, options, random)
     glyph = _GLYPHS[random.integers(len(_GLYPHS))]
-    # Bright on dark: a polarity that changes from clip to clip costs a small model all its time.
+    # Letters are bright on dark: a small model would spend its time on a changing polarity.
     background, ink = random.uniform(0, 70, 3), random.uniform(0, 255, 3)
     while _LUMA @ (ink - background) < _MIN_CONTRAST:
         ink = random.uniform(0, 255, 3)
@@ -210,7 +210,7 @@ def _relative_path(split: str, index: int) -> str:
 
 
 def synthesize(out: Path, options: SynthOptions, *, workers: int | None = None) -> Path:
-    """Render the clips and write `annotations.csv` (path,label,split), whose path is returned.
+    """Render the clips, write `annotations.csv` (path,label,split) and return its path.
 
     The files depend on `options` alone, not on `workers`. A second call with the same options does
     nothing. Raises `DataError` when `out` cannot be written or holds clips of other options.

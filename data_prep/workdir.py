@@ -1,6 +1,6 @@
-"""What the jobs of one sharding run share: plans, claims, progress and the poison list.
+"""The directory that the jobs of a sharding run share: plans, claims, progress, poison list.
 
-Always on a file system that every job sees; the shards themselves may lie elsewhere.
+It lies on a file system that every job sees; the shards themselves may lie elsewhere.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from data_prep.plan import PlannedClip, PlannedShard
 from data_prep.video.clip import EncodeSettings
 
 NAME = ".prep"
-# Paths are bytes: file names need not be UTF-8.
+# Paths are stored as bytes, because file names need not be UTF-8.
 _CLIP_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -43,7 +43,7 @@ _CLIP_SCHEMA = pa.schema(
 
 
 class SplitPlan(BaseModel):
-    """The plan of one split; its clips lie in a Parquet file, one row group per shard."""
+    """The plan of one split. Its clips lie in a Parquet file with one row group per shard."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,13 +58,13 @@ class SplitPlan(BaseModel):
     out: str
     caps: Caps
     max_missing: float = 1.0
-    """Share of listed clips that may be lost, at the latest while they are decoded."""
+    """Share of listed clips that may be lost, decoding included."""
     picture_version: int = 1
-    """`data_prep.video.picture.PICTURE_VERSION` when it was planned."""
+    """The value of `data_prep.video.picture.PICTURE_VERSION` at planning."""
     num_shards: int
     num_clips: int
     fingerprint: str
-    """sha256 over everything that shapes the shards."""
+    """The sha256 of everything that determines the bytes of the shards."""
 
     def shard_names(self) -> list[str]:
         return [f"{self.split}-{number:06d}.tar" for number in range(self.num_shards)]
@@ -130,20 +130,20 @@ class Workdir:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Planning and sealing are done by one call at a time."""
+        """Hold the lock that lets one call at a time plan or seal."""
         with (self.root / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                     raise
-                # A file system without locks: calls at one time are up to the user there.
+                # On a file system without locks the user must avoid concurrent calls.
             yield
 
     def save_plan(
         self, plan: SplitPlan, shards: list[PlannedShard], problems: list[Problem]
     ) -> None:
-        """Clips, problems, and the header last."""
+        """Write the problems, the clips and, last, the header."""
         lines = "".join(json.dumps(asdict(problem)) + "\n" for problem in problems)
         publish(self.root / f"problems-{plan.split}.jsonl", lines.encode())
         temporary = self.root / f".clips-{plan.split}.{uuid.uuid4().hex}.tmp"
@@ -156,18 +156,18 @@ class Workdir:
         publish(self._header_path(plan.split), plan.model_dump_json(indent=1).encode())
 
     def plans(self) -> list[SplitPlan]:
-        """Of every split, sorted by name."""
+        """The plans of all splits, sorted by name."""
         headers = sorted(self.root.glob("plan-*.json"))
         return [_read_plan(header) for header in headers]
 
     def allow_missing(self, plan: SplitPlan, max_missing: float) -> None:
-        """Another bound for a plan that is otherwise the same."""
+        """Change the bound of a plan that is otherwise the same."""
         if plan.max_missing != max_missing:
             changed = plan.model_copy(update={"max_missing": max_missing})
             publish(self._header_path(plan.split), changed.model_dump_json(indent=1).encode())
 
     def relocate(self, out: str) -> None:
-        """Shards that were moved together with their plans are continued where they are now."""
+        """Continue shards that were moved together with their plans at their new place."""
         for plan in self.plans():
             if plan.out != out:
                 moved = plan.model_copy(update={"out": out})
@@ -183,7 +183,7 @@ class Workdir:
         return frozenset(table["key"].to_pylist())
 
     def sources(self, plan: SplitPlan) -> Iterator[str]:
-        """Paths of all its clips."""
+        """The paths of all clips of a plan."""
         table = pq.read_table(self._clips_path(plan.split), columns=["path"])
         return (os.fsdecode(path) for path in table["path"].to_pylist())
 
@@ -202,12 +202,12 @@ class Workdir:
             path.unlink(missing_ok=True)
 
     def clip_counts(self, plan: SplitPlan) -> list[int]:
-        """Clips per shard."""
+        """The number of clips in each shard."""
         metadata = pq.ParquetFile(self._clips_path(plan.split)).metadata
         return [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
 
     def poison(self) -> dict[str, tuple[str, str]]:
-        """key -> (code, detail) of the files that killed or outstayed their process."""
+        """The (code, detail) by key of files that killed their process or exceeded its limits."""
         path = self.root / "poison.jsonl"
         if not path.exists():
             return {}
@@ -221,7 +221,7 @@ class Workdir:
         return found
 
     def add_poison(self, key: str, code: str, detail: str) -> None:
-        """Appended in one write, so that lines of several jobs do not mix."""
+        """Append an entry in one write, so that lines of several jobs do not mix."""
         line = "\n" + json.dumps({"key": key, "code": code, "detail": detail})
         descriptor = os.open(self.root / "poison.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:

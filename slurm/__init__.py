@@ -1,1 +1,1 @@
-"""Submit, watch and requeue jobs through Submitit. Imports without torch."""
+"""Submits, watches and requeues jobs through Submitit, without importing torch."""

@@ -1,4 +1,4 @@
-"""Equal jobs that share their work through files: submitted as one array, awaited together."""
+"""Runs equal jobs that share their work through files as one array, and waits for all of them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _CPUS = 4
 
 @dataclass(frozen=True)
 class ArrayOutcome:
-    """How the elements of an array ended."""
+    """The final states of the elements of an array."""
 
     job_id: str
     states: dict[str, int]
-    """SLURM state -> elements in it."""
+    """Number of elements by their SLURM state."""
     logs: Path
 
     @property
@@ -43,9 +43,9 @@ def run_array(
     name: str,
     announce: Callable[[str], None],
 ) -> ArrayOutcome:
-    """Submit the tasks to SLURM, each as a job of its own on one node, and wait for all.
+    """Submit the tasks to SLURM, each as its own job on one node, and wait for all of them.
 
-    Ctrl-C cancels them. Raises ClusterError when sbatch refuses.
+    Ctrl-C cancels the jobs. Raises ClusterError when sbatch refuses.
     """
     resources = Resources(cpus_per_task=profile.cpus_per_task or _CPUS)
     code = snapshot.take(folder)

@@ -1,4 +1,4 @@
-"""A cluster that was asked for something it cannot do: one line and exit status 2."""
+"""Errors about the cluster and its jobs. A ClusterError ends in one line and exit status 2."""
 
 from pipeline.rundir.exits import BAD_INPUT
 
@@ -10,4 +10,4 @@ class ClusterError(ValueError):
 
 
 class JobDiedError(RuntimeError):
-    """A task ended without leaving a result."""
+    """The end of a task that left no result."""

@@ -1,4 +1,4 @@
-"""Submitit behind a small surface; the only module that imports it."""
+"""Wraps Submitit in a small interface. No other module imports it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from slurm.record import Cluster, Resources
 
 Job = submitit.Job
 
-# The local executor has no queue and no limit of its own; its default would end a run in minutes.
+# A local job needs no time limit, but Submitit's default would end a run within minutes.
 _LOCAL_TIME_MIN = 365 * 24 * 60
 
 
 class _SbatchWriter(submitit.SlurmExecutor):  # type: ignore[misc]
-    """Writes the sbatch text on any machine; it submits nothing."""
+    """Writes the sbatch text on any machine and submits nothing."""
 
     @classmethod
     def affinity(cls) -> int:
@@ -49,16 +49,16 @@ def make_executor(
     parallel: int | None = None,
     only_text: bool = False,
 ) -> submitit.Executor:
-    """An executor whose jobs log into `folder` and run the code in the directory `code`.
+    """Make an executor whose jobs log into `folder` and run the code in the directory `code`.
 
     Args:
-        supervised: run directories, one for each job in their order, whose ends are dealt with by
-            `slurm.supervise`.
-        dependency: as sbatch takes it, such as afterok:123.
-        exclude: nodes to avoid beside those of the profile.
-        parallel: jobs of an array that may run at once.
-        only_text: for `sbatch_text`, which needs no SLURM.
-    Raises ClusterError when the cluster is not there or cannot give what is asked.
+        supervised: one run directory per job, in the order of the jobs; `slurm.supervise` decides
+            what follows when a job ends.
+        dependency: a dependency in sbatch's notation, such as afterok:123.
+        exclude: nodes to avoid in addition to those of the profile.
+        parallel: the number of jobs of an array that may run at once.
+        only_text: whether the executor serves only `sbatch_text`, which needs no SLURM.
+    Raises ClusterError when the cluster is absent or cannot provide the resources.
     """
     if cluster == "local":
         if resources.nodes > 1:
@@ -96,8 +96,8 @@ def make_executor(
 
 
 def _python(code: Path, interpreter: str) -> str:
-    """A command that runs Python on the snapshot, whatever the working directory holds."""
-    # An empty entry would stand for the working directory of the job.
+    """The command that runs Python on the snapshot, whatever the working directory holds."""
+    # Python would read an empty entry as the working directory of the job.
     others = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     path = os.pathsep.join([str(code), *others])
     return shlex.join(["env", "PYTHONSAFEPATH=1", f"PYTHONPATH={path}", interpreter])
@@ -140,9 +140,9 @@ def _slurm_parameters(
         "srun_args": [
             # srun stopped inheriting --cpus-per-task from sbatch in SLURM 22.05.
             f"--cpus-per-task={resources.cpus_per_task}",
-            # srun truncates logs by default: that of a requeued job must go on, not start again.
+            # srun truncates logs by default, but a requeued job must append to its log.
             "--open-mode=append",
-            # Ranks that wait for a dead one are told, and killed if they do not listen.
+            # srun terminates the ranks that wait for a dead one, and kills those that ignore it.
             "--kill-on-bad-exit=1",
             *_container_args(profile),
             *profile.srun_args,
@@ -150,7 +150,7 @@ def _slurm_parameters(
         "additional_parameters": {
             "requeue": True,
             "open_mode": "append",
-            # What depends on a job that failed would otherwise wait for ever.
+            # A job that depends on a failed one would otherwise wait forever.
             "kill_on_invalid_dep": "yes",
             **profile.extra,
         },
@@ -167,19 +167,19 @@ def _container_args(profile: ClusterProfile) -> list[str]:
 
 
 def submit(executor: submitit.Executor, task: Callable[[], int]) -> submitit.Job[int]:
-    """Hand one job to the executor. Raises ClusterError with sbatch's reason."""
+    """Submit one job. Raises ClusterError with sbatch's reason."""
     return submit_array(executor, [task])[0]
 
 
 def submit_array(
     executor: submitit.Executor, tasks: Sequence[Callable[[], int]]
 ) -> list[submitit.Job[int]]:
-    """Hand several jobs to the executor; on SLURM they are one array.
+    """Submit several jobs; on SLURM they form one array.
 
     Raises ClusterError with sbatch's reason.
     """
     try:
-        # Submitit prints sbatch's complaint and raises it as well: once is enough.
+        # Submitit both prints and raises sbatch's complaint; the exception is enough.
         quiet = redirect_stderr(io.StringIO())
         with (
             _outside_of_any_job(),
@@ -197,7 +197,7 @@ def submit_array(
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """A local job's controller, started inside, is not ended by Ctrl-C: the run saves first."""
+    """Make the controller of a local job, started inside, ignore Ctrl-C: the run saves first."""
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -207,7 +207,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 @contextmanager
 def _not_written_by_all() -> Iterator[None]:
-    """Whoever can write the pickle of a job decides what it does, in the name of its owner."""
+    """Create files that others cannot write: a job's pickle runs as its owner."""
     before = os.umask(0o077)
     os.umask(before | 0o002)
     try:
@@ -218,10 +218,10 @@ def _not_written_by_all() -> Iterator[None]:
 
 @contextmanager
 def _outside_of_any_job() -> Iterator[None]:
-    """A job that submits another one must not hand it its own rank and limits."""
+    """Hide the variables of the current job, so that a job it submits does not inherit them."""
     conf = os.environ.get("SLURM_CONF")
     with clean_env():
-        # Submitit starts the controller of a local job with this environment, and no options.
+        # Submitit starts the controller of a local job without interpreter options.
         os.environ["PYTHONSAFEPATH"] = "1"
         if conf is not None:
             os.environ["SLURM_CONF"] = conf
@@ -230,16 +230,16 @@ def _outside_of_any_job() -> Iterator[None]:
 
 def sbatch_text(executor: submitit.SlurmExecutor) -> str:
     """The script that `submit` would hand to sbatch."""
-    # Submitit has no public way to see it without submitting.
+    # Submitit has no public function that returns the text without submitting it.
     text: str = executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
     return text
 
 
 def rank_environment() -> dict[str, str]:
-    """RANK, LOCAL_RANK, WORLD_SIZE, ... of this task, for torch and DeepSpeed.
+    """The variables RANK, LOCAL_RANK, WORLD_SIZE, ... of this task, for torch and DeepSpeed.
 
-    Submitit's own export is not used: it sets CUDA_VISIBLE_DEVICES to the local rank and leaves
-    LOCAL_RANK beside it, so that `set_device(LOCAL_RANK)` fails on every rank but 0.
+    Submitit's own export does not serve: it sets CUDA_VISIBLE_DEVICES to the local rank and also
+    sets LOCAL_RANK, so that `set_device(LOCAL_RANK)` fails on every rank but 0.
     """
     here = submitit.JobEnvironment()
     local = "SUBMITIT_LOCAL_JOB_ID" in os.environ
@@ -254,9 +254,9 @@ def rank_environment() -> dict[str, str]:
 
 
 def results(job: submitit.Job[int]) -> list[int]:
-    """What the tasks of a finished job returned.
+    """The return values of the tasks of a finished job.
 
-    Raises JobDiedError when a task ended without a result: it was killed, or its node died.
+    Raises JobDiedError when a task left no result because it was killed or its node died.
     """
     try:
         statuses: list[int] = job.results()

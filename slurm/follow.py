@@ -1,4 +1,4 @@
-"""Reading a log file that is still being written."""
+"""Reads a log file while another process writes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class LogFollower:
-    """Hands out whole lines as they appear; the file may not exist yet."""
+    """Returns whole lines as they appear. The file need not exist yet."""
 
     def __init__(self, path: Path, *, from_start: bool) -> None:
         self._path = path

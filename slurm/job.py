@@ -1,4 +1,4 @@
-"""What a task of a job does. Pickled by reference: the code that runs is the job's snapshot."""
+"""The tasks of jobs. They are pickled by reference, so a job runs the code of its snapshot."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from pipeline.rundir.attempts import ATTEMPT_VARIABLE
 from pipeline.rundir.exits import FAILED, RESUMABLE
 from slurm import judge, queue, supervise
 
-# What SLURM and `slurm.queue.save_and_stop` send; `health.stopping` takes over during training.
+# SLURM and `slurm.queue.save_and_stop` send these; `health.stopping` handles them in training.
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """One rank of a training run; the run directory holds everything else it needs to know."""
+    """One rank of a training run. The run directory holds everything else that the rank needs."""
 
     run_dir: str
     grace_s: int = 0
 
     def __call__(self) -> int:
-        """Exit status of this rank; `slurm.supervise` decides what follows.
+        """Train and return the exit status of this rank; `slurm.supervise` decides what follows.
 
-        Under SLURM a failed rank raises SystemExit, so that srun ends the others and the job is
-        not taken for a success.
+        Under SLURM a failed rank raises SystemExit, so that srun ends the others and the job does
+        not count as a success.
         """
         run_dir = Path(self.run_dir)
         if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
@@ -40,12 +40,12 @@ class TrainJob:
         mark.write(run_dir)
 
         def leave_early(number: int, frame: FrameType | None) -> None:
-            # Outside of training nothing is to be saved.
+            # There is nothing to save outside of training.
             mark.left(run_dir, RESUMABLE)
             raise SystemExit(RESUMABLE)
 
-        # Submitit's handlers, installed before this call, drop SIGTERM and end the job at SIGUSR2
-        # when it is "not checkpointable".
+        # Submitit installed its handlers before this call: they ignore SIGTERM and, on SIGUSR2, end
+        # a job that is "not checkpointable".
         for number in _SIGNALS:
             signal.signal(number, leave_early)
         os.environ[ATTEMPT_VARIABLE] = mark.attempt
@@ -53,7 +53,7 @@ class TrainJob:
             if rank == 0:
                 supervise.note_lost_attempt(run_dir)
             status = self._train(run_dir, self._deadline() if rank == 0 else None)
-        except Exception as error:  # what training reports by itself does not come here
+        except Exception as error:  # training returns a status for the errors it reports itself
             Failure.of(rank, error, StopClass.CRASH).write(run_dir)
             mark.left(run_dir, FAILED)
             raise
@@ -70,29 +70,30 @@ class TrainJob:
         os.environ.update(rank_environment())
         from pipeline.training.train import run
 
-        is_local = os.environ.get("SUBMITIT_EXECUTOR") == "local"  # srun ends its tasks itself
+        # srun ends its own tasks, so only a local rank watches its launcher.
+        is_local = os.environ.get("SUBMITIT_EXECUTOR") == "local"
         return run(run_dir, deadline, launched=is_local)
 
     def _deadline(self) -> float | None:
-        """When to save, should the signal of the time limit not arrive."""
+        """The time at which to save if the signal of the time limit does not arrive."""
         try:
             limit = judge.ends_at(queue.describe(queue.own_job_id()))
-        except (OSError, subprocess.TimeoutExpired):  # in a container without SLURM's commands
+        except (OSError, subprocess.TimeoutExpired):  # a container may lack SLURM's commands
             return None
         return None if limit is None else limit - self.grace_s
 
 
 @dataclass(frozen=True)
 class CommandJob:
-    """A `vmp` command as a job of its own: what comes before or after a training."""
+    """A `vmp` command as its own job, before or after a training run."""
 
     arguments: tuple[str, ...]
     folder: str
-    """Where it was submitted: relative paths start there."""
+    """The directory of submission, from which relative paths start."""
 
     def __call__(self) -> int:
-        """Exit status of the command; a failure fails the job, so that nothing follows it."""
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # the child inherits it
+        """Run the command and return its status. A failure fails the job, so nothing follows it."""
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # the command inherits that
         command = [sys.executable, "-P", "-m", "pipeline.cli", *self.arguments]
         status = subprocess.run(command, cwd=self.folder, check=False).returncode
         if status:
@@ -102,14 +103,14 @@ class CommandJob:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One of the jobs that claim shards of a planned sharding run."""
+    """One of several jobs that claim shards of a planned sharding run."""
 
     work: str
 
     def __call__(self) -> int:
-        """Shards written. Safe to kill at any time; others take over what it has claimed."""
-        # The decoding processes inherit this. They must not die before this one does: it would
-        # take the clips in their hands for files that crash a decoder.
+        """Write shards and return their number. Other jobs take over the claims of a killed one."""
+        # The decoding processes inherit this. If they died before this process did, it would
+        # conclude that their current clips crash the decoder.
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         from data_prep.jobs.job import run_shard_worker

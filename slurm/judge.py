@@ -1,4 +1,4 @@
-"""How an attempt ended: what it has left, read once, and rules that are asked in their order."""
+"""Judges how an attempt ended: gathers its evidence once, then applies rules in order."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ from pipeline.rundir.ends import is_near
 from pipeline.rundir.exits import RESUMABLE
 from slurm.record import JobRecord
 
-# slurmstepd's words of two generations, and srun's.
+# The wording of old and new versions of slurmstepd, and that of srun.
 _OOM_KILL = re.compile(rb"oom[-_]kill event|: Out Of Memory$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of an attempt when all its ranks are gone."""
+    """What is known about an attempt once all its ranks have ended."""
 
     status: RunStatus
-    """Rank 0's last word in this attempt; its state is NEW when it said nothing."""
+    """The last status that rank 0 wrote in this attempt; NEW when it wrote none."""
     failure: Failure | None
-    """The failure that caused the others, or the first of them."""
+    """The failure that caused the others, or the earliest one."""
     ranks: tuple[RankMark, ...]
-    """Those that have started."""
+    """The ranks that have started."""
     missing: int
-    """Ranks that have not."""
+    """The number of ranks that have not started."""
     srun_status: int
     may_requeue: bool
-    """False once somebody asked the job to stay down."""
+    """False once somebody has told SLURM not to requeue the job."""
     limit_is_near: bool
-    """The time limit of the job is about to strike, or has."""
+    """Whether the job is about to reach its time limit, or has reached it."""
     kernel_killed: bool
-    """SLURM tells of tasks that the kernel killed for their memory."""
+    """Whether SLURM reports that the kernel killed tasks because of their memory."""
 
     @property
     def killed(self) -> list[RankMark]:
-        """Ranks that have started and left without a word."""
+        """The ranks that started and ended without recording a status."""
         return [mark for mark in self.ranks if mark.status is None]
 
     @property
     def how(self) -> str:
-        """How srun ended."""
+        """A description of how srun ended."""
         number = self.srun_status - 128
         known = {int(s): s.name for s in signal.Signals}
         named = f"killed by {known[number]}" if number in known else None
@@ -66,9 +66,9 @@ class Evidence:
 def gather(
     run_dir: Path, attempt: str, srun_status: int, job: Mapping[str, str], record: JobRecord
 ) -> Evidence:
-    """The evidence of `attempt`; `job`: the fields of `scontrol show job`."""
+    """Gather the evidence of `attempt`. `job` holds the fields of `scontrol show job`."""
     ranks = tuple(read_marks(run_dir, attempt))
-    # The record may be a default one, see `read_record`.
+    # The record may hold defaults, see `read_record`.
     expected = record.resources.nodes * record.resources.ranks_per_node
     limit = ends_at(job)
     return Evidence(
@@ -84,7 +84,7 @@ def gather(
 
 
 def ends_at(job: Mapping[str, str]) -> float | None:
-    """When the time limit of a job strikes, in seconds since the epoch; None without a limit."""
+    """The time limit of a job in seconds since the epoch, or None when it has no limit."""
     try:
         return datetime.fromisoformat(job["EndTime"]).timestamp()
     except (KeyError, ValueError):
@@ -92,9 +92,9 @@ def ends_at(job: Mapping[str, str]) -> float | None:
 
 
 def _tells_of_memory(log: Path) -> bool:
-    """Whether SLURM has written to the job's log that the kernel killed tasks for their memory.
+    """Whether SLURM wrote to the job's log that the kernel killed tasks because of their memory.
 
-    The log is of all attempts, but one that ends so is the last.
+    The log covers all attempts, but an attempt that ends this way is the last one.
     """
     try:
         return _OOM_KILL.search(log.read_bytes()) is not None
@@ -102,25 +102,25 @@ def _tells_of_memory(log: Path) -> bool:
         return False
 
 
-# --- the rules: each an End, or None when it does not apply ---------------------------------------
+# Each rule below returns an End, or None when it does not apply.
 
 
 def finished(found: Evidence) -> End | None:
-    """Rank 0 says that the schedule is at its end."""
+    """Rank 0 reported that it reached the end of the schedule."""
     if found.status.state is State.FINISHED:
         return End(StopClass.FINISHED, found.status.reason)
     return None
 
 
 def asked_to_stay_down(found: Evidence) -> End | None:
-    """The run saved and stopped, and somebody had taken back the job's leave to be requeued."""
+    """The run saved and stopped, and somebody had forbidden SLURM to requeue the job."""
     if found.status.state is State.STOPPED and not found.may_requeue:
         return End(StopClass.CANCELLED, found.status.reason)
     return None
 
 
 def stopped_with_a_checkpoint(found: Evidence) -> End | None:
-    """The run saved and stopped: for the time limit, if that is near, else for what rank 0 says."""
+    """The run saved and stopped: at the time limit if that is near, else as rank 0 reported."""
     if found.status.state is not State.STOPPED:
         return None
     said = found.status.stop_class or StopClass.PREEMPTED
@@ -128,14 +128,14 @@ def stopped_with_a_checkpoint(found: Evidence) -> End | None:
 
 
 def killed_by_a_person(found: Evidence) -> End | None:
-    """`vmp jobs cancel` killed the ranks and said so in their place."""
+    """`vmp jobs cancel` killed the ranks and recorded that on their behalf."""
     if found.status.state is State.CANCELLED:
         return End(StopClass.CANCELLED, found.status.reason)
     return None
 
 
 def failed_rank(found: Evidence) -> End | None:
-    """A rank failed by itself; or all hung, each waiting for another."""
+    """A rank failed on its own, or all ranks hung while waiting for each other."""
     failure = found.failure
     if failure is None or (failure.consequence and failure.stop_class is not StopClass.HANG):
         return None
@@ -146,7 +146,7 @@ def failed_rank(found: Evidence) -> End | None:
 
 
 def lost_a_loader_for_memory(found: Evidence) -> End | None:
-    """A rank has lost a process of its own, and SLURM tells that the kernel killed it."""
+    """A rank lost a loader process, and SLURM reports that the kernel killed it."""
     failure = found.failure
     if failure is None or failure.consequence or failure.stop_class is not StopClass.NODE_FAULT:
         return None
@@ -156,9 +156,10 @@ def lost_a_loader_for_memory(found: Evidence) -> End | None:
 
 
 def left_before_training(found: Evidence) -> End | None:
-    """All ranks have started and left by themselves, one of them because of a signal.
+    """All ranks started and ended in an orderly way, at least one of them because of a signal.
 
-    srun tells the others to leave when one is gone: were one gone, their word would prove nothing.
+    srun signals the other ranks when one dies, so if any rank had died, the status of the others
+    would prove nothing.
     """
     if found.killed or found.missing or all(m.status != RESUMABLE for m in found.ranks):
         return None
@@ -167,7 +168,7 @@ def left_before_training(found: Evidence) -> End | None:
 
 
 def did_not_start(found: Evidence) -> End | None:
-    """Ranks are missing: the log says why, and no node that works is blamed."""
+    """Some ranks did not start. The log says why; no node takes the blame."""
     if not found.missing:
         return None
     reason = f"{found.missing} of the ranks did not start ({found.how}): see the log"
@@ -175,7 +176,7 @@ def did_not_start(found: Evidence) -> End | None:
 
 
 def killed_for_memory(found: Evidence) -> End | None:
-    """A rank left without a word, and SLURM tells that the kernel killed it."""
+    """A rank ended without a status, and SLURM reports that the kernel killed it."""
     if not found.killed or not found.kernel_killed:
         return None
     reason = f"{_names(found.killed)} ended for want of host memory (oom_kill)"
@@ -183,9 +184,9 @@ def killed_for_memory(found: Evidence) -> End | None:
 
 
 def killed_rank(found: Evidence) -> End | None:
-    """Ranks left without a word; their node is to blame when it is one.
+    """Ranks ended without a status; if they share one node, that node takes the blame.
 
-    Its peers may have been killed for waiting for it: then nobody knows which it was.
+    On several nodes it is unknown which rank died first: srun kills the peers that wait for it.
     """
     if not found.killed:
         return None
@@ -195,7 +196,7 @@ def killed_rank(found: Evidence) -> End | None:
 
 
 def lost_each_other(found: Evidence) -> End:
-    """All that is left: every rank only noticed that another one was gone."""
+    """The remaining case: every rank merely noticed that another one was gone."""
     where = "" if found.failure is None else f": rank {found.failure.rank}: {found.failure.error}"
     return End(StopClass.NODE_FAULT, f"the ranks lost each other{where}")
 
@@ -213,11 +214,11 @@ RULES: tuple[Callable[[Evidence], End | None], ...] = (
     killed_rank,
     lost_each_other,
 )
-"""What rank 0 said comes before what a rank left, and that before what can be concluded."""
+"""The status of rank 0 counts before the records of other ranks, and records before inference."""
 
 
 def judge(found: Evidence) -> End:
-    """The end that the first rule which applies makes of the evidence."""
+    """Return the end that the first applicable rule finds."""
     ends = (rule(found) for rule in RULES)
     return next(end for end in ends if end is not None)
 

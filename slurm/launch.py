@@ -1,4 +1,4 @@
-"""Submit prepared runs, find the job that has a run already, wait for it, end it."""
+"""Submits prepared runs, finds the job that already has a run, waits for it and ends it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from slurm.job import CommandJob, TrainJob
 from slurm.profile import ClusterProfile
 from slurm.record import Cluster, JobRecord, Resources, find_record
 
-# squeue is a question to the controller that all users share.
+# squeue queries the controller, which all users share, so it is called less often.
 _POLL_S: dict[Cluster, float] = {"local": 0.2, "slurm": 2.0}
 _RESUMES = "the same command resumes from the last committed checkpoint"
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A job that was handed to an executor."""
+    """A job that was submitted."""
 
     run_dir: Path
     record: JobRecord
     job: Job[int] | None = None
-    """None for a job that another process submitted."""
+    """Submitit's handle; None when another process submitted the job."""
 
     @property
     def job_id(self) -> str:
@@ -47,11 +47,11 @@ class Submission:
 
     @property
     def log(self) -> Path:
-        """Log of rank 0."""
+        """The log of rank 0."""
         return self.record.log
 
     def log_of(self, rank: int) -> Path:
-        """Submitit's name for it: <job>_<rank>_log.out."""
+        """The log of `rank`, which Submitit names <job>_<rank>_log.out."""
         return self.log.with_name(self.log.name.replace("_0_log.", f"_{rank}_log."))
 
 
@@ -65,9 +65,9 @@ def submit(
     parallel: int | None = None,
     then: str | None = None,
 ) -> list[Submission]:
-    """Hand the runs to the executor, on SLURM as one array; none of them may have a job already.
+    """Submit the runs, on SLURM as one array. None of them may have a job already.
 
-    `then` is kept in the record of the job; see `submit_follower`. Raises ClusterError.
+    The record of each job keeps `then`; see `submit_follower`. Raises ClusterError.
     """
     first = run_dirs[0]
     avoided = _nodes_to_avoid(first.parent, profile, resources) if cluster == "slurm" else []
@@ -114,7 +114,7 @@ def submit_command(
     *,
     dependency: str | None = None,
 ) -> str:
-    """Submit a `vmp` command as a SLURM job of one task; returns its id. Raises ClusterError."""
+    """Submit a `vmp` command as a SLURM job of one task; return its id. Raises ClusterError."""
     executor = make_executor(
         "slurm",
         run_dir / LOGS,
@@ -129,9 +129,10 @@ def submit_command(
 
 
 def submit_follower(submission: Submission) -> str | None:
-    """Submit the command that a successful end of the run sets off; what was done, None = nothing.
+    """Submit the command that is to follow a successful end of the run.
 
-    Raises ClusterError.
+    Returns a line that says what was submitted, or None when no command follows. Raises
+    ClusterError.
     """
     record = submission.record
     if record.then is None:
@@ -151,9 +152,9 @@ def submit_follower(submission: Submission) -> str | None:
 
 
 def dry_run(run_dirs: Sequence[Path], profile: ClusterProfile, resources: Resources) -> str:
-    """What `submit` would hand to sbatch for one run; nothing is written. Raises ClusterError.
+    """The text that `submit` would pass to sbatch for one run. Writes nothing; raises ClusterError.
 
-    Without SLURM on this machine it is the same, but for nodes that would be avoided.
+    On a machine without SLURM the text lacks only the list of nodes to avoid.
     """
     run_dir = run_dirs[0]
     avoided = _nodes_to_avoid(run_dir.parent, profile, resources) if queue.is_here() else []
@@ -173,7 +174,7 @@ def dry_run(run_dirs: Sequence[Path], profile: ClusterProfile, resources: Resour
 
 
 def check_nodes(runs_dir: Path, profile: ClusterProfile, resources: Resources) -> None:
-    """Raises ClusterError when SLURM does not answer or cannot give the nodes that are asked."""
+    """Raise ClusterError when SLURM does not answer or has fewer nodes than requested."""
     _nodes_to_avoid(runs_dir, profile, resources)
 
 
@@ -183,25 +184,25 @@ def _log_folder(run_dirs: Sequence[Path]) -> Path:
 
 
 def _nodes_to_avoid(runs_dir: Path, profile: ClusterProfile, resources: Resources) -> list[str]:
-    """Nodes that failed a run lately. Raises ClusterError when there are too few nodes at all."""
+    """Nodes that failed a run recently. Raises ClusterError when there are too few nodes in all."""
     excluded = queue.expand(profile.exclude or "")
     present = [n for n in queue.partition_nodes(profile.partition) if n.name not in excluded]
     if len(present) < resources.nodes:
         where = f"partition '{profile.partition}'" if profile.partition else "the default partition"
         raise ClusterError(
-            f"--nodes {resources.nodes}: {where} has {len(present)} that the profile does not "
-            "exclude; the job would wait for ever"
+            f"--nodes {resources.nodes}: {where} has {len(present)} nodes that the profile "
+            "does not exclude; the job would wait forever"
         )
-    if profile.constraint:  # how many nodes meet it, only SLURM knows
+    if profile.constraint:  # only SLURM knows how many nodes meet it
         return []
     usable = [node.name for node in present if node.is_usable]
     return nodes.avoidable(nodes.faulty(runs_dir, profile.bad_node_hours), usable, resources.nodes)
 
 
 def wait(submission: Submission, echo: Callable[[str], None]) -> int:
-    """Pass rank 0's log to `echo` until the job ends; returns the exit status of the run.
+    """Pass the log of rank 0 to `echo` until the job ends; return the exit status of the run.
 
-    Ctrl-C asks the run to save and stop, and goes on waiting for it.
+    Ctrl-C asks the run to save and stop; waiting goes on until it has.
     """
     follower = LogFollower(submission.log, from_start=submission.job is not None)
     while True:
@@ -220,7 +221,8 @@ def wait(submission: Submission, echo: Callable[[str], None]) -> int:
 def stop(submission: Submission) -> None:
     """Ask the run to save and end."""
     if submission.cluster == "local":
-        # Submitit's controller passes the signal on to its tasks; a set-up puts a shell before it.
+        # Submitit's controller forwards the signal to its tasks. With a set-up, a shell is its
+        # parent.
         first = psutil.Process(int(submission.job_id))
         controllers = first.children() if submission.record.profile.setup else [first]
         for controller in controllers:
@@ -243,13 +245,13 @@ def kill(submission: Submission) -> None:
 
 
 def find_running(run_dir: Path) -> Submission | None:
-    """The job that has `run_dir` now, running or in the queue, whoever submitted it."""
+    """The job that `run_dir` has now, running or queued, whoever submitted it; None without one."""
     submission = last_submission(run_dir)
     return None if submission is None or _has_ended(submission) else submission
 
 
 def last_submission(run_dir: Path) -> Submission | None:
-    """The newest job of a run, ended or not."""
+    """The newest job of a run, ended or not; None when the run was never submitted."""
     record = find_record(run_dir)
     return None if record is None else Submission(run_dir, record)
 
@@ -267,10 +269,10 @@ def split_command(text: str) -> list[str]:
 
 
 def _is_alive(record: JobRecord) -> bool:
-    """Is the controller of a local job, known by pid and start time, still there?"""
+    """Whether the controller of a local job still runs; pid and start time identify it."""
     try:
         process = psutil.Process(int(record.job_id))
-        # psutil derives it from the clock, which may be set in between.
+        # psutil derives the start time from the clock, which may have been adjusted since.
         same = record.started is not None and abs(process.create_time() - record.started) < 1.0
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -286,9 +288,9 @@ def _has_ended(submission: Submission) -> bool:
 
 
 def _exit_status(submission: Submission, echo: Callable[[str], None]) -> int:
-    """The worst of the ranks, or what rank 0 wrote; FAILED when it was killed and left nothing.
+    """The worst status of the ranks, or the one that rank 0 wrote; FAILED when there is none.
 
-    Results of a SLURM job are not read: those of an attempt before a requeue would still be there.
+    The results of a SLURM job are not read, because those of an attempt before a requeue remain.
     """
     if submission.cluster == "local" and submission.job is not None:
         try:

@@ -1,4 +1,4 @@
-"""Which nodes failed a run lately, and which of them a job can do without."""
+"""The ledger of nodes that failed a run, and the choice of nodes that a job can avoid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.rundir.records import Record
 
 
 class Fault(Record):
-    """A run failed at a node."""
+    """The failure of a run on a node."""
 
     node: str
     run: str
@@ -23,12 +23,12 @@ class Fault(Record):
 
 
 def note_fault(runs_dir: Path, node: str, run: str, reason: str) -> None:
-    """Remember that a run failed at `node`."""
+    """Record that a run failed on `node`."""
     records.append(runs_dir / NODE_LEDGER, Fault(node=node, run=run, reason=reason))
 
 
 def faults(runs_dir: Path) -> list[Fault]:
-    """The whole ledger, oldest first; a line cut short is left out."""
+    """The whole ledger, oldest first, without truncated lines."""
     return records.read_lines(runs_dir / NODE_LEDGER, Fault)
 
 
@@ -39,7 +39,7 @@ def faulty(runs_dir: Path, hours: float) -> list[str]:
 
 
 def forgive(runs_dir: Path, node: str) -> bool:
-    """Forget the faults of a node; False when it has none."""
+    """Remove the faults of a node from the ledger; return False when it has none."""
     known = faults(runs_dir)
     kept = [fault for fault in known if fault.node != node]
     if len(kept) < len(known):
@@ -49,6 +49,6 @@ def forgive(runs_dir: Path, node: str) -> bool:
 
 
 def avoidable(candidates: Sequence[str], usable: Sequence[str], nodes: int) -> list[str]:
-    """Those of the candidates that can be excluded and still leave `nodes` usable ones."""
+    """The candidates that can be excluded while `nodes` usable nodes remain."""
     spare = len(usable) - nodes
     return [node for node in candidates if node in usable][: max(0, spare)]

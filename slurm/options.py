@@ -1,14 +1,14 @@
-"""Options of sbatch and srun that a profile may not touch, however they are spelled.
+"""Options of sbatch and srun that a profile may not set, in any spelling.
 
-Both read options as getopt_long does: a long name may be cut short, a short one may have its value
-glued to it (-o/dev/null) and flags before it (-uo/dev/null).
+Both programs parse options with getopt_long: a long name may be abbreviated, and a short one may
+carry its value (-o/dev/null) and follow flags (-uo/dev/null).
 """
 
 from __future__ import annotations
 
 import re
 
-# What the system itself tells sbatch, and what would keep it from running the script.
+# We set these options of sbatch ourselves, or they would keep it from running the script.
 _OWN_SBATCH = (
     "array", "dependency", "error", "job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-node",
     "open-mode", "output", "parsable", "requeue", "signal", "test-only", "time", "wait", "wrap",
@@ -37,13 +37,13 @@ _SHORT_SRUN = {
     "N": "use --nodes of the command",
     "n": _RANKS,
 }
-# Of srun: short options that take no value, so that another may follow at once.
+# Short options of srun without a value, so that another short option may follow directly.
 _FLAGS = "EHhklOqQsuvVXZ"
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 
 
 def sbatch_refusal(key: str) -> str | None:
-    """Why `#SBATCH --key` is not for a profile to set; None when it is."""
+    """The reason why a profile may not set `#SBATCH --key`; None when it may."""
     if not _NAME.fullmatch(key):
         return "is not the long name of an option, such as mail-type"
     name = key.replace("_", "-")
@@ -53,9 +53,9 @@ def sbatch_refusal(key: str) -> str | None:
 
 
 def srun_refusal(argument: str) -> str | None:
-    """Why an argument of srun is not for a profile to give; None when it is."""
+    """The reason why a profile may not pass an argument to srun; None when it may."""
     if not argument.startswith("-") or argument.strip("-") == "":
-        return "would be taken for the program to run: write --option=value in one"
+        return "would be taken for the program to run: write --option=value as one word"
     if argument.startswith("--"):
         name = argument.partition("=")[0]
         reasons = [why for own, why in _OWN_SRUN.items() if own.startswith(name)]

@@ -1,4 +1,4 @@
-"""What each kind of end is answered with: requeue, requeue elsewhere, or stop."""
+"""Decides what follows each kind of end: requeue, requeue elsewhere, or stop."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.rundir import Attempt, End, StopClass
 
 STOPPED_IN_TIME = frozenset({StopClass.PREEMPTED, StopClass.TIME_LIMIT})
-"""A checkpoint is committed: the run goes on as soon as the queue lets it."""
+"""Ends after a committed checkpoint: the run resumes as soon as the queue allows."""
 FAULTS = frozenset({StopClass.NODE_FAULT, StopClass.HANG})
-"""Another attempt may fare better: retried, elsewhere if a node is to blame, not for ever."""
+"""Ends that are retried a limited number of times, elsewhere if a node is to blame."""
 ADVICE = {
     StopClass.CANCELLED: "it was asked to stay down; the same command goes on",
     StopClass.CONFIGURATION: "the same input would fail again: correct it and submit again",
@@ -21,30 +21,30 @@ ADVICE = {
     StopClass.OUT_OF_MEMORY: "it would run out of memory again: lower batch.max_micro, raise "
     "engine.zero_stage or ask for more memory, and submit again",
     StopClass.DISK_FULL: "free space, or move the run; older checkpoints are intact; submit again",
-    StopClass.CRASH: "an unknown error is not repeated: read the traceback in the log and submit "
+    StopClass.CRASH: "an unknown error is not retried: read the traceback in the log and submit "
     "again",
 }
-"""Ends that are not retried, and what to do."""
+"""Ends that are not retried, with advice for the user."""
 
 
 class RetryPolicy(BaseModel):
-    """How patient a run is."""
+    """Limits on how often and how quickly a run is retried."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_requeues: int = Field(default=100, ge=0)
-    """Times that one job goes back into the queue, for whatever reason."""
+    """How often one job may be requeued, for any reason."""
     max_faults: int = Field(default=3, ge=0)
-    """Node faults and hangs in a row, without a newer checkpoint between them, that are retried."""
+    """How many node faults and hangs in a row, without a newer checkpoint between, are retried."""
     backoff_s: int = Field(default=60, ge=0)
-    """Wait before the second retry in a row; it doubles with each further one."""
+    """Wait before the second retry in a row; it doubles with each further retry."""
     max_backoff_s: int = Field(default=1800, ge=0)
     exclude_faulty: bool = True
-    """Retry without the node at fault, as long as the partition has enough others."""
+    """Retry without the node at fault if the partition has enough other nodes."""
 
 
 class Decision(NamedTuple):
-    """What to do next."""
+    """The answer to an end."""
 
     requeue: bool
     why: str
@@ -55,12 +55,12 @@ class Decision(NamedTuple):
 def decide(
     end: End, history: Sequence[Attempt], step: int, restarts: int, policy: RetryPolicy
 ) -> Decision:
-    """The answer to `end`.
+    """Decide what follows `end`.
 
     Args:
-        history: earlier attempts of the run, oldest first.
-        step: of the newest committed checkpoint, -1 without one.
-        restarts: how often the job was requeued already.
+        history: the earlier attempts of the run, oldest first.
+        step: the step of the newest committed checkpoint, -1 without one.
+        restarts: how often the job has been requeued.
     """
     if end.stop_class in ADVICE:
         return Decision(False, ADVICE[end.stop_class])
@@ -85,7 +85,7 @@ def decide(
 
 
 def _faults_in_a_row(history: Sequence[Attempt], step: int) -> int:
-    """Faults at the end of `history` since which no checkpoint newer than theirs was committed."""
+    """The number of faults at the end of `history` without a newer checkpoint since."""
     count = 0
     for attempt in reversed(history):
         if attempt.stop_class not in FAULTS or attempt.step < step:

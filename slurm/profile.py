@@ -1,4 +1,4 @@
-"""Where and how jobs run: one profile per cluster, in YAML."""
+"""The cluster profile: where and how jobs run, in one YAML file per cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slurm.options import sbatch_refusal, srun_refusal
 from slurm.policy import RetryPolicy
 
 _MIN_GRACE_S = 30
-# What PyYAML raises on a text that is not YAML, or whose tags and dates it cannot turn into values.
+# PyYAML raises these on text that is not YAML, or with tags and dates that it cannot convert.
 _NOT_YAML = (
     yaml.YAMLError,
     ArithmeticError,
@@ -27,7 +27,7 @@ _NOT_YAML = (
 
 
 class Container(BaseModel):
-    """Run the ranks in a container; the batch script itself stays outside."""
+    """The container in which ranks run; the batch script itself stays outside."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -37,11 +37,11 @@ class Container(BaseModel):
     mounts: tuple[str, ...] = ()
     """Host paths, or source:target; the runs directory and the shards must be among them."""
     python: str = "python3"
-    """The interpreter inside."""
+    """The Python interpreter inside the container."""
 
 
 class ClusterProfile(BaseModel):
-    """What sbatch is told. Unset fields are left to the cluster's defaults."""
+    """Options for sbatch. Fields that are not set take the cluster's defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -50,9 +50,9 @@ class ClusterProfile(BaseModel):
     qos: str | None = None
     constraint: str | None = None
     exclude: str | None = None
-    """Nodes to avoid, as SLURM writes lists: node[3,7-9]."""
+    """Nodes to avoid, in SLURM's notation: node[3,7-9]."""
     time_min: int = Field(default=24 * 60, gt=0)
-    """Wall-clock limit of one job; a run goes on over as many as it needs."""
+    """Wall-clock limit of one job; a run continues over as many jobs as it needs."""
     grace_s: int = Field(default=120, gt=0)
     """Seconds before the limit at which the run is told to save and stop."""
     cpus_per_task: int | None = Field(default=None, gt=0)
@@ -60,19 +60,19 @@ class ClusterProfile(BaseModel):
     mem_gb: int | None = Field(default=None, gt=0)
     retry: RetryPolicy = RetryPolicy()
     bad_node_hours: float = Field(default=24, ge=0)
-    """Nodes at which a run of this directory failed are avoided for so long; 0 = never."""
+    """How long a node is avoided after a run of this directory failed on it; 0 = not at all."""
     setup: tuple[str, ...] = ()
     """Shell lines run before Python: module load, source env, ..."""
     srun_args: tuple[str, ...] = ()
-    """Further srun arguments, each in one: --option=value; --cpus-per-task is always passed on, as
-    srun would drop it."""
+    """Further srun arguments, each written --option=value. --cpus-per-task is always passed on,
+    because srun does not inherit it."""
     container: Container | None = None
     extra: dict[str, str | int | bool] = {}
-    """Any other #SBATCH option, by its long name."""
+    """Other #SBATCH options by their long names."""
 
     @model_validator(mode="after")
     def _every_text_is_one_line(self) -> ClusterProfile:
-        """A second line would be another #SBATCH option, or another command."""
+        """Refuse line breaks: a second line would be another #SBATCH option or command."""
         for field, value in self.model_dump().items():
             for text in _texts(value):
                 if not text.replace("\t", " ").isprintable():
@@ -122,7 +122,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def load_profile(path: Path | None) -> ClusterProfile:
-    """The profile of a YAML file; all defaults for None.
+    """Load the profile of a YAML file; None gives the defaults.
 
     Raises ClusterError naming the file and the key.
     """

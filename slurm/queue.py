@@ -1,7 +1,7 @@
-"""What SLURM says about jobs, and asking it to change them, through its own commands.
+"""Queries and changes jobs through SLURM's own commands.
 
-`sacct` needs an accounting database that many clusters, and ours in the tests, do not have;
-`squeue` knows every job until `MinJobAge` (5 minutes by default) after its end.
+`sacct` needs an accounting database, which many clusters and the one of our tests lack. `squeue`
+knows every job until `MinJobAge` (5 minutes by default) after its end.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _ENDED = frozenset(
 )
 _UNUSABLE = ("down", "drain", "fail", "maint", "unknown", "power")
 FORGOTTEN = "FORGOTTEN"
-"""The job ended so long ago that SLURM does not know it any more."""
+"""State of a job that ended so long ago that SLURM no longer knows it."""
 UNREACHABLE = "UNREACHABLE"
-"""The controller did not answer: nothing is known about the job."""
+"""State of a job about which nothing is known, because the controller did not answer."""
 
 
 def states(job_id: str) -> list[str]:
-    """State of the job, or of each element of the array, as `squeue` writes it.
+    """The state of the job, or of each element of the array, as `squeue` writes it.
 
-    Never empty; FORGOTTEN or UNREACHABLE when there is no answer.
+    The list is never empty: without an answer it holds FORGOTTEN or UNREACHABLE.
     """
     try:
         answer = _run("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T")
@@ -57,42 +57,42 @@ def states(job_id: str) -> list[str]:
 
 
 def own_job_id() -> str:
-    """The job that this process belongs to, as its submitter knows it.
+    """The id of the job that this process belongs to, as its submitter knows it.
 
-    SLURM_JOB_ID of one element of an array is the id of the whole array.
+    The variable SLURM_JOB_ID of an array element does not tell which element it is.
     """
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
 def own_restart() -> int:
-    """How often SLURM had started the job of this process before."""
+    """How often SLURM has restarted the job of this process."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def own_attempt() -> str:
-    """The job of this process and how often it was requeued: another one for each attempt."""
+    """The id of this attempt: that of the job and the number of its restarts."""
     return f"{own_job_id()}.{own_restart()}"
 
 
 def own_node() -> str:
-    """What SLURM calls this machine, else its host name."""
+    """SLURM's name of this machine, or else its host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def has_ended(job_id: str) -> bool:
-    """No element of the job is waiting, running or on its way back into the queue."""
+    """Whether no element of the job is waiting, running or being requeued."""
     return all(state in _ENDED or state == FORGOTTEN for state in states(job_id))
 
 
 class JobView(NamedTuple):
-    """One job as the queue shows it."""
+    """One job as `squeue` shows it."""
 
     state: str
     nodes: str
-    """Where it runs, as SLURM writes lists; empty while it waits."""
+    """The nodes of the job in SLURM's notation; empty while it waits."""
     waits_for: str
-    """Why it is not running: Resources, Priority, BeginTime, Dependency, ..."""
+    """Why the job is not running: Resources, Priority, BeginTime, Dependency, ..."""
 
     @property
     def has_ended(self) -> bool:
@@ -100,9 +100,9 @@ class JobView(NamedTuple):
 
 
 def views(job_ids: Sequence[str]) -> dict[str, JobView] | None:
-    """Jobs by their id, in one question, without those that SLURM has forgotten.
+    """Look up jobs by their ids in one query, without those that SLURM has forgotten.
 
-    None when there is no answer.
+    Returns None when the controller does not answer.
     """
     if not job_ids:
         return {}
@@ -121,10 +121,10 @@ def views(job_ids: Sequence[str]) -> dict[str, JobView] | None:
 
 
 def requeue(job_id: str) -> str | None:
-    """Put the running job that calls this back into the queue; the reason when that is not done.
+    """Requeue the running job that calls this; return None, or the reason why it was not done.
 
-    A job that somebody cancelled, that SLURM preempted and requeues itself, or that was told to
-    stay down (`save_and_stop`) is left alone.
+    A job is left alone when somebody cancelled it, when SLURM preempted it and requeues it itself,
+    or when it was told not to come back (`save_and_stop`).
     """
     try:
         job = describe(job_id)
@@ -141,7 +141,7 @@ def requeue(job_id: str) -> str | None:
 
 
 def hold_off(job_id: str, *, delay_s: int, exclude: Sequence[str]) -> None:
-    """Let a job that waits start later, or elsewhere. Raises ClusterError when SLURM refuses."""
+    """Make a waiting job start later or elsewhere. Raises ClusterError when SLURM refuses."""
     changes = [f"StartTime=now+{delay_s}"] if delay_s else []
     changes += [f"ExcNodeList={','.join(exclude)}"] if exclude else []
     if changes:
@@ -149,7 +149,7 @@ def hold_off(job_id: str, *, delay_s: int, exclude: Sequence[str]) -> None:
 
 
 def save_and_stop(job_id: str) -> None:
-    """Ask a job to save and end, and not to come back; one that still waits is removed.
+    """Ask a job to save, end and not come back; remove a job that still waits.
 
     Raises ClusterError when SLURM refuses.
     """
@@ -157,17 +157,17 @@ def save_and_stop(job_id: str) -> None:
         cancel(job_id)
         return
     _checked("scontrol", "update", f"JobId={job_id}", "Requeue=0")
-    # Without --full: the batch shell would die of the signal and take the ranks with it.
+    # With --full the signal would kill the batch shell, and the ranks with it.
     _checked("scancel", "--signal=TERM", job_id)
 
 
 def cancel(job_id: str) -> None:
-    """End a job, or remove it from the queue, at once. Raises ClusterError when SLURM refuses."""
+    """End a job or remove it from the queue at once. Raises ClusterError when SLURM refuses."""
     _checked("scancel", job_id)
 
 
 def node_address(node: str) -> str:
-    """Where the controller reaches a node (NodeAddr); the name itself when SLURM does not say."""
+    """The address at which the controller reaches a node (NodeAddr), or else the node's name."""
     try:
         found = re.search(r"\bNodeAddr=(\S+)", _run("scontrol", "show", "node", node).stdout)
     except (OSError, subprocess.TimeoutExpired):
@@ -180,11 +180,11 @@ class Node(NamedTuple):
 
     name: str
     is_usable: bool
-    """Not down, draining or failing."""
+    """Whether the node is not down, draining or failing."""
 
 
 def partition_nodes(partition: str | None) -> list[Node]:
-    """Nodes of a partition, of the default one for None.
+    """The nodes of a partition; None means the default partition.
 
     Raises ClusterError when SLURM does not know the partition.
     """
@@ -202,19 +202,19 @@ def partition_nodes(partition: str | None) -> list[Node]:
 
 
 def is_here() -> bool:
-    """Can this machine ask SLURM anything?"""
+    """Whether this machine has SLURM's commands."""
     return shutil.which("sinfo") is not None
 
 
 def expand(nodes: str) -> list[str]:
-    """SLURM's way to write lists, node[1-3], as names. Raises ClusterError."""
+    """Expand SLURM's notation, node[1-3], into names. Raises ClusterError."""
     return _checked("scontrol", "show", "hostnames", nodes).split() if nodes else []
 
 
 def describe(job_id: str) -> dict[str, str]:
-    """Fields of `scontrol show job`; {} when SLURM does not know the job.
+    """The fields of `scontrol show job`; {} when SLURM does not know the job.
 
-    Waits for a controller that does not answer. Raises OSError without scontrol.
+    Waits for a controller that does not answer. Raises OSError when scontrol is absent.
     """
     answer = _run_patiently("scontrol", "-o", "show", "job", job_id)
     return dict(field.split("=", 1) for field in answer.stdout.split() if "=" in field)
@@ -235,13 +235,13 @@ def _checked(*command: str) -> str:
 
 
 def _reason(stderr: str) -> str:
-    """The last line, which names the cause, without the name of the program."""
+    """The last line, which names the cause, without the program's name."""
     lines = stderr.strip().splitlines() or ["no reason given"]
     return lines[-1].split("error: ", 1)[-1]
 
 
 def _run_patiently(*command: str) -> subprocess.CompletedProcess[str]:
-    """As `_run`, but a controller that is away for some minutes is waited for."""
+    """Run a command as `_run` does, and repeat it while the controller is away for some minutes."""
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:

@@ -1,4 +1,4 @@
-"""RANK, LOCAL_RANK, WORLD_SIZE, ... of a task, for torch and DeepSpeed."""
+"""Computes RANK, LOCAL_RANK, WORLD_SIZE, ... of a task, for torch and DeepSpeed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from slurm import queue
 def environment(
     rank: int, local_rank: int, ranks: int, nodes: int, *, address: str, port: int
 ) -> dict[str, str]:
-    """The variables of one rank; `address` and `port` are those at which rank 0 listens.
+    """The variables of one rank. Rank 0 listens at `address` and `port`.
 
-    Ranks that are all on one host meet on its loopback interface, whatever `address` says.
+    When all ranks share one host they meet on its loopback interface, whatever `address` says.
     """
     if nodes == 1:
         address = "127.0.0.1"
@@ -30,17 +30,17 @@ def environment(
 
 
 def port_of(raw_job_id: int, step: int = 0) -> int:
-    """A port that all ranks of a job derive alike, and another job or attempt does not."""
-    # A requeued job keeps its id: another port keeps its dead predecessor out of the group.
-    # Elements of an array share their job_id's first part, but not the raw id.
+    """A port on which all ranks of an attempt agree, and which differs for the next attempt."""
+    # A requeued job keeps its id, so the restart count keeps its dead predecessor out of the group.
+    # The elements of an array share the first part of their job id, but not the raw id.
     return 20000 + (raw_job_id * 17 + queue.own_restart() + step) % 20000
 
 
 def of_own_step() -> dict[str, str]:
-    """The variables of a task that a person's own srun has started; {} if it has no others.
+    """The variables of a task that a user's own srun started; {} for a step of one task.
 
-    Those of the job would not do: in a batch script, SLURM_NTASKS and SLURM_PROCID are set as well.
-    Raises ClusterError without scontrol.
+    Only variables of the step tell them apart: a batch script has SLURM_NTASKS and SLURM_PROCID
+    too. Raises ClusterError when scontrol is absent.
     """
     ranks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if ranks == 1:

@@ -1,4 +1,4 @@
-"""job.json: the newest submission of a run, from which it can be watched, ended and repeated."""
+"""The record job.json of a run's newest submission, which serves to watch, end or repeat it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Cluster = Literal["local", "slurm"]
 
 
 class Resources(BaseModel):
-    """Where the ranks of a run are."""
+    """The nodes, ranks and devices of a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,22 +29,22 @@ class Resources(BaseModel):
 
 
 class JobRecord(Record):
-    """What was submitted."""
+    """One submission of a run."""
 
     cluster: Cluster = "slurm"
     job_id: str = ""
     log: Path = Path()
-    """Log of rank 0."""
+    """The log of rank 0."""
     started: float | None = None
-    """Of a local job: when its controller was started, which tells it from another process."""
+    """Start time of a local job's controller, which tells it from a later process of its pid."""
     resources: Resources = Resources()
     profile: ClusterProfile = ClusterProfile()
     folder: Path = Path()
-    """Where it was submitted: relative paths of the recipe start there."""
+    """The directory of submission, from which relative paths of the recipe start."""
     code: str = ""
-    """Directory of the code snapshot."""
+    """The directory of the code snapshot."""
     then: str | None = None
-    """The `vmp` command that a successful end sets off, as a job of its own."""
+    """The `vmp` command to run as its own job after a successful end."""
 
     @property
     def retry(self) -> RetryPolicy:
@@ -61,7 +61,7 @@ class JobRecord(Record):
 def find_record(run_dir: Path) -> JobRecord | None:
     """The newest submission, or None when the run was never submitted.
 
-    Raises ClusterError when its record cannot be read: whether the run has a job is unknown then.
+    Raises ClusterError when the record cannot be read: then nobody knows whether a job runs.
     """
     path = run_dir / JOB_FILE
     record = records.read(path, JobRecord)
@@ -74,9 +74,10 @@ def find_record(run_dir: Path) -> JobRecord | None:
 
 
 def read_record(run_dir: Path) -> JobRecord:
-    """The newest submission, for the job itself.
+    """The newest submission, for use inside the job.
 
-    Defaults when it cannot be read, or the job was faster than the one who submitted it.
+    Returns defaults when the record is damaged, or when the job starts before its submitter has
+    written it.
     """
     try:
         return find_record(run_dir) or JobRecord()

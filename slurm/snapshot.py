@@ -1,6 +1,6 @@
-"""The code that a job runs: a copy made at submission, which no edit of the checkout changes.
+"""Copies the code at submission, so that later edits of the checkout do not reach a job.
 
-Copies are named by their content and shared by all runs of a directory.
+A copy is named by its content, and all runs of a directory share it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so")
 
 
 def take(runs_dir: Path) -> Path:
-    """The directory under `runs_dir` that holds this code; made if it is not there yet."""
+    """The directory under `runs_dir` that holds this code; created if absent."""
     root = Path(__file__).resolve().parents[1]
     target = runs_dir.resolve() / SNAPSHOTS / _digest(root)
     if target.is_dir():
@@ -27,14 +27,14 @@ def take(runs_dir: Path) -> Path:
     staging = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     for package in PACKAGES:
         shutil.copytree(root / package, staging / package, ignore=_LEFT_OUT)
-    with suppress(OSError):  # another process was faster with the same content
+    with suppress(OSError):  # another process has already put the same content there
         staging.rename(target)
     shutil.rmtree(staging, ignore_errors=True)
     return target
 
 
 def link(run_dir: Path, code: Path) -> None:
-    """Let `runs/<name>/code` show the code of the newest submission."""
+    """Point the link `runs/<name>/code` at the code of the newest submission."""
     temporary = run_dir / f".code.{os.getpid()}"
     temporary.symlink_to(os.path.relpath(code, run_dir.resolve()))
     temporary.replace(run_dir / CODE)

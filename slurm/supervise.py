@@ -1,8 +1,8 @@
-"""The end of a job's batch script: why the ranks ended, and what comes next.
+"""Runs at the end of a job's batch script: judges why the ranks ended and decides what follows.
 
-`python -m slurm.supervise STATUS RUN...` runs once per attempt, on the first node, after srun and
-so after all ranks, however they died. It alone requeues. When its own node is lost, SLURM requeues
-the job by itself, and the next attempt notes that (`note_lost_attempt`).
+`python -m slurm.supervise STATUS RUN...` runs once per attempt on the first node, after srun and
+therefore after all ranks, however they ended. Nothing else requeues a run. If the first node itself
+is lost, SLURM requeues the job, and the next attempt records that (`note_lost_attempt`).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from slurm.record import JobRecord, read_record
 
 
 def supervise(run_dir: Path, srun_status: int) -> int:
-    """Requeue the job or let it end; returns the exit status of the batch script."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # requeueing kills this job
+    """Requeue the job or let it end; return the exit status of the batch script."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # requeueing sends it to this process
     attempt = queue.own_attempt()
-    os.environ[ATTEMPT_VARIABLE] = attempt  # for what is written from here on
+    os.environ[ATTEMPT_VARIABLE] = attempt  # marks every record written from here on
     job_id = queue.own_job_id()
     job = queue.describe(job_id)
-    if job.get("JobState") == "PENDING":  # somebody has requeued it; the next attempt notes that
+    if job.get("JobState") == "PENDING":  # requeued by somebody; the next attempt records it
         return RESUMABLE
     record = read_record(run_dir)
     end = judge(gather(run_dir, attempt, srun_status, job, record))
@@ -69,7 +69,7 @@ def supervise(run_dir: Path, srun_status: int) -> int:
 def _requeue(
     run_dir: Path, job_id: str, end: End, decision: Decision, record: JobRecord
 ) -> Decision:
-    """Put the job back; the decision as it could be carried out."""
+    """Requeue the job; return the decision, changed to a stop when SLURM refuses."""
     before = rundir.read_status(run_dir)
     rundir.write_status(run_dir, State.QUEUED, end)
     refusal = queue.requeue(job_id)
@@ -80,7 +80,7 @@ def _requeue(
     try:
         excluded = _exclude(run_dir.parent, decision, record)
         queue.hold_off(job_id, delay_s=decision.delay_s, exclude=excluded)
-    except ClusterError as error:  # it is requeued: where and when matters less
+    except ClusterError as error:  # the job is requeued, which matters more than where and when
         print(f"job {job_id}: {error}", flush=True)
         return decision
     if decision.delay_s or excluded:
@@ -90,8 +90,8 @@ def _requeue(
 
 
 def _exclude(runs_dir: Path, decision: Decision, record: JobRecord) -> list[str]:
-    """Nodes to leave out next time: the one at fault, and those of the ledger, if spared."""
-    # How many nodes meet a constraint, only SLURM knows: leaving one out might leave too few.
+    """Nodes to exclude next time: the one at fault and those of the ledger, if others remain."""
+    # Only SLURM knows how many nodes meet a constraint, so excluding one might leave too few.
     if decision.exclude is None or record.profile.constraint:
         return []
     already = queue.expand(record.profile.exclude or "")
@@ -104,7 +104,7 @@ def _exclude(runs_dir: Path, decision: Decision, record: JobRecord) -> list[str]
 
 
 def note_lost_attempt(run_dir: Path) -> None:
-    """At a start: SLURM brought the job back without asking us, so its node was lost."""
+    """At a start, record a previous attempt that SLURM requeued itself, unseen by a supervisor."""
     job_id, restart = queue.own_job_id(), queue.own_restart()
     known = {(attempt.job_id, attempt.restart) for attempt in rundir.read_attempts(run_dir)}
     if restart and (job_id, restart - 1) not in known:
@@ -120,13 +120,13 @@ def note_lost_attempt(run_dir: Path) -> None:
 
 
 def main() -> None:
-    """The arguments are srun's status and, for an array, the run of each element."""
+    """Supervise the run of this job. Arguments: srun's status, and a run per array element."""
     status, runs = int(sys.argv[1]), sys.argv[2:]
     element = int(re.sub(r"\D", "", os.environ.get("SLURM_ARRAY_TASK_ID", "")) or 0)
     try:
         raise SystemExit(supervise(Path(runs[element]), status))
-    except OSError as error:  # a full disk: what the ranks printed stands above in the log
-        print(f"the end of run {runs[element]} cannot be recorded, it stays down: {error}")
+    except OSError as error:  # e.g. a full disk; the log above holds the output of the ranks
+        print(f"the end of run {runs[element]} cannot be recorded, so it is not requeued: {error}")
         raise SystemExit(FAILED) from error
 
 

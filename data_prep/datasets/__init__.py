@@ -1,4 +1,4 @@
-"""One file per annotation format; `read_listing` picks it."""
+"""Reads annotations: one module per format, chosen by `read_listing`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _READERS: dict[str, Callable[[Inputs], Listing]] = {
 
 
 def read_listing(name: str, inputs: Inputs) -> Listing:
-    """Raises `DataError` for an unknown format, a directory that is absent or an empty listing.
+    """Read and validate the annotations of a data set; impossible clips become problems.
 
-    Clips that cannot be meant as they are listed are problems.
+    Raises `DataError` for an unknown format, an absent directory or an empty listing.
     """
     if name not in _READERS:
         raise DataError(f"--format {name}: unknown; one of {', '.join(get_args(Format))}")
@@ -46,7 +46,7 @@ def _first(problems: Sequence[Problem]) -> str:
     if not problems:
         return ""
     first = problems[0]
-    return f"; {len(problems)} lines are of no use, the first is {first.where}: {first.detail}"
+    return f"; {len(problems)} lines cannot be used; the first is {first.where}: {first.detail}"
 
 
 def _tars(inputs: Inputs) -> str:

@@ -1,4 +1,4 @@
-"""A table: columns `path` and `label`, optionally `split`, `start` and `end` in seconds."""
+"""CSV tables with columns `path` and `label`, optionally `split`, and `start`, `end` in s."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_prep.datasets.inputs import Inputs, read_lines, require_annotations, u
 from data_prep.datasets.validate import class_names, seconds
 from data_prep.errors import DataError
 
-# Names that other tables use; passed over, they would change what is trained on.
+# Other tables use these names. Ignoring such a column would change the training data.
 _MEANT = {
     "start_time": "start",
     "time_start": "start",
@@ -27,7 +27,7 @@ _MEANT = {
 
 
 def read(inputs: Inputs) -> Listing:
-    """Classes are the sorted labels; integers are the numbers of their classes."""
+    """Read the table. Classes are the sorted labels; integer labels are class numbers."""
     table = require_annotations(inputs, "a CSV file with the columns path and label")
     annotations: list[Annotation] = []
     problems: list[Problem] = []
@@ -44,7 +44,7 @@ def read(inputs: Inputs) -> Listing:
 
 
 def _rows(table: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of every row that is not blank."""
+    """Yield (line number, cells) of every row that is not blank."""
     reader = csv.reader(read_lines(table), skipinitialspace=True)
     try:
         for row in reader:

@@ -1,4 +1,4 @@
-"""`VIDEOS/<class>/<file>`, or `VIDEOS/<split>/<class>/<file>`. Images are clips of one frame."""
+"""Folders `<class>/<file>` or `<split>/<class>/<file>`. An image is a clip of one frame."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from data_prep.datasets.tree import is_hidden, is_media
 from data_prep.datasets.validate import class_names
 from data_prep.errors import DataError
 
-_LIST = "or say what is what in a table: --format csv with path,label,split"
+_LIST = "or describe the data in a table: --format csv with path,label,split"
 
 
 def read(inputs: Inputs) -> Listing:
-    """Classes are the sorted directory names; integers are the numbers of their classes.
+    """Read the folders. Classes are the sorted directory names; integer names are class numbers.
 
-    Raises `DataError` where it is not clear which directories are splits.
+    Raises `DataError` when it is unclear which directories are splits.
     """
     files = [path.split(os.sep) for path in inputs.tree.files if not is_hidden(path)]
     tops = sorted({parts[0] for parts in files if len(parts) > 1 and is_media(parts[-1])})
@@ -30,7 +30,7 @@ def read(inputs: Inputs) -> Listing:
         path = os.sep.join(parts)
         names = parts[1:-1] if by_split else parts[:-1]
         if not names or parts[0] not in tops:
-            continue  # outside of all classes: listed as such when it is a video
+            continue  # outside of all classes; `presence` lists it if it is a video
         split = known_split(parts[0]) if by_split else inputs.split
         assert split is not None
         if is_media(path):
@@ -44,13 +44,13 @@ def read(inputs: Inputs) -> Listing:
 
 
 def _are_splits(tops: Iterable[str], videos: Path) -> bool:
-    """Whether the upper directories are splits rather than classes."""
+    """Whether the top directories are splits rather than classes."""
     splits = [name for name in tops if looks_like_split(name)]
     others = [name for name in tops if name not in splits]
     if splits and others:
         raise DataError(
             f"--videos {videos}: {_named(splits)} like a split, {_named(others)} like a class "
-            f"beside it; move one kind away, {_LIST}"
+            f"beside it; move one of them away, {_LIST}"
         )
     unclear = [name for name in splits if known_split(name) is None]
     if unclear:

@@ -1,7 +1,7 @@
 """HMDB51: the files `<class>_test_split<F>.txt` of `testTrainMulti_7030_splits`.
 
-A line is `<file> <use>`: 1 trains, 2 tests (the split `val` here), 0 is used by other divisions.
-Videos lie in `<class>/<file>` below the video directory.
+A line is `<file> <use>`: 1 means training, 2 means test (the split `val` here), and 0 means that
+only other divisions use the file. Videos lie in `<class>/<file>` below the video directory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _UNUSED = "0"
 
 
 def read(inputs: Inputs) -> Listing:
-    """Classes are the sorted names."""
+    """Read one division. Classes are sorted by name."""
     root = require_annotations(inputs, "the directory testTrainMulti_7030_splits")
     ending = f"_test_split{inputs.fold}.txt"
     lists = sorted(root.glob(f"*{ending}"))

@@ -1,4 +1,4 @@
-"""A validation split for data sets that come without one."""
+"""Makes a validation split for data sets that come without one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from data_prep.errors import DataError
 
 
 def with_validation_split(listing: Listing, fraction: float) -> Listing:
-    """Hold out `fraction` of the training videos as `val`, whole videos by a hash of their paths.
+    """Hold out `fraction` of the training videos as `val`, chosen by a hash of their paths.
 
-    A video stays where it is when others come or go. Raises `DataError` when there is a validation
-    split already, or when one of the two would be empty.
+    All clips of a video share a split, which does not change when other videos come or go. Raises
+    `DataError` when there already is a validation split, or when one of the two would be empty.
     """
     splits = {item.split for item in listing.annotations}
     if "val" in splits or "train" not in splits:
@@ -40,6 +40,6 @@ def _is_held_out(item: Annotation, fraction: float) -> bool:
 
 
 def _place(path: str) -> float:
-    """From 0 to 1, spread evenly, the same everywhere and for ever."""
+    """A number from 0 to 1 that depends on the path alone and is spread evenly over paths."""
     digest = hashlib.sha256(composed(path).encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,4 +1,4 @@
-"""What all formats are given, and how they read a text file."""
+"""The inputs of every format, and functions that read text files."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from data_prep.errors import DataError, refused
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where a data set lies and how to read it."""
+    """The places of a data set and the options for reading it."""
 
     videos: Path
     annotations: Path | None
     split: str
-    """Name for clips whose format does not say."""
+    """The split of clips whose annotation names none."""
     fold: int = 1
-    """Which of the official divisions (ucf101, hmdb51)."""
+    """The official division to use (ucf101, hmdb51)."""
 
     @cached_property
     def tree(self) -> Tree:
-        """All that lies below `videos`, read once."""
+        """All files below `videos`, listed once."""
         return read_tree(self.videos)
 
 
@@ -38,14 +38,14 @@ def require_annotations(inputs: Inputs, what: str) -> Path:
 
 
 def unique_columns(table: Path, line: int, names: Sequence[str]) -> None:
-    """Raises `DataError` where two columns have one name: which of them is meant?"""
+    """Raise `DataError` when two columns share a name."""
     twice = [name for name, count in Counter(names).items() if count > 1 and name]
     if twice:
         raise DataError(f"{table}:{line}: column {twice[0]!r} is there twice; remove one")
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Lines with their ends. Bytes that are not UTF-8 survive as surrogates, as in file names."""
+    """Lines with their ends. Bytes that are not UTF-8 become surrogates, as in file names."""
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             yield from file

@@ -1,7 +1,7 @@
 """Kinetics-400/600/700: the official tables `label,youtube_id,time_start,time_end,split`.
 
-`--annotations` is one such file or a directory of them. A video is looked for anywhere below the
-video directory: `<id>_<start>_<end>` (with or without leading zeros) is a clip that is cut already;
+`--annotations` is one such file or a directory of them. Videos may lie anywhere below the video
+directory: `<id>_<start>_<end>` (with or without leading zeros) is a clip that is already cut, and
 `<id>` is a whole download, from which the interval is cut.
 """
 
@@ -22,7 +22,7 @@ _REQUIRED = ("youtube_id", "time_start", "time_end")
 
 
 def read(inputs: Inputs) -> Listing:
-    """Classes are the sorted labels, as in the published checkpoints."""
+    """Read the tables. Classes are the sorted labels, as in the published checkpoints."""
     root = require_annotations(inputs, "the official Kinetics CSV files")
     tables = sorted(root.glob("*.csv")) if root.is_dir() else [root]
     if not tables:
@@ -84,5 +84,5 @@ def _annotation(
     whole = files.find(identity, directory=label)
     if whole is not None:
         return Annotation(whole, label, split, start_s, end_s, where)
-    # Absent: the name that it should have had, for the list of what is missing.
+    # The video is absent, so its expected name goes into the list of missing files.
     return Annotation(f"{names[0]}.mp4", label, split, where=where)

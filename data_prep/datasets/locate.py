@@ -9,7 +9,7 @@ from data_prep.datasets.validate import composed
 
 
 class VideoFiles:
-    """All video files of a tree, by name without suffix."""
+    """An index of the video files of a tree by name without suffix."""
 
     def __init__(self, tree: Tree) -> None:
         self._paths: dict[str, list[str]] = {}
@@ -19,10 +19,10 @@ class VideoFiles:
                 self._paths.setdefault(stem, []).append(path)
 
     def find(self, *stems: str, directory: str | None = None) -> str | None:
-        """Path relative to the root of the first name that exists.
+        """The path, relative to the root, of the first name that exists.
 
-        Of several files of one name the one in a folder called `directory` is taken (spaces may
-        be underscores there), else the first in sorted order.
+        Of several files with one name, the one in a folder called `directory` wins (underscores may
+        replace its spaces), or else the first in sorted order.
         """
         for stem in stems:
             paths = self._paths.get(composed(stem))

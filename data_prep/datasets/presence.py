@@ -1,4 +1,4 @@
-"""The listing held against the disk: what is absent, what is one file, what nobody names."""
+"""Compares a listing with the disk: absent files, files in two splits, unlisted videos."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from data_prep.datasets.validate import composed
 from data_prep.errors import verdict
 
 _Identity = tuple[int, int]
-"""Device and inode: one file under all its names."""
+"""Device and inode, which identify a file under all its names."""
 
 
 def present(listing: Listing, inputs: Inputs) -> Listing:
-    """Annotations whose files exist; what is absent, in two splits or not listed are problems.
+    """Keep annotations whose files exist; report absent, repeated and unlisted files as problems.
 
-    Raises `MachineTrouble` when the disk does not say whether a file is there.
+    Raises `MachineTrouble` when the disk does not tell whether a file exists.
     """
     spellings = {composed(path): path for path in inputs.tree.files}
     annotations: list[Annotation] = []
@@ -44,13 +44,13 @@ def present(listing: Listing, inputs: Inputs) -> Listing:
 def _find(
     item: Annotation, inputs: Inputs, spellings: dict[str, str]
 ) -> tuple[Annotation, _Identity | Problem]:
-    """The annotation with its path as the disk spells it, and its file."""
+    """The annotation with its path spelled as on the disk, and the file or the problem."""
     path = os.path.join(inputs.videos, item.path)
     try:
         try:
             found = os.stat(path)
         except FileNotFoundError:
-            # Accents may be composed in the list and not on the disk, or the other way round.
+            # The list may compose accents that the disk does not, or the other way round.
             item = replace(item, path=spellings.get(composed(item.path), item.path))
             path = os.path.join(inputs.videos, item.path)
             found = os.stat(path)
@@ -71,6 +71,6 @@ def _outside(tree: Tree, annotations: list[Annotation], problems: list[Problem])
     outside = []
     for path in tree.files:
         if is_video(path) and path not in named:
-            reason = "hidden, and named nowhere" if is_hidden(path) else "no annotation names it"
+            reason = "hidden, and not listed" if is_hidden(path) else "no annotation names it"
             outside.append(Problem(path, "outside", reason, path))
     return outside

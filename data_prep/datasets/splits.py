@@ -1,4 +1,4 @@
-"""Names of splits, in the spellings that people use."""
+"""Recognises the names of splits in their usual spellings."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _FILLERS = ("clip", "clips", "data", "image", "images", "set", "split", "video",
 
 
 def known_split(name: str) -> str | None:
-    """`Train`, `VALIDATION`, `test_set` -> train, val, test; None for any other name."""
+    """Map `Train`, `VALIDATION`, `test_set` to train, val, test; other names give None."""
     return None if re.search(r"\d", name) else _SPELLINGS.get(_word(name))
 
 
 def looks_like_split(name: str) -> bool:
-    """Also where it is not clear which one: `train2`, `dev`, `val_256`."""
+    """Whether a name suggests a split, even an unclear one: `train2`, `dev`, `val_256`."""
     word = _word(name)
     return word in _SPELLINGS or word in _ALSO_SPLITS
 
 
 def _word(name: str) -> str:
-    """The only word of a name that says something, in small letters; else the whole name."""
+    """The one meaningful word of a name, in lower case, or else the whole name."""
     words = re.findall(r"[^\W\d_]+", name.casefold())
     telling = [word for word in words if word not in _FILLERS]
     if len(telling) != 1:

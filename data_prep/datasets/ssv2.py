@@ -1,7 +1,7 @@
 """Something-Something v2: `labels.json` and the train, validation and test lists beside it.
 
-Videos are called `<id>.webm` (or another suffix) anywhere below the video directory. Test clips
-have no labels unless `test-answers.csv` is there.
+Videos are named `<id>.webm` (or with another suffix) anywhere below the video directory. Test
+clips have no labels unless `test-answers.csv` is present.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LISTS = {"train.json": "train", "validation.json": "val", "test.json": "test"}
 
 
 def read(inputs: Inputs) -> Listing:
-    """Classes are the templates of `labels.json`, in its numbering."""
+    """Read the lists. Classes are the templates of `labels.json`, in its numbering."""
     root = require_annotations(inputs, "the directory with labels.json and train.json")
     classes = _classes(_file(root, "labels.json"))
     answers = _answers(_file(root, "test-answers.csv", optional=True))
@@ -79,7 +79,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _items(path: Path) -> Iterator[tuple[str, Any]]:
-    """The elements of a JSON list with their lines, which `json.load` would not tell."""
+    """Yield the elements of a JSON list with their lines, which `json.load` does not give."""
     text = "".join(read_lines(path))
     decoder = json.JSONDecoder()
     position = _skip(text, 0, " \t\r\n")
@@ -93,7 +93,7 @@ def _items(path: Path) -> Iterator[tuple[str, Any]]:
             item, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
-        except (ValueError, RecursionError) as error:  # 5000 digits; lists within lists
+        except (ValueError, RecursionError) as error:  # e.g. 5000 digits, or deeply nested lists
             raise DataError(f"{path}:{line}: not JSON that can be read ({error})") from None
         yield f"{path}:{line}", item
         position = _skip(text, position, " \t\r\n,")
@@ -106,7 +106,7 @@ def _skip(text: str, position: int, characters: str) -> int:
 
 
 def _answers(path: Path | None) -> dict[str, str]:
-    """id -> class name; lines are `id;class`."""
+    """Map ids to class names, from lines `id;class`."""
     if path is None:
         return {}
     answers: dict[str, str] = {}
@@ -130,7 +130,7 @@ def _annotation(
     if split == "test":
         label = answers.get(identity)
     elif "template" in item:
-        # "Pushing [something] from left to right" is called without brackets in labels.json.
+        # labels.json spells "Pushing [something] from left to right" without brackets.
         label = str(item["template"]).replace("[", "").replace("]", "")
     else:
         raise ValueError(f"no template for {identity}")

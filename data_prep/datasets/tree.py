@@ -1,4 +1,4 @@
-"""All files below the video directory, links followed, none passed over in silence."""
+"""Lists all files below the video directory, follows links and reports unreadable directories."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from data_prep.errors import verdict
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Paths relative to the root: directories in order of their names, their files likewise."""
+    """Paths relative to the root, with directories and their files in order of name."""
 
     files: tuple[str, ...]
     problems: tuple[Problem, ...]
-    """Directories that may not be read."""
+    """Directories that could not be read."""
 
 
 def read_tree(root: Path) -> Tree:
-    """Raises `MachineTrouble` when a directory cannot be read for no fault of its own."""
+    """List the files below `root`. Raises `MachineTrouble` when the machine fails to read one."""
     problems: list[Problem] = []
     files = tuple(_files(os.fspath(root), "", (), problems))
     return Tree(files, tuple(problems))
@@ -40,7 +40,7 @@ def is_media(path: str) -> bool:
 
 
 def is_hidden(path: str) -> bool:
-    """Also below a hidden directory."""
+    """Whether a file is hidden, by its own name or by that of a directory above it."""
     return any(part.startswith(".") for part in path.split(os.sep))
 
 
@@ -52,7 +52,7 @@ def _files(
         found = os.stat(directory)
         identity = (found.st_dev, found.st_ino)
         if identity in above:
-            return  # a link to a directory that contains it
+            return  # the directory is a link to one that contains it
         with os.scandir(directory) as entries:
             listed = sorted((entry.name, entry.is_dir()) for entry in entries)
     except OSError as error:

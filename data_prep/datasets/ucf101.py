@@ -13,7 +13,7 @@ from data_prep.errors import DataError
 
 
 def read(inputs: Inputs) -> Listing:
-    """Classes are numbered as in `classInd.txt`, from 0."""
+    """Read one division. Classes are numbered from 0 in the order of `classInd.txt`."""
     root = require_annotations(inputs, "the directory with classInd.txt and trainlist01.txt")
     classes = _classes(root / "classInd.txt")
     annotations: list[Annotation] = []

@@ -1,4 +1,4 @@
-"""What holds for the clips of every format, checked once and before anything is decoded."""
+"""Checks the clips of every format, once and before anything is decoded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_CLASSES = 100_000
 
 
 def seconds(text: str) -> float:
-    """A time as listed. Raises `ValueError` for what is no place in a file."""
+    """Parse a listed time. Raises `ValueError` for a value that is no place in a file."""
     value = float(text)
     if not math.isfinite(value) or not 0 <= value <= _LONGEST_S:
         raise ValueError(f"{text!r} is not a time from 0 to {_LONGEST_S:g} s")
@@ -28,9 +28,9 @@ def seconds(text: str) -> float:
 
 
 def validated(listing: Listing, videos: Path) -> Listing:
-    """The listing with one spelling per file, label and split; what cannot be meant is a problem.
+    """Give files, labels and splits one spelling each; impossible clips become problems.
 
-    Files are relative to `videos` where they lie below it, labels are in Unicode's composed form.
+    Files below `videos` become relative to it, and labels take Unicode's composed form.
     """
     names = {name: composed(name) for name in listing.classes}
     annotations: list[Annotation] = []
@@ -57,12 +57,12 @@ def _validated(item: Annotation, videos: Path) -> Annotation:
 
 
 def composed(text: str) -> str:
-    """é as one character rather than e with an accent: what looks equal is equal."""
+    """Compose accents, é as one character, so that text which looks equal is equal."""
     return unicodedata.normalize("NFC", text.strip())
 
 
 def plain_path(path: str, videos: Path) -> str:
-    """`./a//b.mp4` -> `a/b.mp4`; below `videos` without it; `..` is resolved where that is safe."""
+    """Simplify `./a//b.mp4` to `a/b.mp4`, relative to `videos`; resolve `..` where that is safe."""
     root = os.path.abspath(videos)
     if os.path.isabs(path) and path.startswith(root + os.sep):
         path = path[len(root) :].lstrip(os.sep)
@@ -71,16 +71,16 @@ def plain_path(path: str, videos: Path) -> str:
     if ".." in parts:
         resolved = os.path.normpath(plain)
         same = os.path.realpath(os.path.join(root, resolved))
-        if same == os.path.realpath(os.path.join(root, plain)):  # no link in between
+        if same == os.path.realpath(os.path.join(root, plain)):  # no link lies between
             return resolved
     return plain
 
 
 def class_names(labels: Iterable[str], source: Path) -> tuple[str, ...]:
-    """Classes in the order of their numbers: sorted names; integers are their own numbers.
+    """Number the classes: names in sorted order, integer labels as they are.
 
-    Integers without a clip get a class too, so that none is renumbered. Raises `DataError` for
-    integers that cannot number classes.
+    An integer without a clip gets a class too, so that no other is renumbered. Raises `DataError`
+    for integers that cannot number classes.
     """
     distinct = {composed(label) for label in labels}
     if not distinct or not all(_INTEGER.fullmatch(label) for label in distinct):

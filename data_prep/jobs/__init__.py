@@ -1,1 +1,1 @@
-"""The processes that claim shards, make their clips and write them."""
+"""Processes that claim shards, prepare their clips and write them."""

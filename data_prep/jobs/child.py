@@ -1,6 +1,6 @@
-"""The process in which unchecked files are decoded, so that a crash or a hang costs one file.
+"""Decodes unchecked files in a process of its own, so that a crash or a hang costs one file.
 
-Started by `data_prep.jobs.pool` as
+`data_prep.jobs.pool` starts it as
 `python -m data_prep.jobs.child FD MEMORY_BYTES PROCESSOR_S SUPERVISOR_PID`.
 """
 
@@ -27,11 +27,11 @@ READY = "ready"
 def main() -> None:
     descriptor, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
     processor_s, supervisor_pid = float(sys.argv[3]), int(sys.argv[4])
-    # A hanging decoder must not outlive a supervisor that was killed, even before this call.
+    # A hanging decoder must not outlive its supervisor, even one that was killed before this call.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor_pid:
         return
-    # The terminal's Ctrl-C goes to the whole group; the supervisor decides.
+    # The terminal sends Ctrl-C to the whole group, but only the supervisor decides what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = _virtual_bytes() + memory_bytes
@@ -44,7 +44,7 @@ def main() -> None:
                 request = supervisor.recv()
             except EOFError:
                 return
-            # Time in which this process really ran: SIGPROF ends it, whatever the machine's load.
+            # SIGPROF ends the process by its own processor time, whatever the load of the machine.
             signal.setitimer(signal.ITIMER_PROF, processor_s)
             answer = _answer(request)
             signal.setitimer(signal.ITIMER_PROF, 0)

@@ -1,10 +1,10 @@
-"""Which job works on which shard, over one shared directory and without a server.
+"""Assigns shards to jobs through a shared directory, without a server.
 
-A claim is a file that only one job can create. Its owner keeps touching it; when the touches stop,
-the next generation of the claim is up for creation, again by one job only. Nothing is deleted, so
-there is no moment at which two jobs could both believe that they took over.
+A claim is a file that only one job can create. Its owner keeps touching it. When the touches stop,
+any job may create the next generation of the claim, and again only one job can. A stale claim is
+not deleted, so two jobs can never both believe that they took it over.
 
-Should a job that was thought dead finish after all, both have written the same bytes.
+If a job that was thought dead finishes after all, both jobs have written the same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Claim:
 
 
 class Claims:
-    """The claims of one job. Use as a context manager: a thread keeps them alive meanwhile."""
+    """The claims of one job: a context manager in which a thread keeps them alive."""
 
     def __init__(self, directory: Path, *, stale_s: float = STALE_S) -> None:
         self._directory = directory
@@ -57,13 +57,13 @@ class Claims:
             path.unlink(missing_ok=True)
 
     def take(self, shard: str) -> Claim | None:
-        """None while another live job holds the shard."""
+        """Claim a shard; return None while another live job holds it."""
         generation = self._latest(shard)
         if generation is not None and self._is_alive(self._path(shard, generation)):
             return None
         claim = Claim(shard, 0 if generation is None else generation + 1)
         path = self._path(shard, claim.generation)
-        # Created whole under another name first: nobody can read half an owner.
+        # The file is completed under another name first, so that nobody reads half an owner.
         temporary = self._directory / f".{uuid.uuid4().hex}.tmp"
         temporary.write_text(json.dumps(self._identity))
         try:
@@ -81,7 +81,7 @@ class Claims:
         path.unlink(missing_ok=True)
 
     def holds(self, claim: Claim) -> bool:
-        """False when another job took over while this one was suspended."""
+        """Whether this job still holds a claim; another takes it over from a suspended job."""
         return self._latest(claim.shard) == claim.generation
 
     def _latest(self, shard: str) -> int | None:
@@ -104,14 +104,14 @@ class Claims:
         return self._now() - touched < self._stale_s and self._is_touched(path, touched)
 
     def _is_touched(self, path: Path, touched: float) -> bool:
-        """By our own watch: after a step back of the wall clock, old touches lie in the future."""
+        """Whether touches still arrive, by our clock: after a step back, old touches look new."""
         now = time.monotonic()
         seen, since = self._watched.get(path, (touched, now))
         self._watched[path] = (touched, since if seen == touched else now)
         return now - self._watched[path][1] < self._stale_s
 
     def _now(self) -> float:
-        """The file server's clock: hosts need not agree on the time."""
+        """The time by the file server's clock, because hosts may disagree on the time."""
         probe = self._directory / f".{self.owner}.clock"
         probe.touch()
         return probe.stat().st_mtime
@@ -122,14 +122,14 @@ class Claims:
                 try:
                     os.utime(path)
                 except OSError:
-                    continue  # released in between; or the disk has hiccups, and the next counts
+                    continue  # released meanwhile, or a disk error; the next touch counts
 
     def _path(self, shard: str, generation: int) -> Path:
         return self._directory / f"{shard}.{generation}"
 
 
 def _read_identity(path: Path) -> dict[str, Any]:
-    """{} for a file that a full disk or a crash has emptied: its touches still tell."""
+    """The owner of a claim; {} for a file that a crash emptied, whose touches still count."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
@@ -138,17 +138,17 @@ def _read_identity(path: Path) -> dict[str, Any]:
 
 
 def _process(pid: int) -> dict[str, Any]:
-    """What tells a process from all others, whatever becomes of the wall clock.
+    """The identity of a process, which no change of the wall clock affects.
 
-    Raises `FileNotFoundError` when there is none.
+    Raises `FileNotFoundError` when there is no such process.
     """
-    # The name in parentheses may hold anything; the start is the 22nd field, in ticks since boot.
+    # The name in parentheses may hold anything. The 22nd field is the start in ticks since boot.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return {"pid": pid, "started": int(fields[19]), **_system()}
 
 
 def _system() -> dict[str, str]:
-    """The boot and the name space in which process numbers mean something."""
+    """The boot and the namespace in which a process number is valid."""
     return {
         "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         "namespace": os.readlink("/proc/self/ns/pid"),
@@ -169,6 +169,6 @@ def _is_running(identity: dict[str, Any]) -> bool:
 
 
 def clear(directory: Path) -> None:
-    """Forget all claims; for a directory that nobody works on."""
+    """Remove all claims from a directory on which no job works."""
     for path in directory.iterdir():
         path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""One sharding job: claims shards one by one until none is left.
+"""Runs a sharding job, which claims shards one by one until none is left.
 
-Several jobs, on one node or many, work on one directory; a slow one takes fewer shards.
+Several jobs, on one node or many, can work on one directory; a slow job takes fewer shards.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _POLL_S = 2.0
 
 
 def run_shard_worker(work: Path, *, decoders: int | None = None) -> int:
-    """Take part in the run planned in `work` until every shard is done; returns shards written.
+    """Work on the run planned in `work` until every shard is done; return the shards written.
 
-    `decoders` are the processes that decode and encode: by default one per usable core. Waits for
-    shards that other jobs hold, and takes over those of jobs that died. Safe to kill at any time.
+    `decoders` is the number of processes that decode and encode, by default one per usable core.
+    The job waits for shards that other jobs hold and takes over those of dead jobs. It may be
+    killed at any time.
     """
     workdir = Workdir(work)
     plans = workdir.plans()
@@ -46,7 +47,7 @@ def run_shard_worker(work: Path, *, decoders: int | None = None) -> int:
 def make_shards(
     workdir: Workdir, store: Store, names: Collection[str], *, decoders: int | None = None
 ) -> int:
-    """Make these planned shards in `store`, but for those it has; returns shards written."""
+    """Make those planned shards that `store` lacks; return the number of shards written."""
     plans = workdir.plans()
     with Claims(workdir.claims) as claims:
         job = _Job(workdir, store, claims, plans, names)
@@ -57,7 +58,7 @@ def make_shards(
 
 
 _Entry = tuple[SplitPlan, int, str]
-"""Plan, number and name of a shard."""
+"""The plan, number and name of a shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +101,13 @@ class _Job:
                     self._workdir.add_poison(task.clip.key, prepared.code, prepared.detail)
                 self._account(task, prepared)
             self._progress.flush()
-            if self._open:  # other jobs hold the rest; none of ours is in flight here
+            if self._open:  # other jobs hold the rest; no clip of this job is in flight
                 time.sleep(_POLL_S)
                 self._forget_finished()
         return self._written
 
     def _account(self, task: _Task, prepared: PreparedClip | RejectedClip) -> None:
-        """Hand a clip to its shard, and publish the shard that it completes."""
+        """Add a clip to its shard, and publish the shard if that completes it."""
         task.writer.add(task.clip, prepared)
         failed = isinstance(prepared, RejectedClip)
         size = 0 if isinstance(prepared, RejectedClip) else prepared.original.bytes
@@ -120,22 +121,22 @@ class _Job:
                 task.writer.publish(self._store)
                 self._written += 1
                 return
-        except FileNotFoundError:  # an heir removes what its predecessor left
+        except FileNotFoundError:  # the job that took over removes the scratch file
             if not self._is_lost(task):
                 raise
         finally:
             self._claims.release(task.claim)
-        # Waited for like any shard of another job, should the heir not end it.
+        # This job now waits for the shard as for any other job's, in case its new owner dies.
         task.writer.discard()
         self._open.append(task.entry)
 
     def _is_lost(self, task: _Task) -> bool:
-        """Whether another job took the shard over, as when this one was suspended for long."""
+        """Whether another job took the shard over, for example while this one was suspended."""
         done = self._store.size(record_name(task.entry[2])) is not None
         return done or not self._claims.holds(task.claim)
 
     def _requests(self) -> Iterator[tuple[_Task, ClipRequest]]:
-        """The clips of one claimable shard after the other, claimed when the pool has room."""
+        """Yield the clips of one shard after another, claiming each when the pool has room."""
         poison = self._workdir.poison()
         for entry in tuple(self._open):
             name = entry[2]
@@ -177,7 +178,7 @@ class _Job:
 
 
 def run_jobs(work: Path, *, jobs: int, decoders: int, show_progress: bool) -> None:
-    """Run jobs on this machine until they end. A job that dies leaves its shards to the others."""
+    """Run jobs on this machine until they end. The others take over the shards of a dead job."""
     with progress_bar(work) if show_progress else nullcontext():
         if jobs == 1:
             run_shard_worker(work, decoders=decoders)
@@ -191,7 +192,7 @@ def run_jobs(work: Path, *, jobs: int, decoders: int, show_progress: bool) -> No
                 process.terminate()
                 process.wait()
         if all(statuses):
-            raise MachineTrouble(f"{work}: all {jobs} jobs stopped; each says above why")
+            raise MachineTrouble(f"{work}: all {jobs} jobs stopped; each gives its reason above")
 
 
 if __name__ == "__main__":

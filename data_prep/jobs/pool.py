@@ -1,11 +1,11 @@
-"""Processes that prepare clips and may be killed at any time.
+"""A pool of processes that prepare clips and may be killed at any time.
 
-A file that crashes its process, or costs it more than the caps, costs that process and nothing
-else: the file is rejected, another process takes over. One start serves many files.
+A file that crashes its process or exceeds the caps costs that process and nothing else: the file is
+rejected, and another process takes over. One process serves many files.
 
-What the machine does is no verdict on a file: processes killed from outside (for want of memory),
-that do not start, or stand still while others wait for a disk, are replaced and their files tried
-again; after a few times everything stops with `MachineTrouble`.
+Faults of the machine are no verdict on a file. A process that is killed from outside (for lack of
+memory) or stands still (for a slow disk) is replaced and its file tried again. After a few
+attempts, or if a process does not start, everything stops with `MachineTrouble`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from data_prep.jobs.child import READY
 from data_prep.video.clip import ClipRequest, PreparedClip, RejectedClip, Trouble
 
 T = TypeVar("T")
-_QUEUE_PER_CHILD = 2  # the next request is there before the last answer is read
-_WINDOW_PER_CHILD = 8  # answers held back until the ones before them arrive
+_QUEUE_PER_CHILD = 2  # a process has its next request before its last answer is read
+_WINDOW_PER_CHILD = 8  # answers wait here until the earlier ones arrive
 _LOOK_S = 1.0
-_PAUSES_S = (0.5, 3.0)  # before a file is tried again
+_PAUSES_S = (0.5, 3.0)  # waits before the second and third try of a file
 _FROM_OUTSIDE = frozenset(
     {
         signal.SIGHUP,
@@ -47,16 +47,16 @@ _FROM_OUTSIDE = frozenset(
 
 
 class Caps(BaseModel):
-    """What one file may cost."""
+    """Limits on the cost of one file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     timeout_s: float = Field(default=300.0, gt=0)
-    """Processor time, so that a loaded machine does not count."""
+    """Limit on processor time, which does not depend on the load of the machine."""
     stall_s: float = Field(default=900.0, gt=0)
-    """Time without any processor time before a process is replaced: no verdict on the file."""
+    """Time without processor use after which a process is replaced; the file is not rejected."""
     memory_gib: float = Field(default=4.0, gt=0)
-    """Address space of a decoding process above what it starts with."""
+    """Address space of a decoding process beyond that at its start."""
 
 
 @dataclass(slots=True)
@@ -76,14 +76,14 @@ class _Child(Generic[T]):
     jobs: deque[_Job[T]] = field(default_factory=deque)
     ready: bool = False
     processor_s: float = 0.0
-    """As last seen."""
+    """Processor time at the last look."""
     seen: float = field(default_factory=time.monotonic)
     still_s: float = 0.0
-    """Since it last used the processor, as far as somebody looked."""
+    """Observed time since the process last used the processor."""
 
 
 class ClipPool(Generic[T]):
-    """`size` child processes. Use as a context manager; not for several threads."""
+    """A pool of `size` child processes: a context manager for use by one thread."""
 
     def __init__(self, size: int, caps: Caps) -> None:
         self._caps = caps
@@ -101,7 +101,7 @@ class ClipPool(Generic[T]):
     def map(
         self, requests: Iterable[tuple[T, ClipRequest]]
     ) -> Iterator[tuple[T, PreparedClip | RejectedClip]]:
-        """Answers in the order of the requests, which are drawn as places become free."""
+        """Yield answers in the order of the requests, which are drawn as places become free."""
         source = enumerate(requests)
         window = _WINDOW_PER_CHILD * len(self._children)
         drawn, emitted, exhausted = 0, 0, False
@@ -129,10 +129,10 @@ class ClipPool(Generic[T]):
         try:
             child.connection.send(job.request)
         except (BrokenPipeError, ConnectionResetError):
-            return  # its death is seen, and its jobs saved, at the next collection
+            return  # the next collection notices the death and saves the jobs
 
     def _collect(self) -> None:
-        """Wait for at least one message or death, or until it is time to look for stalls."""
+        """Wait for a message or a death, or until the next check for stalls."""
         while self._retries and self._room_for_retry():
             self._submit(self._retries.popleft())
         busy = [child for child in self._children if child.jobs]
@@ -149,9 +149,9 @@ class ClipPool(Generic[T]):
         try:
             times = psutil.Process(child.process.pid).cpu_times()
         except psutil.NoSuchProcess:
-            return False  # its death is received next
+            return False  # the next collection receives the death
         used = times.user + times.system
-        # A supervisor that was itself suspended has not watched in between.
+        # Time during which this process itself was suspended does not count.
         child.still_s += min(now - child.seen, 2 * _LOOK_S)
         if used > child.processor_s:
             child.still_s = 0.0
@@ -164,7 +164,7 @@ class ClipPool(Generic[T]):
     def _receive(self, child: _Child[T]) -> None:
         try:
             answer = child.connection.recv()
-        except (EOFError, OSError):  # OSError: it died in the middle of an answer
+        except (EOFError, OSError):  # OSError: death in the middle of an answer
             self._handle_death(child)
             return
         child.still_s = 0.0
@@ -198,18 +198,18 @@ class ClipPool(Generic[T]):
             detail = f"the decoder died twice (status {status}){words}"
             self._reject_first(child, "crash", detail)
         else:
-            # Once may be the machine's fault, so the file gets a second process.
+            # One crash may be the fault of the machine, so the file gets a second process.
             first.crashed_before = True
             self._replace(child)
 
     def _try_again(self, child: _Child[T], detail: str) -> None:
-        """In a new process, after a pause. Raises `MachineTrouble` when that was tried enough."""
+        """Retry a file in a new process after a pause; raise `MachineTrouble` after three tries."""
         first = child.jobs[0]
         if first.troubles == len(_PAUSES_S):
             raise MachineTrouble(
                 f"{first.request.path!r}: {detail}; tried {first.troubles + 1} times. Nothing is "
-                "lost: run the same command again, with more memory or fewer decoders if that is "
-                "what is short; take the file out of the list to go on without it"
+                "lost: run the same command again, with more memory or fewer decoders if memory "
+                "is short, or remove the file from the list to continue without it"
             )
         time.sleep(_PAUSES_S[first.troubles])
         first.troubles += 1
@@ -227,7 +227,7 @@ class ClipPool(Generic[T]):
 
     def _start(self) -> _Child[T]:
         ours, theirs = socket.socketpair()
-        # In memory: a full TMPDIR is no reason to stop. Lives as long as the child.
+        # The file is in memory, so that a full TMPDIR does not matter, and lives with the child.
         stderr = open(os.memfd_create("stderr"), "w+b")  # noqa: SIM115
         memory = int(self._caps.memory_gib * 2**30)
         numbers = (theirs.fileno(), memory, self._caps.timeout_s, os.getpid())

@@ -1,4 +1,4 @@
-"""How far all jobs of a sharding run are, from files that they leave in the work directory."""
+"""Measures the progress of a sharding run from files that its jobs write."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from data_prep.workdir import Workdir
 
 
 class JobReport(BaseModel):
-    """What one job did since it started, rewritten about once a second."""
+    """The counts of one job since its start, rewritten about once a second."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -35,7 +35,7 @@ class JobReport(BaseModel):
 
 @dataclass(slots=True)
 class JobProgress:
-    """Counts of this job, written at most once a second."""
+    """Counts the clips of this job and writes the counts at most once a second."""
 
     path: Path
     report: JobReport = field(
@@ -56,7 +56,7 @@ class JobProgress:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Of a whole run."""
+    """The progress of a whole run."""
 
     total: int
     done: int
@@ -75,10 +75,10 @@ class Progress:
 
 
 def read_progress(directory: Path, *, total: int, already: int) -> Progress:
-    """`already` clips lay in finished shards when the jobs were started."""
+    """Add up the reports of all jobs; `already` clips were finished when the jobs started."""
     reports = []
     for path in sorted(directory.glob("*.json")):
-        with suppress(ValueError):  # not synced: a crash may leave it empty
+        with suppress(ValueError):  # a crash may leave the file empty, since it is not flushed
             reports.append(JobReport.model_validate_json(path.read_bytes()))
     done = sum(report.done for report in reports)
     seconds = 0.0
@@ -94,7 +94,7 @@ def read_progress(directory: Path, *, total: int, already: int) -> Progress:
 
 
 class RunProgress:
-    """Progress of all jobs on one work directory, wherever they run."""
+    """The progress of all jobs on one work directory, wherever they run."""
 
     def __init__(self, work: Path) -> None:
         self._workdir = Workdir(work)
@@ -117,7 +117,7 @@ class RunProgress:
 
 @contextmanager
 def progress_bar(work: Path) -> Iterator[None]:
-    """Draws the progress of all jobs while the block runs."""
+    """Draw the progress of all jobs while the block runs."""
     run = RunProgress(work)
     bar = Bar(
         TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""What is known about one finished shard; its presence means that the shard is done."""
+"""The record of a finished shard; its presence means that the shard is done."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _Frozen(BaseModel):
 
 
 class SampleRow(_Frozen):
-    """One sample: the columns of the index, and what the source was."""
+    """One sample: the columns of the index and facts about its source."""
 
     key: str
     offset: int
@@ -50,7 +50,7 @@ class RejectedRow(_Frozen):
 
 
 class Timings(_Frozen):
-    """Cost of a shard; not part of what identifies the data."""
+    """The cost of making a shard, which is not part of the identity of the data."""
 
     wall_s: float
     host: str
@@ -61,11 +61,11 @@ class ShardResult(_Frozen):
     name: ShardName
     split: SplitName
     plan: str
-    """Fingerprint of the plan it belongs to."""
+    """The fingerprint of the plan of the shard."""
     samples: int
     bytes: int
     sha256: str
-    """Of the tar; empty when no clip of the shard could be used, then there is no tar."""
+    """The sha256 of the tar; empty when no clip could be used, so that there is no tar."""
     rows: tuple[SampleRow, ...]
     rejected: tuple[RejectedRow, ...]
     timings: Timings
@@ -76,7 +76,7 @@ def record_name(shard: str) -> str:
 
 
 def read_result(store: Store, shard: str, plan: str) -> ShardResult | None:
-    """None unless the shard is done: its record is whole, of this plan, and its tar is there."""
+    """Read a record; None unless it is whole and of this plan, and its tar is present."""
     try:
         result = ShardResult.model_validate_json(store.read(record_name(shard)))
     except (FileNotFoundError, ValueError):

@@ -1,7 +1,7 @@
-"""One shard: a tar that WebDataset readers open, and its record.
+"""Writes one shard: a tar that WebDataset readers open, and its record.
 
-`tarfile` of the standard library rather than `webdataset.TarWriter`, which would import torch into
-every sharding process. Times and owners are fixed, so equal clips give equal bytes.
+The standard library's `tarfile` writes it, because `webdataset.TarWriter` would import torch into
+every sharding process. Times and owners are fixed, so that equal clips give equal bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BLOCK = 512
 
 
 class ShardWriter:
-    """Collects the clips of one shard under a temporary name; `publish` makes it exist."""
+    """Collects the clips of one shard under a temporary name until `publish` names it."""
 
     def __init__(
         self, shard: PlannedShard, classes: tuple[str, ...], plan: str, scratch: Path
@@ -75,7 +75,7 @@ class ShardWriter:
         self._tar.addfile(info, io.BytesIO(content))
 
     def publish(self, store: Store) -> ShardResult:
-        """Flush, name the tar, then its record."""
+        """Flush and publish the tar, then its record."""
         assert self.is_complete, f"{self._shard.name}: clips are missing"
         self._tar.close()
         self._file.flush()
@@ -112,7 +112,7 @@ class ShardWriter:
 
 
 def printable(path: str) -> str:
-    """File names that are not UTF-8 keep their bytes as `\\xNN`."""
+    """A file name as text; bytes that are not UTF-8 become `\\xNN`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

@@ -1,1 +1,1 @@
-"""What is done with finished shards: sealed, proven, surveyed and shown."""
+"""Seals finished shards, verifies and rebuilds them, and reports on them."""

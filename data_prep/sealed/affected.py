@@ -1,4 +1,4 @@
-"""Which samples of an older shard directory the faults of its time may have harmed."""
+"""Counts the samples of an older shard directory that faults of its version may have harmed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _HD_LINES = 720
 
 @dataclass(frozen=True, slots=True)
 class Affected:
-    """One fault of the version that made the shards."""
+    """A fault of the version that made the shards, and how many samples it concerns."""
 
     fault: str
     samples: int
     certain: bool
-    """Whether just these samples are wrong; else they may be."""
+    """Whether these samples are wrong for certain; otherwise they may be."""
 
     def __str__(self) -> str:
         count = "1 sample" if self.samples == 1 else f"{self.samples} samples"
@@ -41,10 +41,10 @@ def picture_version(manifest: Manifest) -> int:
 
 
 def affected(store: Store, manifest: Manifest, work: Path) -> list[Affected]:
-    """What is known without decoding anything; empty for shards of the present version.
+    """List the faults, without decoding anything; empty for shards of the present version.
 
-    Matrices of the sources were not recorded, so they are looked up where the plan in `work` and
-    the sources are still there.
+    The colour matrices of the sources were not recorded. They are read from the sources, as far as
+    these and the plan in `work` still exist.
     """
     if picture_version(manifest) >= PICTURE_VERSION:
         return []
@@ -79,11 +79,11 @@ def _rows(store: Store, manifest: Manifest) -> Iterator[SampleRow]:
             content = store.read(record_name(entry.name))
             yield from ShardResult.model_validate_json(content).rows
         except (FileNotFoundError, ValueError):
-            continue  # a finding of its own
+            continue  # verification reports the record itself
 
 
 def _planned(work: Path) -> tuple[dict[str, Path], dict[str, PlannedClip]]:
-    """Directory of the videos and clip of every key; empty where the plan is gone."""
+    """The video directory and the clip of every key; empty when the plan is gone."""
     workdir = Workdir(work)
     videos: dict[str, Path] = {}
     clips: dict[str, PlannedClip] = {}
@@ -95,7 +95,7 @@ def _planned(work: Path) -> tuple[dict[str, Path], dict[str, PlannedClip]]:
 
 
 def _matrix(videos: dict[str, Path], clip: PlannedClip | None, row: SampleRow) -> int | None:
-    """Tag of the source's header; None when it is not there, or not the file it was."""
+    """The matrix tag of the source's header; None when the source is absent or has changed."""
     if clip is None:
         return None
     path = os.path.join(videos[clip.key], clip.path)

@@ -1,4 +1,4 @@
-"""One shard against its manifest entry, its rows of the index and its record."""
+"""Checks one shard against its manifest entry, its rows of the index and its record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data_prep.video.picture import is_stored_picture
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as sealed."""
+    """One difference from what was sealed."""
 
     file: str
     code: str
@@ -37,7 +37,7 @@ Row = dict[str, Any]
 
 
 def check_shard(out: str, manifest: Manifest, entry: ShardRecord, rows: list[Row]) -> list[Finding]:
-    """All findings of one tar; `rows` are its rows of the index."""
+    """Check one tar and return all findings; `rows` are its rows of the index."""
     av.logging.set_level(av.logging.PANIC)
     store = open_store(out, Path())
     findings = list(_check_record(store, entry))
@@ -80,7 +80,7 @@ def _check_record(store: Store, entry: ShardRecord) -> Iterator[Finding]:
 
 
 def _members(content: bytes) -> dict[str, tuple[int, int]] | None:
-    """name -> (offset, size); None when the tar cannot be walked to its end."""
+    """The (offset, size) of each member by name; None when the tar cannot be read to its end."""
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
             members = {item.name: (item.offset_data, item.size) for item in tar}
@@ -92,10 +92,10 @@ def _members(content: bytes) -> dict[str, tuple[int, int]] | None:
 def _check_sample(
     content: bytes, members: dict[str, tuple[int, int]], manifest: Manifest, row: Row
 ) -> tuple[str, str] | None:
-    """(code, detail) of the first thing that is wrong with a sample."""
+    """The (code, detail) of the first fault of a sample; None for a sound one."""
     video = content[row["offset"] : row["offset"] + row["size"]]
     if members.get(f"{row['key']}.mp4") != (row["offset"], row["size"]):
-        return "offset", "the index points elsewhere than the tar's header"
+        return "offset", "the index and the header of the tar disagree on its place"
     if hashlib.sha256(video).hexdigest() != row["sha256"]:
         return "video_sha256", "the video's bytes are not those of the index"
     if not -1 <= row["label"] < len(manifest.classes):
@@ -111,7 +111,7 @@ def _check_sample(
     differing = sorted(name for name in shared if described[name] != row[name])
     if differing or not shared:
         return "json", f"differs from the index in {differing}"
-    # These are bytes that this package wrote: safe to decode in this process.
+    # This package wrote these bytes, so they are safe to decode in this process.
     return _check_frames(video, row)
 
 

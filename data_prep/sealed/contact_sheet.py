@@ -1,4 +1,4 @@
-"""Strips of frames of one clip, as JPEG."""
+"""Draws strips of frames of one clip as JPEG."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _HEIGHT = 96
 
 
 def strip_jpeg(video: bytes) -> bytes:
-    """`STRIP_FRAMES` frames from first to last, side by side, 96 pixels high.
+    """Encode `STRIP_FRAMES` frames from first to last, side by side and 96 pixels high.
 
-    `video` is a clip that this package wrote: damage is not expected here.
+    `video` is a clip that this package wrote, so no damage is expected.
     """
     with av.open(io.BytesIO(video), "r") as container:
         frames = list(container.decode(container.streams.video[0]))
@@ -42,7 +42,7 @@ def _jpeg(image: npt.NDArray[np.uint8]) -> bytes:
     encoder.pix_fmt = "yuvj420p"
     encoder.qmin = encoder.qmax = 4
     picture = VideoFrame.from_ndarray(image, format="rgb24")
-    # JPEG is BT.601 of full range.
+    # JPEG uses BT.601 in full range.
     frame = picture.reformat(format="yuvj420p", dst_colorspace=Colorspace.ITU601)
     packets = [*encoder.encode(frame), *encoder.encode(None)]
     return b"".join(bytes(packet) for packet in packets)

@@ -1,7 +1,7 @@
-"""`vmp data verify --fix`: what is damaged is made again beside the old files.
+"""Implements `vmp data verify --fix`: rebuilds damaged shards beside the old files.
 
-These may hold the last copy of most samples of a damaged shard, so they stay until the new shard is
-proven to be, byte for byte, the one that was sealed.
+The old files may hold the last copy of most samples of a damaged shard, so they stay until the new
+shard is proven to equal, byte for byte, the one that was sealed.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from data_prep.workdir import Workdir
 def rebuild(
     out: str, work: Path, manifest: Manifest, findings: Sequence[Finding]
 ) -> tuple[list[str], list[Finding]]:
-    """Make again what `findings` name: the shards that were replaced, and what had to be left.
+    """Rebuild the files that `findings` name.
 
-    Raises `DataError` when the plan is gone.
+    Returns the names of the replaced shards, and findings about those left as they were. Raises
+    `DataError` when the plan is gone.
     """
     workdir = Workdir(work)
     if work.is_dir():
@@ -47,7 +48,7 @@ def rebuild(
         and not _is_whole(store, entry, fingerprints[entry.name], manifest)
     }
     beside = work / "rebuild"
-    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(beside, ignore_errors=True)  # left by a killed run
     rebuilt: list[str] = []
     left: list[Finding] = []
     if damaged:
@@ -72,7 +73,7 @@ def rebuild(
 
 
 def _is_whole(store: Store, entry: ShardRecord, plan: str, manifest: Manifest) -> bool:
-    """Whether tar and record are as sealed, so that what was found there is the index's fault."""
+    """Whether tar and record are as sealed, so that the index is at fault."""
     result = read_result(store, entry.name, plan)
     if result is None:
         return False
@@ -82,7 +83,7 @@ def _is_whole(store: Store, entry: ShardRecord, plan: str, manifest: Manifest) -
 
 
 def _replace(store: Store, made: DirectoryStore, name: str) -> None:
-    """The tar first: its record vouches for it. The old manifest vouches for these bytes too."""
+    """Replace the tar, then its record. The manifest describes the same bytes before and after."""
     scratch = store.scratch(f"{name}.rebuilt")
     with made.open(name) as source, scratch.open("wb") as target:
         shutil.copyfileobj(source, target)

@@ -1,6 +1,6 @@
-"""`vmp data report`: one HTML page about a shard directory, without anything beside it.
+"""Implements `vmp data report`: one self-contained HTML page about a shard directory.
 
-`report.html` is the page; this module counts what it shows. Jinja escapes every value.
+This module counts what the template `report.html` shows; Jinja escapes every value.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Counts = list[tuple[str, int]]
 
 
 def report(out: str, *, page: Path | None = None, seed: int = 0) -> Path:
-    """Write the page, by default `report.html` in `out`, and return its path.
+    """Write the page, by default to `report.html` in `out`, and return its path.
 
     `seed` chooses the clips of the contact sheets. Raises `DataError` when `out` is not a sealed
     shard directory or is a URL and `page` is not given.
@@ -65,7 +65,7 @@ def report(out: str, *, page: Path | None = None, seed: int = 0) -> Path:
 
 
 def _cards(found: Survey) -> list[tuple[str, str]]:
-    """(number, what it counts)."""
+    """Pairs of a number and what it counts."""
     manifest = found.manifest
     hours = sum(sample.row.duration_s for sample in found.samples) / 3600
     stored = sum(entry.bytes for entry in manifest.shards)
@@ -112,7 +112,7 @@ def _left_out(found: Survey) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Histogram:
-    """Of values that differ; `heights` is empty where they do not."""
+    """A histogram; `heights` is empty when all values are equal."""
 
     title: str
     values: int
@@ -120,7 +120,7 @@ class _Histogram:
     median: float
     high: float
     heights: list[tuple[int, float]] = field(default_factory=list)
-    """(count, percent of the highest column)."""
+    """The count and the height, in percent of the highest, of each column."""
 
 
 def _histograms(found: Survey) -> list[_Histogram]:
@@ -211,7 +211,7 @@ def _sheets(found: Survey, store: Store, chooser: random.Random) -> dict[str, An
 
 
 def _strip(store: Store, sample: Sample) -> tuple[str, str]:
-    """(title, JPEG in base64)."""
+    """The title of a clip and its strip, JPEG in base64."""
     with store.open(sample.shard) as tar:
         tar.seek(sample.row.offset)
         video = tar.read(sample.row.size)

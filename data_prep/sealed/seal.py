@@ -1,4 +1,4 @@
-"""Merges the records of finished shards into the index and the manifest, which readers trust."""
+"""Merges the records of finished shards into the index and the manifest that readers trust."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _SEALED_NAME = "sealed.json"
 def seal(work: Path, *, only_as: Collection[str] | None = None) -> Manifest:
     """Write `quarantine.jsonl`, `index.parquet` and, last, `manifest.json`.
 
-    Raises `DataError` when a planned shard is not done, or when nothing at all could be used; and,
-    before anything is written, when the digest would be none of `only_as`.
+    Raises `DataError` when a planned shard is not done, when no input could be used, or, before
+    anything is written, when the digest is not among `only_as`.
     """
     workdir = Workdir(work)
     plans = workdir.plans()
@@ -102,7 +102,7 @@ def _refuse_losses(
     reasons: Counter[str],
     rejected: int,
 ) -> None:
-    """Losses while decoding, `rejected` clips, count like those that the plan knew of."""
+    """Raise `DataError` for too many losses; the `rejected` clips count like those of the plan."""
     planned = sum(plan.num_clips for plan in plans)
     lines = map(json.loads, quarantine.getvalue().splitlines())
     serious = [line for line in lines if line["code"] not in HARMLESS]
@@ -122,13 +122,13 @@ def _refuse_losses(
 
 
 def _reopen(workdir: Workdir, store: Store) -> None:
-    """Withdraw the seal: the old manifest must not vouch for new files."""
+    """Remove the seal, so that the old manifest never describes new files."""
     (workdir.root / _SEALED_NAME).unlink(missing_ok=True)
     store.remove(MANIFEST_NAME)
 
 
 def seal_is_current(workdir: Workdir, plans: list[SplitPlan]) -> bool:
-    """Whether the last seal covered just these plans."""
+    """Whether the last seal covered exactly these plans."""
     path = workdir.root / _SEALED_NAME
     return path.exists() and path.read_bytes() == _sealed_plans(plans)
 
@@ -144,7 +144,7 @@ def shaping(plan: SplitPlan) -> dict[str, Any]:
         "fold": plan.fold,
         "encode": plan.encode.model_dump(mode="json"),
         "clips_per_shard": plan.clips_per_shard,
-        # Version 1 did not say so: its manifests keep their digest.
+        # Manifests of version 1 lack the field, and keep their digest without it.
         **({"picture_version": plan.picture_version} if plan.picture_version > 1 else {}),
     }
 
@@ -172,14 +172,14 @@ def _results(store: Store, plan: SplitPlan) -> Iterator[ShardResult]:
 
 
 def _named_sources(workdir: Workdir, plans: list[SplitPlan]) -> set[str]:
-    """What some split names was outside the annotations only of the calls for other splits."""
+    """Sources of all plans, which are outside the annotations of calls for other splits only."""
     if not any(item.code == "outside" for plan in plans for item in workdir.problems(plan.split)):
         return set()
     return {path for plan in plans for path in workdir.sources(plan)}
 
 
 def _problem_lines(workdir: Workdir, split: str, named: set[str]) -> Iterator[dict[str, str]]:
-    """Adds to `named` what it lists as outside, so that it is listed once."""
+    """Yield the problems of a split; `named` grows, so that an outside file is listed once."""
     for problem in workdir.problems(split):
         if problem.code == "outside":
             if problem.path in named:

@@ -1,4 +1,4 @@
-"""What a sealed shard directory holds, counted from its records."""
+"""Surveys the content of a sealed shard directory through its records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_prep.storage import Store, open_store
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The parts of a sample that a reader of the report may ask for."""
+    """A sample as the report shows it."""
 
     split: str
     shard: str
@@ -24,7 +24,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class SameContent:
-    """Samples whose encoded bytes are equal: the same frames under several names."""
+    """Samples with equal encoded bytes: the same frames under several names."""
 
     samples: tuple[Sample, ...]
 
@@ -43,17 +43,17 @@ class Survey:
     samples: list[Sample] = field(default_factory=list)
     quarantine: list[dict[str, str]] = field(default_factory=list)
     prep_s: float = 0.0
-    """Time of all shards together."""
+    """The time spent on all shards together."""
 
     def per_class(self) -> dict[str, Counter[int]]:
-        """split -> samples per class number."""
+        """The number of samples by split and class number."""
         counts: dict[str, Counter[int]] = {split: Counter() for split in self.manifest.splits}
         for sample in self.samples:
             counts[sample.split][sample.row.label] += 1
         return counts
 
     def same_content(self) -> list[SameContent]:
-        """Groups of equal clips, those across splits first."""
+        """Groups of equal clips; groups that span splits come first."""
         groups: dict[str, list[Sample]] = {}
         for sample in self.samples:
             groups.setdefault(sample.row.sha256, []).append(sample)
@@ -91,6 +91,6 @@ def survey(store: Store, out: str) -> Survey:
 
 
 def reasons(out: str) -> Counter[str]:
-    """Inputs left out of a sealed directory per code."""
+    """The number of inputs that a sealed directory leaves out, by code."""
     lines = open_store(out, Path()).read(QUARANTINE_NAME).splitlines()
     return Counter(json.loads(line)["code"] for line in lines)

@@ -1,4 +1,4 @@
-"""`vmp data verify`: everything that the manifest vouches for, read again and proven."""
+"""Implements `vmp data verify`: reads and checks everything that the manifest describes."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from data_prep.storage import Store, is_url, open_store
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The outcome; sound when nothing was found."""
+    """The outcome of a verification; the directory is sound when nothing was found."""
 
     digest: str
     shards: int
     samples: int
     findings: list[Finding]
     rebuilt: list[str]
-    """Shards that `fix` made again; findings are those that remained."""
+    """Shards that `fix` rebuilt; `findings` are those that remained."""
     picture_version: int
-    """Of the program that made the shards."""
+    """The version of the pictures in the shards."""
     affected: list[Affected]
-    """Sound, but with faults of that version; see docs/data.md."""
+    """Faults of that version in sound shards; see docs/data.md."""
 
 
 def verify(
@@ -61,8 +61,9 @@ def verify(
 ) -> Verification:
     """Check the manifest, the index and every byte of every shard, in `workers` processes.
 
-    With `fix`, what is not sound is made again as it was sealed; what cannot be stays as it is, and
-    is among the findings. Raises `DataError` when `out` holds no manifest or, to fix, no plan.
+    With `fix`, damaged files are rebuilt as they were sealed; files for which that fails stay as
+    they are and remain among the findings. Raises `DataError` when `out` holds no manifest, or no
+    plan to fix it with.
     """
     if not is_url(out) and not Path(out).is_dir():
         raise DataError(f"{out}: no such directory")
@@ -105,7 +106,7 @@ def _verify(out: str, work: Path | None, workers: int | None, show_progress: boo
 
 
 def _plan_directory(out: str, work: Path | None) -> Path:
-    """Where the plan would be; a URL without `work` has none at hand."""
+    """The directory of the plan; a path without one for a URL whose `work` is not given."""
     return Path(os.devnull) if work is None and is_url(out) else work_dir(out, work)
 
 
@@ -140,7 +141,7 @@ def _check_manifest(manifest: Manifest) -> Iterator[Finding]:
 def _check_index(
     store: Store, manifest: Manifest
 ) -> tuple[dict[str, list[dict[str, Any]]], list[Finding]]:
-    """Rows per shard, and what is wrong with the index as a whole."""
+    """The rows of each shard, and the findings about the index as a whole."""
     try:
         content = store.read(INDEX_NAME)
         table = pq.read_table(io.BytesIO(content))

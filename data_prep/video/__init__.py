@@ -1,1 +1,1 @@
-"""One source video: looked at, decoded strictly, and brought into the normal form."""
+"""Inspects a source video, decodes it strictly, and converts it to the normal form."""

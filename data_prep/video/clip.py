@@ -1,4 +1,4 @@
-"""What goes into a decoding process and what comes out."""
+"""The messages to and from a decoding process."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from data_prep.video.picture import MIN_SIDE, SHORT_SIDE
 
 
 class EncodeSettings(BaseModel):
-    """What shapes the bytes of a clip."""
+    """The settings that determine the bytes of a clip."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     short_side: int = Field(default=SHORT_SIDE, ge=MIN_SIDE, multiple_of=2)
-    """Pixels; smaller sources keep their size."""
+    """Pixels of the short side; smaller sources keep their size."""
     crf: int = Field(default=23, ge=0, le=51)
-    """x264 quality: lower is better and larger."""
+    """The quality of x264; a lower value means better and larger clips."""
     min_frames: int = Field(default=2, ge=1)
     """Shorter videos are left out; images are exempt."""
     max_frames: int = Field(default=36_000, ge=1)
     """Longer clips are left out (36 000 = 20 minutes at 30 per second)."""
     apply_sample_aspect: bool = False
-    """Stretch pixels that are not square. The published pipelines do not."""
+    """Whether to stretch pixels that are not square. The published pipelines do not."""
     copy_suitable: bool = False
-    """Keep files that are in the normal form already, byte for byte."""
+    """Whether to keep files that already have the normal form, byte for byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class PreparedClip:
     duration_s: float
     keyframes: tuple[int, ...]
     copied: bool
-    """Kept byte for byte instead of encoded."""
+    """Whether the source was kept byte for byte."""
     original: Original
 
 
@@ -60,6 +60,6 @@ class RejectedClip:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """The machine failed while the clip was made: no verdict on it."""
+    """A failure of the machine during the clip, which is no verdict on it."""
 
     detail: str

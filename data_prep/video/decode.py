@@ -1,7 +1,7 @@
-"""Strict decoding of files that nobody has checked.
+"""Decodes unchecked files strictly.
 
-Containers lie about frame counts and durations, decoders conceal damage: here every frame is
-decoded, and the first sign of damage rejects the file.
+Containers lie about frame counts and durations, and decoders conceal damage. Therefore every frame
+is decoded, and the first sign of damage rejects the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from data_prep.annotation import IMAGE_SUFFIXES
 from data_prep.errors import verdict
 from data_prep.video.rejection import Rejection
 
-# Playlists and scripts (hls, concat, ...) are left out on purpose: a "video" must not open others.
+# Playlists and scripts (hls, concat, ...) are absent, because a "video" must not open other files.
 _CONTAINERS = (
     "3gp,asf,avi,bmp_pipe,flv,gif,h264,hevc,jpeg_pipe,matroska,webm,mjpeg,mov,mp4,mpeg,mpegts,"
     "mpegvideo,m4v,nut,ogg,png_pipe,webp_pipe,image2"
@@ -30,12 +30,12 @@ _CONTAINERS = (
 _SMPTE2084, _ARIB_STD_B67 = 16, 18
 _PREROLL_S = 2.0
 ROUNDING_S = Fraction(1, 1000)
-"""A frame may come this much before the time that names it, in decimals or in container ticks."""
+"""A frame may be this early, because listed times and container ticks are rounded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """What the source was, for the records; nothing is computed from it later."""
+    """Facts about the source for the records; nothing is computed from them later."""
 
     container: str
     codec: str
@@ -43,10 +43,10 @@ class Original:
     width: int
     height: int
     rotation: int
-    """Degrees counter-clockwise that a player turns it by."""
+    """Degrees counter-clockwise by which a player turns the picture."""
     sample_aspect: float
     hdr: bool
-    """PQ or HLG transfer; it is not tone-mapped."""
+    """Whether the transfer is PQ or HLG; it is not tone-mapped."""
     bytes: int
 
 
@@ -54,18 +54,18 @@ class Original:
 class DecodedFrame:
     frame: VideoFrame
     time_s: Fraction
-    """Since the first frame of the file."""
+    """Time since the first frame of the file."""
 
 
-class TimesContradictOrder(Exception):  # noqa: N818 - read it again by `constant_rate`
-    """Frames come in the order of presentation and say otherwise (B-frames in AVI)."""
+class TimesContradictOrder(Exception):  # noqa: N818 - the caller reads it again
+    """Frames arrive in order of presentation, but their times do not rise (B-frames in AVI)."""
 
 
 class _Source:
-    """A file whose read errors are kept: demuxers take them for its end, or for damage."""
+    """A file that remembers its read errors, which demuxers mistake for its end or for damage."""
 
     def __init__(self, path: str) -> None:
-        # An open file instead of a name: names may be no URL, no UTF-8 or look like a protocol.
+        # FFmpeg gets an open file, because a name may not be UTF-8 or may look like a protocol.
         self._path, self._file = path, open(path, "rb", buffering=0)  # noqa: SIM115
         self._error: OSError | None = None
         self.seek, self.tell = self._file.seek, self._file.tell
@@ -78,7 +78,7 @@ class _Source:
             return b""
 
     def close(self) -> None:
-        """Raises `MachineTrouble` when anything could not be read."""
+        """Close the file. Raises `Rejection` or `MachineTrouble` if a read failed."""
         self._file.close()
         if self._error is not None:
             raise Rejection(*verdict(self._error, self._path))
@@ -86,10 +86,10 @@ class _Source:
 
 @contextmanager
 def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its best video stream, one decoder thread, errors not concealed.
+    """Open a container and its best video stream with one thread and no error concealment.
 
     Raises `Rejection`: missing, unreadable, empty, not_video, no_video, unsupported_codec; and
-    `MachineTrouble` when the file could not be read to where the block has read it.
+    `MachineTrouble` when the machine failed at any read inside the block.
     """
     try:
         found = os.stat(path)
@@ -139,12 +139,12 @@ def describe(container: InputContainer, stream: VideoStream, first: VideoFrame) 
 def _rotation(frame: VideoFrame) -> int:
     try:
         return frame.rotation
-    except ValueError:  # a matrix that flattens the picture has none
+    except ValueError:  # a matrix that flattens the picture has no rotation
         return 0
 
 
 def frame_step(stream: VideoStream) -> Fraction:
-    """Seconds from frame to frame by the header; 1/25 where it does not say."""
+    """Seconds between frames according to the header; 1/25 when it does not say."""
     rate = stream.average_rate or stream.guessed_rate or Fraction(0)
     return Fraction(1) / rate if rate > 0 else Fraction(1, 25)
 
@@ -157,14 +157,14 @@ def frames(
     seek: bool = True,
     constant_rate: bool = False,
 ) -> Iterator[DecodedFrame]:
-    """Frames from `start_s` on, in order of presentation.
+    """Yield frames from `start_s` on, in order of presentation.
 
-    `constant_rate` counts frames instead of reading their times, and so never seeks. Raises
-    `TimesContradictOrder` where that has to be done, and `Rejection` `corrupt` at the first damaged
-    packet or frame and `resolution_change`.
+    `constant_rate` counts frames instead of reading their times, and therefore never seeks. Raises
+    `TimesContradictOrder` when it is required, and `Rejection`: `corrupt` at the first damaged
+    packet or frame, and `resolution_change`.
     """
     origin = Fraction(stream.start_time or 0) * (stream.time_base or 1)
-    # AVI counts from the first frame decoded, which B-frames put before the first one shown.
+    # AVI times count from the first decoded frame, which precedes the first shown with B-frames.
     from_first = container.format.name == "avi"
     seeks = seek and not constant_rate and not from_first and start_s > _PREROLL_S
     if seeks:
@@ -209,7 +209,7 @@ def _decode(
             if packet.is_corrupt:
                 raise Rejection("corrupt", f"damaged packet after {count} frames")
             if starts and packet.size and not packet.is_keyframe:
-                # Decoders drop what they cannot predict, without a word.
+                # Decoders silently drop frames whose references are missing.
                 raise Rejection("corrupt", "does not start with a keyframe")
             starts = False
             for frame in packet.decode():

@@ -1,8 +1,8 @@
-"""The normal form every clip is stored in.
+"""Encodes clips in the normal form in which every clip is stored.
 
-H.264, 8-bit yuv420p, BT.601 limited range, a keyframe every 16 frames, no B-frames, closed groups,
-no CABAC and no deblocking (`fastdecode`), timestamps from 0, index before data. Decoding 16 spread
-frames of such a clip costs 3.6 to 32 times less than of a typical download.
+It is H.264, 8-bit yuv420p, BT.601 limited range, with a keyframe every 16 frames, closed groups, no
+B-frames, no CABAC, no deblocking (`fastdecode`), timestamps from 0 and the index before the data.
+Decoding 16 spread frames of such a clip costs 3.6 to 32 times less than of a typical download.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from data_prep.video.picture import BT601, LIMITED_RANGE
 
 GOP = 16
 TIME_BASE = Fraction(1, 90_000)
-# Equal frames must give equal bytes whatever was encoded before: a shard that is made again has to
-# match its checksum. Hence one thread, and no macroblock tree: with it, about 1 in 200 clips of
-# small frames came out differently depending on the clips before them in the same process (x264 of
-# PyAV 18.1); without it none of 4000 did. It costs about a tenth more bytes, for a finer picture.
+# Equal frames must give equal bytes whatever was encoded before, because a rebuilt shard has to
+# match its checksum. Therefore x264 uses one thread and no macroblock tree. With the tree, about 1
+# in 200 clips of small frames depended on the clips before them in the same process (x264 of PyAV
+# 18.1); without it none of 4000 did. The cost is about a tenth more bytes, for a finer picture.
 _X264 = (
     f"keyint={GOP}:min-keyint={GOP}:scenecut=0:bframes=0:open-gop=0"
     ":threads=1:lookahead-threads=1:sync-lookahead=0:rc-lookahead=0:mbtree=0"
@@ -35,22 +35,22 @@ class EncodedClip:
     video: bytes
     frames: int
     keyframes: tuple[int, ...]
-    """Frame numbers, the first is 0."""
+    """Numbers of the keyframes; the first is 0."""
     duration_s: float
 
 
 def encode_clip(
     frames: Iterable[tuple[VideoFrame, int]], *, width: int, height: int, fps: float, crf: int
 ) -> EncodedClip:
-    """Encode yuv420p frames, each with its time in `TIME_BASE` units, to one mp4.
+    """Encode yuv420p frames, each with its time in units of `TIME_BASE`, to one mp4.
 
-    `width` and `height` are even; `fps` only fills the header: the times decide.
+    `width` and `height` must be even. `fps` only fills the header; the times decide.
     Raises `av.FFmpegError` when the encoder refuses.
     """
     count, packets, last, step = 0, 0, 0, round(1 / (fps * TIME_BASE))
     keyframes: list[int] = []
-    # A file, because the muxer reopens its output to move the index to the front. In memory,
-    # because a full TMPDIR says nothing about a clip.
+    # The muxer reopens its output to move the index to the front, so it needs a file. That file
+    # is in memory, because a full TMPDIR says nothing about a clip.
     with open(os.memfd_create("clip"), "rb") as scratch:
         with av.open(
             f"/dev/fd/{scratch.fileno()}",
@@ -80,7 +80,7 @@ def encode_clip(
                     frame.pts, frame.time_base, frame.pict_type = time, TIME_BASE, PictureType.NONE
                     count, last = count + 1, time
                 for packet in stream.encode(frame):
-                    # Without B-frames packets leave in the order of their frames.
+                    # Without B-frames, packets come in the order of their frames.
                     if packet.is_keyframe:
                         keyframes.append(packets)
                     packets += 1

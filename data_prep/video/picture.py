@@ -1,8 +1,8 @@
-"""The one place that decides which way up a frame is, how large, and in which colours.
+"""Decides the orientation, size and colours of a frame.
 
-Sharding, prediction, verification, the report and the loader all show the same picture because they
-all come here. A stored picture is upright, of even size, 8-bit yuv420p in the BT.601 matrix and
-limited range, whatever the source is tagged as.
+Sharding, prediction, verification, the report and the loader all use this module, so they show the
+same picture. A stored picture is upright, of even size, and 8-bit yuv420p in the BT.601 matrix and
+limited range, whatever the tags of its source.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from data_prep.video.rejection import Rejection
 
 PICTURE_VERSION = 2
-"""Raised whenever equal sources give other pictures; see `data_prep.sealed.affected`."""
+"""Increases whenever equal sources give other pictures; see `data_prep.sealed.affected`."""
 
 BT601, LIMITED_RANGE = 6, 1  # AVCOL_SPC_SMPTE170M, AVCOL_RANGE_MPEG: the encoder's tags
 SHORT_SIDE = 256
 MIN_SIDE = 16
 _UNSPECIFIED = 0
 BT601_TAGS = frozenset({2, 5, 6})  # unspecified, BT.470BG, SMPTE 170M
-# Tag of a frame (AVCOL_SPC) -> name of its matrix for the scaler, which has other numbers.
-# Untagged, reserved and "RGB" on planes of luma and chroma are BT.601, as everywhere in FFmpeg.
+# Maps the tag of a frame (AVCOL_SPC) to the scaler's name of its matrix, which has another number.
+# Frames that are untagged, reserved, or "RGB" on luma and chroma planes are BT.601, as in FFmpeg.
 _MATRICES = {
     0: Colorspace.ITU601,
     1: Colorspace.ITU709,
@@ -40,28 +40,29 @@ _MATRICES = {
     7: Colorspace.SMPTE240M,
     9: Colorspace.BT2020,
 }
-# Exact rounding, so that equal pixels give equal bytes on every CPU. From matrix to matrix, chroma
-# is interpolated in full: without that, pictures come out four levels too dark.
+# Exact rounding makes equal pixels give equal bytes on every CPU. Without full interpolation of
+# chroma, a change of matrix makes pictures four levels too dark.
 _SCALER = (
     Interpolation.BICUBIC
     | Interpolation.ACCURATE_RND
     | Interpolation.BITEXACT
     | Interpolation.FULL_CHR_H_INT
 )
-# PyAV 18 lists side data all or nothing: a type newer than itself (EXIF, views of MV-HEVC) raises,
-# an ICC profile crashes the process. So the other types are taken off first; FFmpeg has 64 at most
-# for years to come.
+# PyAV 18 can only list all side data at once: an unknown type (EXIF, views of MV-HEVC) raises, and
+# an ICC profile crashes the process. Therefore all other types are removed first. FFmpeg has fewer
+# than 64 types.
 _OTHER_TYPES = tuple(sorted(set(range(64)) - {Type.DISPLAYMATRIX.value}))
 
 Turn = list[tuple[str, str | None]]
-"""FFmpeg filters (name, argument)."""
+"""A list of FFmpeg filters (name, argument)."""
 
 
 class Picture:
-    """Frames of one source -> stored pictures of `width` x `height`, decided by its first frame.
+    """Converts the frames of one source to stored pictures of `width` x `height`.
 
-    The short side becomes at most `short_side`; nothing is enlarged. `sample_aspect` stretches
-    pixels that are not square. Raises `Rejection`: too_small, unsupported_colours.
+    The first frame decides size and orientation. The short side becomes at most `short_side`, and
+    nothing is enlarged. `sample_aspect` stretches pixels that are not square. Raises `Rejection`:
+    too_small, unsupported_colours.
     """
 
     def __init__(
@@ -98,9 +99,9 @@ class Picture:
 
 
 def rgb_pixels(frame: VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
-    """RGB of a stored picture: (H, W, 3) uint8, a view of memory whose lines may be padded."""
+    """The RGB of a stored picture: (H, W, 3) uint8, a view of memory whose rows may be padded."""
     shown = reformatter.reformat(frame, format="rgb24", threads=1)
-    # Tags of a stored picture say BT.601, or nothing, which the scaler takes for the same.
+    # A stored picture is tagged BT.601 or not at all, which the scaler treats alike.
     (plane,) = shown.planes
     pixels: NDArray[np.uint8] = np.ndarray(
         (shown.height, shown.width, 3), np.uint8, memoryview(plane), 0, (plane.line_size, 3, 1)
@@ -109,7 +110,7 @@ def rgb_pixels(frame: VideoFrame, reformatter: VideoReformatter) -> NDArray[np.u
 
 
 def is_stored_picture(frame: VideoFrame) -> bool:
-    """Whether the frame needs neither turning nor another matrix or range to be stored."""
+    """Whether the frame can be stored without a change of orientation, matrix or range."""
     return (
         not turn_upright(frame)
         and frame.colorspace in BT601_TAGS
@@ -118,13 +119,13 @@ def is_stored_picture(frame: VideoFrame) -> bool:
 
 
 def turn_upright(frame: VideoFrame) -> Turn:
-    """What a player does by the display matrix, into which FFmpeg translates EXIF orientation."""
+    """The filters that apply the display matrix, which in FFmpeg includes EXIF orientation."""
     data = _display_matrix(frame)
     if data is None:
         return []
     a, b, _, c, d, *_ = struct.unpack("<9i", bytes(data))
     if abs(b) > abs(a):
-        # x and y change places: the four ways of FFmpeg's transpose.
+        # x and y are swapped, in one of the four ways of FFmpeg's transpose.
         if b > 0:
             return [("transpose", "clock" if c < 0 else "cclock_flip")]
         return [("transpose", "cclock" if c > 0 else "clock_flip")]
@@ -157,7 +158,7 @@ def _source(width: int, height: int, pixel_format: str) -> str:
 
 
 def _matrix(frame: VideoFrame) -> Colorspace | None:
-    """The scaler's name for the frame's matrix; None where the pixels are RGB already."""
+    """The scaler's name of the frame's matrix; None when the pixels are RGB already."""
     if frame.format.is_rgb or frame.format.has_palette:
         return None
     try:
@@ -168,5 +169,5 @@ def _matrix(frame: VideoFrame) -> Colorspace | None:
 
 
 def _even(length: float) -> int:
-    """The even number below; a rounding error must not cost two pixels."""
+    """Round down to an even number, but do not let a rounding error cost two pixels."""
     return 2 * math.floor(length / 2 + 1e-6)

@@ -1,4 +1,4 @@
-"""One source file -> one clip in the normal form, or the reason why not."""
+"""Turns a source file into a clip in the normal form, or gives the reason why not."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from data_prep.video.rejection import Rejection
 from data_prep.video.suitable import copy_if_suitable
 
 _PAST_END_S = 0.5
-"""A list that rounds its times may end a clip this much after its file."""
+"""A listing that rounds its times may end a clip this much after the end of its file."""
 _REORDERED_FRAMES = 17
-"""More than any decoder holds back, so that times out of order show."""
+"""More frames than any decoder holds back, so that times out of order show."""
 
 
 def prepare_clip(request: ClipRequest) -> PreparedClip | RejectedClip:
-    """Decode strictly, turn upright, scale, encode; or keep what is in the normal form already."""
+    """Decode strictly, turn upright, scale and encode, or keep a file that has the normal form."""
     try:
         before = _fingerprint(request.path)
         clip = _prepare(request)
@@ -71,7 +71,7 @@ def _prepare(request: ClipRequest) -> PreparedClip:
         except Rejection as rejection:
             if not seek or rejection.code not in ("corrupt", "past_end"):
                 raise
-            # The point a seek lands on may not be decodable on its own: read from the beginning.
+            # The point where a seek lands may not be decodable alone, so read from the start.
             seek = False
 
 
@@ -110,7 +110,7 @@ def _encode(request: ClipRequest, *, seek: bool, constant_rate: bool) -> Prepare
                 fps=nominal,
                 crf=settings.crf,
             )
-        except MemoryError:  # FFmpeg's own is also an FFmpegError
+        except MemoryError:  # FFmpeg's MemoryError is also an FFmpegError
             raise
         except (OSError, av.FFmpegError) as error:
             if isinstance(error, OSError) and is_of_machine(error):
@@ -145,7 +145,7 @@ def _prepared(clip: EncodedClip, fps: float, picture: Picture, original: Origina
 def _trimmed(
     decoded: Iterator[DecodedFrame], request: ClipRequest, stream: VideoStream
 ) -> Iterator[DecodedFrame]:
-    """The frames of the interval. Raises `Rejection` `past_end` when the file ends long before."""
+    """Yield the frames of the interval. Raises `Rejection` `past_end` if the file ends early."""
     end_s = request.trim_end_s
     reached: Fraction | None = None
     for item in decoded:
@@ -166,15 +166,15 @@ def _trimmed(
 
 
 def _look_ahead(decoded: Iterator[DecodedFrame], stream: VideoStream) -> None:
-    """Raise `TimesContradictOrder` where the frame that ends the interval came too early."""
+    """Raise `TimesContradictOrder` if the frame that ends the interval came too early."""
     if stream.codec_context.has_b_frames:
-        with suppress(Rejection):  # damage behind the interval
+        with suppress(Rejection):  # damage after the interval does not matter
             for _ in itertools.islice(decoded, _REORDERED_FRAMES):
                 pass
 
 
 class _Timeline:
-    """Times in `TIME_BASE` units from 0, strictly rising, and the bounds on their number."""
+    """Makes strictly rising times from 0 in units of `TIME_BASE`, and bounds their number."""
 
     def __init__(self, settings: EncodeSettings, min_frames: int) -> None:
         self._min, self._max = min_frames, settings.max_frames
@@ -197,7 +197,7 @@ class _Timeline:
             raise Rejection("too_short", f"{self._count} frames, at least {self._min} wanted")
 
     def fps(self, nominal: float) -> float:
-        """Mean rate over the clip; `nominal` when the times do not tell."""
+        """The mean frame rate of the clip; `nominal` when the times do not give one."""
         if self._last <= 0:
             return nominal
         return round((self._count - 1) / float(self._last), 6)

@@ -1,4 +1,4 @@
-"""The pictures of a file as sharding would store them, but for their compression."""
+"""Reads the pictures of a file as sharding would store them, without compression."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from data_prep.video.rejection import Rejection
 
 
 class UnreadableVideoError(ValueError):
-    """Why sharding would leave this file out: `code: detail`."""
+    """The reason why sharding would leave a file out, as `code: detail`."""
 
 
 def read_pictures(path: str) -> Iterator[NDArray[np.uint8]]:
-    """All frames in order of presentation, upright: (H, W, 3) uint8 RGB each.
+    """Yield all frames upright in order of presentation, each (H, W, 3) uint8 RGB.
 
-    Raises `UnreadableVideoError`, also when the disk fails.
+    Raises `UnreadableVideoError` for an unusable file and when the disk fails.
     """
     rgb = VideoReformatter()
     picture: Picture | None = None
     try:
         with open_video(path) as (container, stream):
-            # Only the order counts here.
+            # Times do not matter here, only the order.
             for item in frames(container, stream, constant_rate=True):
                 picture = picture or Picture(item.frame)
                 yield rgb_pixels(picture(item.frame), rgb).copy()

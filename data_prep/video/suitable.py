@@ -1,4 +1,4 @@
-"""Files that are in the normal form already and may be kept byte for byte."""
+"""Recognises files that already have the normal form and may be kept byte for byte."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from data_prep.video.picture import MIN_SIDE, is_stored_picture
 
 
 def copy_if_suitable(request: ClipRequest) -> PreparedClip | None:
-    """The file as it is, strictly decoded to the end; None when it has to be encoded.
+    """Decode the file strictly and return it unchanged; None when it has to be encoded.
 
-    Suitable: mp4 with one stream, H.264 yuv420p of limited range in the BT.601 matrix, upright, of
-    even size and not larger than wanted, no B-frames, times from 0, a keyframe every 16 frames or
-    more often, and no trim. Raises `Rejection` for a damaged file.
+    A suitable file is an mp4 with one stream: H.264 yuv420p of limited range in the BT.601 matrix,
+    upright, of even size within the limit, without B-frames, with times from 0, a keyframe at least
+    every 16 frames, and no trim. Raises `Rejection` for a damaged file.
     """
     try:
         return _kept(request)

@@ -12,7 +12,7 @@ from model import VideoMamba, create_model
 from pipeline import rundir
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.load import newest_valid, read_weights
-from pipeline.config import RunConfig, apply_overrides, build_config
+from pipeline.config import RunConfig, apply_overrides, build_config, in_todays_words
 from pipeline.config.yaml_text import parse_yaml
 from pipeline.errors import CheckpointError, ConfigError
 
@@ -46,6 +46,7 @@ def checkpoint_config(checkpoint: Path, overrides: Sequence[str] = ()) -> RunCon
         ) from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"checkpoint {checkpoint}: {layout.CONFIG_FILE} has no sections")
+    raw = in_todays_words(raw)
     apply_overrides(raw, overrides)
     return build_config(raw, source=str(path))
 

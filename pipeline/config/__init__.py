@@ -2,7 +2,7 @@
 
 from pipeline.config.load import build_config, load_config, shipped_recipes
 from pipeline.config.overrides import apply_overrides
-from pipeline.config.stored import read_config
+from pipeline.config.stored import in_todays_words, read_config
 from pipeline.config.tree import RunConfig, config_difference, flatten, refusal
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "build_config",
     "config_difference",
     "flatten",
+    "in_todays_words",
     "load_config",
     "read_config",
     "refusal",

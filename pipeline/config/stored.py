@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pipeline.config.load import build_config
 from pipeline.config.tree import RunConfig
@@ -11,6 +12,17 @@ from pipeline.errors import ConfigError
 from pipeline.rundir.paths import CONFIG_FILE
 
 _RESTORE = "put back the config.yaml of this run (MLflow has a copy), or choose another name=..."
+
+
+def in_todays_words(raw: dict[str, Any]) -> dict[str, Any]:
+    """A stored tree with what earlier versions called otherwise renamed, so that old runs resume.
+
+    Version 0.1.0 had a Triton scan; a GPU's best scan computes the same function.
+    """
+    model = raw.get("model")
+    if isinstance(model, dict) and model.get("scan_backend") == "triton":
+        return raw | {"model": model | {"scan_backend": "auto"}}
+    return raw
 
 
 def read_config(run_dir: Path) -> RunConfig:
@@ -26,4 +38,4 @@ def read_config(run_dir: Path) -> RunConfig:
         raise ConfigError(f"{error}; {_RESTORE}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: empty, or not a mapping of sections; {_RESTORE}")
-    return build_config(raw, source=str(path))
+    return build_config(in_todays_words(raw), source=str(path))

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 _LONGEST_POLL_S = 1.0
 # On a dead file system even the last words may hang.
 _LAST_WORDS_S = 30.0
-_CALL = "hang"
+_CALL = "call-for-stacks"
 
 
 class Watchdog:
