@@ -1,5 +1,7 @@
 """The scan on the stock mamba-ssm CUDA kernel, which knows neither a start state nor a mask.
 
+This is the one module that imports mamba-ssm, its block for benchmarks included.
+
 Identities make it exact. A state that starts at s is a zero state after one virtual token with
 u = s, delta = 1, B = 1, C = 0, whose output is dropped. A masked read-out is the ordinary one less
 the token's own contribution delta u <B, C>, and zero at the first token. The last state is read out
@@ -9,9 +11,10 @@ becomes one of a group per channel, which takes B * D * N * L floats.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.scan.problem import Direction, Scan, ScanError
@@ -23,18 +26,32 @@ ZeroStartScan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def kernel() -> ZeroStartScan:
     """The CUDA kernel of the installed mamba-ssm package."""
+    scan = stock_kernel()
+    return lambda u, delta, A, B, C: scan(u, delta, A, B, C)
+
+
+def stock_kernel() -> Callable[..., Tensor]:
+    """`selective_scan_fn` of the package, with the arguments that its documentation names."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    return lambda u, delta, A, B, C: selective_scan_fn(u, delta, A, B, C)
+    return cast(Callable[..., Tensor], selective_scan_fn)
 
 
-def why_unavailable() -> str | None:
-    """What keeps the package from loading; None when it loads.
+def stock_block() -> type[nn.Module]:
+    """The package's `Mamba` block on its fast path, which needs causal-conv1d."""
+    import causal_conv1d  # noqa: F401  # without it the block takes a slow road in silence
+    from mamba_ssm.modules.mamba_simple import Mamba
+
+    return cast(type[nn.Module], Mamba)
+
+
+def why_unavailable(load: Callable[[], object] = stock_kernel) -> str | None:
+    """What keeps the kernel, or what else `load` returns, from loading; None when it loads.
 
     Only an import proves it: an extension that was built for another torch is found, and fails.
     """
     try:
-        kernel()
+        load()
     except Exception as error:  # a compiled extension can fail in any way
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None

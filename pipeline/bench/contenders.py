@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model import VideoMamba
 from model.config import ModelConfig
 from model.mixer import Mixer
-from model.scan import available_backends
+from model.scan import available_backends, mamba
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.training.assemble import build_engine, build_optimizer, initial_model
@@ -115,18 +115,8 @@ def why_no_mamba_block(device: torch.device) -> str | None:
     """Return why the stock block of mamba-ssm cannot be used here; None when it loads."""
     if device.type != "cuda":
         return "mamba-ssm computes on a CUDA device only"
-    try:
-        _stock_mamba()
-    except Exception as error:  # a compiled extension can fail to load in any way
-        return f"mamba-ssm does not load: {type(error).__name__}: {' '.join(str(error).split())}"
-    return None
-
-
-def _stock_mamba() -> Any:
-    import causal_conv1d  # noqa: F401  # without it the block silently uses a slow path
-    from mamba_ssm.modules.mamba_simple import Mamba
-
-    return Mamba
+    reason = mamba.why_unavailable(mamba.stock_block)
+    return f"mamba-ssm does not load: {reason}" if reason else None
 
 
 class BothWays(nn.Module):
@@ -134,7 +124,7 @@ class BothWays(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.mamba = _stock_mamba()(
+        self.mamba = mamba.stock_block()(
             config.embed_dim, d_state=config.d_state, d_conv=config.d_conv, expand=config.expand
         )
 

@@ -6,7 +6,6 @@ traffic counts each input and output once.
 """
 
 import ctypes
-import importlib
 import importlib.util
 import math
 import statistics
@@ -21,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.scan import available_backends, bidirectional_scan
+from model.scan import available_backends, bidirectional_scan, mamba
 from model.scan.native import library
 
 WIDTHS = {"ti": 384, "s": 768, "m": 1152}  # inner channels of Ti, S and M
@@ -78,7 +77,7 @@ def run(
     console = console or Console()
     limits = measure_limits(device)
     lines: list[Measured] = []
-    if device == "cuda" and peers and (missing := why_no_mamba()):
+    if device == "cuda" and peers and (missing := mamba.why_unavailable()):
         console.print(f"mamba-ssm's kernel is not measured: {missing}")
     for size in sizes:
         for count in frames:
@@ -178,7 +177,7 @@ def two_mamba_calls(tensors: Tensors) -> Tensor:
 
     The tensors must be contiguous along the tokens, as mamba-ssm's kernel requires.
     """
-    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    scan = mamba.stock_kernel()
 
     def call(flip: bool, A: Tensor) -> Tensor:
         u, delta, B, C, z = (
@@ -186,19 +185,10 @@ def two_mamba_calls(tensors: Tensors) -> Tensor:
             for name in ("u", "delta", "B", "C", "z")
         )
         D, bias = tensors["D"], tensors["delta_bias"]
-        y: Tensor = selective_scan_fn(u, delta, A, B, C, D, z, bias, delta_softplus=True)
+        y = scan(u, delta, A, B, C, D, z, bias, delta_softplus=True)
         return y.flip(-1) if flip else y
 
     return call(False, tensors["A"]) + call(True, tensors["A_b"])
-
-
-def why_no_mamba() -> str | None:
-    """Return why mamba-ssm's kernel cannot be called here; None when it can."""
-    try:
-        importlib.import_module("mamba_ssm.ops.selective_scan_interface")
-    except Exception as error:  # kernels built for another torch can raise any error
-        return f"{type(error).__name__}: {error}"
-    return None
 
 
 def best_of(run_once: Callable[[], object], repeats: int) -> float:
@@ -278,7 +268,7 @@ def _candidates(
     names = [name for name in available_backends(device) if name != "reference"]
     found = [(name, backend(name), tensors) for name in names]
     if device == "cuda":
-        if peers and why_no_mamba() is None:
+        if peers and mamba.why_unavailable() is None:
             rows = {n: t.detach().contiguous().requires_grad_() for n, t in tensors.items()}
             found.append(("two mamba-ssm calls, flips", two_mamba_calls, rows))
         return found

@@ -29,9 +29,9 @@ from data_prep.errors import DataError
 from data_prep.jobs.pool import ClipPool
 from data_prep.options import ShardConfig
 from data_prep.shard import shard
+from data_prep.synthetic import SynthOptions, synthesize
 from data_prep.video.clip import ClipRequest, RejectedClip
 from data_prep.video.prepare import prepare_clip
-from pipeline.bench.letters import render_letters
 
 
 class ShardBench(BaseModel):
@@ -165,9 +165,24 @@ def _config(options: ShardBench, scratch: Path, cores: int) -> ShardConfig:
         if not options.videos.is_dir():
             raise DataError(f"--videos {options.videos}: no such directory")
         return ShardConfig(format="folder", videos=options.videos, max_missing=0.0, **common)
-    annotations = render_letters(scratch, options.clips, size=options.size, frames=options.frames)
     videos = scratch / "videos"
+    annotations = _render_letters(videos, options)
     return ShardConfig(format="csv", videos=videos, annotations=annotations, **common)
+
+
+def _render_letters(videos: Path, options: ShardBench) -> Path:
+    """Moving letters, as many and as large as asked for; returns their annotations."""
+    synth = SynthOptions(
+        clips_per_split={"train": options.clips},
+        size=options.size,
+        frames=options.frames,
+        growth=1.0 + 1.28 / options.frames,
+        speed_min=8.4 / options.frames,
+        speed_max=17.5 / options.frames,
+        fps=25.0,
+        crf=18,
+    )
+    return synthesize(videos, synth)
 
 
 def _requests(config: ShardConfig) -> list[ClipRequest]:

@@ -27,8 +27,6 @@ def bench_scan(
 
     Example: vmp bench scan --size m --frames 8
     """
-    import torch
-
     from pipeline.bench.scan import WIDTHS, run
     from pipeline.errors import ConfigError
 
@@ -36,8 +34,7 @@ def bench_scan(
     unknown = [name for name in sizes if name not in WIDTHS]
     if unknown:
         raise ConfigError(f"--size {unknown[0]}: unknown; one of {', '.join(WIDTHS)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: there is no CUDA device here; see `vmp doctor`")
+    _need_device(device)
     run(sizes, frames or (8,), batch=batch, dtype=dtype, device=device)
 
 
@@ -48,6 +45,10 @@ def bench_loader_command(
     ] = None,
     split: Annotated[str, typer.Option(help="Split to read.")] = "train",
     clips: Annotated[int, typer.Option(min=8, help="Clips to render without SHARDS.")] = 48,
+    rounds: Annotated[int, typer.Option(min=1, help="Of all contenders in turn.")] = 3,
+    seconds: Annotated[
+        float, typer.Option(min=0.001, help="For each contender, in every round.")
+    ] = 6.0,
 ) -> None:
     """Measure the loader next to pure decoding, plain webdataset and the FFCV cache.
 
@@ -55,19 +56,16 @@ def bench_loader_command(
     """
     import tempfile
 
-    from pipeline.bench.letters import shard_letters
-    from pipeline.bench.loader import bench_loader
+    from pipeline.bench.loader import LoaderBench, bench_loader
+    from pipeline.bench.scenes import FRAMES, HEIGHT, WIDTH, shard_scenes
 
+    bench = LoaderBench(rounds=rounds, seconds=seconds)
     with tempfile.TemporaryDirectory(prefix="vmp-bench-") as scratch:
         if shards is None:
-            _tell(f"rendering and sharding {clips} videos of 96 frames")
-            shards, split = shard_letters(Path(scratch), clips), "train"
-        report = bench_loader(shards, split=split, progress=_tell)
+            _tell(f"rendering and sharding {clips} videos of {WIDTH}x{HEIGHT}, {FRAMES} frames")
+            shards, split = shard_scenes(Path(scratch), clips), "train"
+        report = bench_loader(shards, bench, split=split, progress=_tell)
     say("\n".join(report.lines()))
-
-
-def _tell(line: str) -> None:
-    say(line, err=True)
 
 
 @app.command("shard")
@@ -130,3 +128,122 @@ def bench_step_command(
     report = bench_step(config, bench, tell)
     if is_main:
         Console().print(report.tables())
+
+
+@app.command("gpu")
+def bench_gpu_command(
+    parts: Annotated[
+        str, typer.Option(help="Some of right, clean and fast, by comma.")
+    ] = "right,clean,fast",
+    out: Annotated[
+        Path, typer.Option(help="Folder for CARD.json, which holds the results of all parts.")
+    ] = Path("benchmarks/results"),
+) -> None:
+    """The CUDA kernels on this GPU: errors against float64, races, speed beside peers and limits.
+
+    The exit status is 1 when something is wrong or unclean.
+
+    Example: vmp bench gpu --parts right,clean
+    """
+    from pipeline.bench.gpu import bench_gpu
+    from pipeline.exits import FAILED
+
+    asked = [part.strip() for part in parts.split(",") if part.strip()]
+    if not bench_gpu(asked, out, say):
+        raise typer.Exit(FAILED)
+
+
+@app.command("rows")
+def bench_rows_command(
+    size: Annotated[Literal["ti", "s", "m"], typer.Option(help="Of the model.")] = "m",
+    frames: Annotated[int, typer.Option(min=1, help="8, 16, 32 or 64.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 16,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the activations.")
+    ] = "bfloat16",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")] = "cuda",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each kernel.")] = 20,
+) -> None:
+    """Convolution + SiLU and residual + RMSNorm beside a plain copy of as many bytes.
+
+    Example: vmp bench rows --device cpu --dtype float32 --batch 1
+    """
+    from pipeline.bench.rows import run
+
+    _need_device(device)
+    run(size, frames, batch, dtype=dtype, device=device, repeats=repeats)
+
+
+@app.command("machine-code")
+def bench_machine_code_command(
+    architecture: Annotated[str, typer.Option(help="Of the GPU to compile for.")] = "sm_90",
+    states: Annotated[int, typer.Option(min=1, help="States per channel.")] = 16,
+    warps: Annotated[int, typer.Option(min=1, help="Per block of the backward kernel.")] = 3,
+) -> None:
+    """Instructions in the loops of the compiled CUDA scan, by kind.
+
+    It needs `cuobjdump` of a CUDA toolkit, and no GPU.
+
+    Example: vmp bench machine-code --architecture sm_80
+    """
+    from pipeline.bench.machine_code import count_instructions
+
+    for line in count_instructions(architecture, states, warps):
+        say(line)
+
+
+@app.command("order")
+def bench_order_command(
+    samples: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Of an epoch; may be repeated. 240 thousand to 100 million."),
+    ] = None,
+    index_samples: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Rows of an index; may be repeated. 240 thousand, 4 million."),
+    ] = None,
+) -> None:
+    """The order of an epoch beside `torch.randperm`, and the index: seconds and memory.
+
+    Example: vmp bench order --samples 240000 --index-samples 240000
+    """
+    from rich.console import Console
+
+    from pipeline.bench.order import bench_order
+
+    for table in bench_order(
+        samples or (240_000, 10**7, 10**8), index_samples or (240_000, 4 * 10**6)
+    ):
+        Console().print(table)
+
+
+@app.command("plan")
+def bench_plan_command(
+    videos: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="To plan for; may be repeated. 1 thousand to 1 million."),
+    ] = None,
+) -> None:
+    """What sharding costs besides encoding: planning, a job's start, sealing.
+
+    Example: vmp bench plan --videos 10000
+    """
+    from rich.console import Console
+
+    from pipeline.bench.plan import bench_plan
+
+    Console().print(bench_plan(videos or (1_000, 10_000, 100_000, 1_000_000)))
+
+
+def _tell(line: str) -> None:
+    say(line, err=True)
+
+
+def _need_device(device: str) -> None:
+    """Raises ConfigError where there is none."""
+    import torch
+
+    from pipeline.errors import ConfigError
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: there is no CUDA device here; `vmp doctor` says more")

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from model import VideoMamba, load_model, save_model
 from model.containers import read_metadata
 from model.convert import from_pretrained
+from model.invalid import first_problem
 from pipeline.config import RunConfig
 from pipeline.data.config import Positive
 from pipeline.errors import ConfigError
@@ -95,9 +96,8 @@ def read_exported(path: Path) -> tuple[VideoMamba, Card]:
     try:
         card = Card.model_validate_json(text)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "content"
-        raise ConfigError(f"{path}: {CARD_METADATA} metadata: {where}: {problem['msg']}") from error
+        problem = first_problem(error, Card, whole="content")
+        raise ConfigError(f"{path}: {CARD_METADATA} metadata: {problem}") from error
     if len(card.classes) != net.config.num_classes:
         raise ConfigError(
             f"{path}: names {len(card.classes)} classes, its head has {net.config.num_classes}"

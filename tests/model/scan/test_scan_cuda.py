@@ -1,7 +1,7 @@
 """The CUDA scan computes what the reference computes: its own sources and launcher, on the CPU.
 
 ``cuda_host`` runs the kernels' threads as fibers, with poisoned shared memory. It finds wrong
-numbers, indices and barriers; `python benchmarks/gpu.py` looks for races and measures, on a GPU.
+numbers, indices and barriers; `vmp bench gpu` looks for races and measures, on a GPU.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Benchmark of the small fused kernels: `python -m pipeline.bench.row_kernels --help`.
+"""`vmp bench rows`: the small fused kernels against their bytes.
 
 Convolution + SiLU and residual + RMSNorm are limited by memory. Each is therefore compared with the
 time that its compulsory bytes take at the rate at which this device copies a tensor, measured in
@@ -9,10 +9,8 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -110,15 +108,18 @@ def _seconds(run: Callable[[], object], device: torch.device, repeats: int) -> f
     return statistics.median(times)
 
 
-def main(
-    size: Annotated[str, typer.Option(help="ti, s or m.")] = "m",
-    frames: int = 8,
-    batch: int = 16,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
-    device: str = "cuda",
-    repeats: int = 20,
+def run(
+    size: str,
+    frames: int,
+    batch: int,
+    *,
+    dtype: str,
+    device: str,
+    repeats: int,
+    console: Console | None = None,
 ) -> None:
     """Print each kernel's time and its share of the limit that its bytes set."""
+    console = console or Console()
     place = torch.device(device)
     limit = copied_bytes_per_s(place, repeats)
     table = Table("kernel", "ms", "bytes alone, ms", "share of the limit")
@@ -127,9 +128,5 @@ def main(
         share = f"{alone / line.seconds:.0%}"
         table.add_row(line.name, f"{line.seconds * 1e3:.3f}", f"{alone * 1e3:.3f}", share)
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else device
-    Console().print(f"{name}: {limit / 1e9:.0f} GB/s copied; {size}, {frames} frames, x {batch}")
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    console.print(f"{name}: {limit / 1e9:.0f} GB/s copied; {size}, {frames} frames, x {batch}")
+    console.print(table)
