@@ -4,6 +4,7 @@
 2. clean: `compute-sanitizer` memcheck and racecheck on small shapes.
 3. fast: the scan beside two mamba-ssm calls with flips, the convolution and the norm beside their
    bytes, each against what the card can do.
+4. step: an optimizer step of M at 8 frames beside plain torch, ZeRO 0 and mamba-ssm's block.
 """
 
 from __future__ import annotations
@@ -37,9 +38,12 @@ from pipeline.bench.scan import (
 from pipeline.bench.toolkit import find_program
 from pipeline.errors import ConfigError
 
-PARTS = ("right", "clean", "fast")
+PARTS = ("right", "clean", "fast", "step")
 _SMALL_SHAPES = "from pipeline.bench.gpu_errors import run_small; run_small()"
 _SANITIZER_S = 150
+_STEP_S = 240
+STEP = ("k400_m16_f16", "model.num_frames=8", "batch.global_size=16", "batch.max_micro=16")
+STEP_OPTIONS = ("--contenders", "plain-torch,zero0,mamba-block", "--seconds", "60")
 CASES = [(8, "m", 8), (16, "m", 8), (16, "m", 16), (64, "m", 8), (1, "m", 64), (16, "ti", 8)]
 
 
@@ -75,6 +79,9 @@ def bench_gpu(parts: Sequence[str], out: Path, tell: Tell) -> bool:
         wrong += sanitize(tell)
     if "fast" in parts:
         result |= _times(tell)
+    if "step" in parts:
+        result["step"], failed = time_step([*STEP, *STEP_OPTIONS], tell)
+        wrong += failed
     if is_whole:
         path = out / f"{card.lower().replace(' ', '-')}.json"
         path.write_text(json.dumps(result | {"wrong": wrong}, indent=1) + "\n")
@@ -127,6 +134,23 @@ def sanitize(tell: Tell) -> list[str]:
             tell(done.stdout[-3000:] + done.stderr[-1000:])
             wrong.append(f"{tool} found errors")
     return wrong
+
+
+def time_step(arguments: Sequence[str], tell: Tell) -> tuple[list[str], list[str]]:
+    """Run `vmp bench step` in a process of its own, since joining a process group is for good.
+
+    Returns its lines and, when it failed, what went wrong.
+    """
+    command = [sys.executable, "-P", "-m", "pipeline.cli", "bench", "step", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_STEP_S)
+    except subprocess.TimeoutExpired:
+        return [], [f"the step was stopped after {_STEP_S} s"]
+    tell(done.stdout.rstrip())
+    if done.returncode:
+        tell(done.stderr[-3000:])
+        return [], [f"the step ended with status {done.returncode}"]
+    return done.stdout.splitlines(), []
 
 
 def _scan(tensors: Tensors) -> Tensor:

@@ -133,8 +133,8 @@ def bench_step_command(
 @app.command("gpu")
 def bench_gpu_command(
     parts: Annotated[
-        str, typer.Option(help="Some of right, clean and fast, by comma.")
-    ] = "right,clean,fast",
+        str, typer.Option(help="Some of right, clean, fast and step, by comma.")
+    ] = "right,clean,fast,step",
     out: Annotated[
         Path, typer.Option(help="Folder for CARD.json, which holds the results of all parts.")
     ] = Path("benchmarks/results"),

@@ -73,3 +73,19 @@ def test_a_sanitizer_that_finds_something_makes_the_kernels_unclean(
     told: list[str] = []
     assert gpu.sanitize(told.append) == ["racecheck found errors"]
     assert told[0].startswith("memcheck: ERROR SUMMARY: 1 error (")
+
+
+@pytest.mark.slow
+def test_the_step_is_measured_and_its_failure_is_told() -> None:
+    tiny = ["model.preset=videomambapro-tiny-test", "batch.global_size=4", "batch.max_micro=4"]
+    told: list[str] = []
+
+    lines, wrong = gpu.time_step(
+        ["demo", *tiny, "--rounds", "1", "--contenders", "plain-torch"], told.append
+    )
+    assert wrong == []
+    assert any("plain torch" in line for line in lines)
+
+    lines, wrong = gpu.time_step(["demo", "--contenders", "nobody"], told.append)
+    assert (lines, wrong) == ([], ["the step ended with status 2"])
+    assert "--contenders nobody: unknown" in told[-1]
