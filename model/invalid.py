@@ -18,13 +18,13 @@ def first_problem(
     """`section.field: reason (got value)` for the first error of validating a model.
 
     Args:
-        of: the model, by which fields are told from the types of a union; None where none matters.
+        of: the model, which tells fields from the types of a union; None when no field is a union.
         under: dotted key of that model, where it is a section of a larger one.
         whole: what stands for the field where the input itself is at fault, such as broken JSON.
     """
     problem, *others = error.errors()
     path = field_path(of, problem["loc"])
-    # A field of several types complains once per type.
+    # pydantic reports a field of several types once per type.
     again = [other["msg"] for other in others if field_path(of, other["loc"]) == path]
     reasons = dict.fromkeys(_plain(msg) for msg in [problem["msg"], *(again if path else [])])
     names = [str(part) if str(part).isidentifier() else brief(part) for part in path]
@@ -70,7 +70,7 @@ def _plain(message: str) -> str:
 
 def _given(problem: ErrorDetails) -> str:
     value: Any = problem["input"]
-    # What a validator of the whole section rejects has been named in its message.
+    # A validator of a whole section names the rejected value in its own message.
     if problem["type"] == "missing" or isinstance(value, Mapping | BaseModel):
         return ""
     return f" (got {brief(value)})"

@@ -6,8 +6,8 @@ Identities make it exact. A state that starts at s is a zero state after one vir
 u = s, delta = 1, B = 1, C = 0, whose output is dropped. A masked read-out is the ordinary one less
 the token's own contribution delta u <B, C>, and zero at the first token. The last state is read out
 by N virtual tokens with delta = 0, which change nothing, and the unit vectors as C. Gradients
-follow by autograd. Inputs are float32: delta = 1 must be exact. A constant B or C becomes one of a
-group per channel, which takes B * D * N * L floats.
+follow by autograd. Inputs are cast to float32, since delta = 1 must be exact. A constant B or C
+becomes one of a group per channel, which takes B * D * N * L floats.
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def stock_block() -> type[nn.Module]:
 def why_unavailable(load: Callable[[], object] | None = None) -> str | None:
     """What keeps the kernel, or what `load` imports in its place, from loading; None when it loads.
 
-    To be found is no proof: an extension that was built for another torch fails as it is imported.
+    Only an import proves it: an extension that was built for another torch is found, and fails.
     """
     try:
         (load or kernel)()
@@ -58,7 +58,7 @@ def why_unavailable(load: Callable[[], object] | None = None) -> str | None:
 
 
 def run(scan: Scan, zero_start: ZeroStartScan) -> tuple[Tensor, Tensor]:
-    """``scan`` by way of a kernel that starts at zero; see ``scan_reference``."""
+    """Run ``scan`` on a kernel that starts at zero; see ``scan_reference``."""
     if scan.initial_state is not None:
         raise ScanError("scan: backend 'mamba_ssm' takes no tensor as initial_state")
     dtype = scan.state_dtype

@@ -1,4 +1,4 @@
-"""What sharding costs besides encoding, as the data set grows: planning, one job's start, sealing.
+"""Costs of sharding besides encoding, as the data set grows: planning, a job's start, sealing.
 
 Listings and records are made up; everything that touches them is the real thing. Files are not
 looked for and nothing is decoded: that part is `vmp bench shard`. Ten million videos take half an

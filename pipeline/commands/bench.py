@@ -1,4 +1,4 @@
-"""`vmp bench`: measure, each time beside a peer in the same run."""
+"""`vmp bench`: benchmarks that measure each candidate next to a peer in the same run."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import typer
 
 from pipeline.terminal import say
 
-app = typer.Typer(no_args_is_help=True, help="Measure, each time beside a peer.")
+app = typer.Typer(no_args_is_help=True, help="Measure speed next to peers.")
 
 
 @app.command("scan")
 def bench_scan(
     size: Annotated[list[str] | None, typer.Option(help="ti, s or m; may be repeated.")] = None,
     frames: Annotated[list[int] | None, typer.Option(min=1, help="8, 16, 32 or 64.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 1,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the scanned tensors.")
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="Number format of the tensors."),
     ] = "float32",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")] = "cpu",
 ) -> None:
-    """The scan of every backend beside its peers: time, memory, bandwidth, exponentials.
+    """Measure the scan of every backend and of its peers: time, memory, bandwidth, exponentials.
 
     Example: vmp bench scan --size m --frames 8
     """
@@ -42,14 +43,14 @@ def bench_loader_command(
     shards: Annotated[
         Path | None, typer.Argument(help="Shard directory; without one, clips are rendered.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Which of its splits is read.")] = "train",
+    split: Annotated[str, typer.Option(help="Split to read.")] = "train",
     clips: Annotated[int, typer.Option(min=8, help="Clips to render without SHARDS.")] = 48,
     rounds: Annotated[int, typer.Option(min=1, help="Of all contenders in turn.")] = 3,
     seconds: Annotated[
         float, typer.Option(min=0.001, help="For each contender, in every round.")
     ] = 6.0,
 ) -> None:
-    """The loader beside pure decoding, plain webdataset and the FFCV cache.
+    """Measure the loader next to pure decoding, plain webdataset and the FFCV cache.
 
     Example: vmp bench loader shards
     """
@@ -71,7 +72,7 @@ def bench_loader_command(
 def bench_shard_command(
     videos: Annotated[Path | None, typer.Option(help="One folder per class.")] = None,
 ) -> None:
-    """Sharding beside plain encoding.
+    """Measure sharding next to plain encoding.
 
     Example: vmp bench shard
     """
@@ -87,17 +88,18 @@ def bench_step_command(
         list[str] | None, typer.Argument(help="Any field of the recipe: batch.max_micro=4 ...")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each contender.")] = 5,
-    accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches of a step at most.")] = 2,
+    accumulation: Annotated[int, typer.Option(min=1, help="Most micro-batches per step.")] = 2,
     contenders: Annotated[
-        str, typer.Option(help="Of whom, by comma: chunked,zero0,plain-torch,mamba-block ...")
+        str,
+        typer.Option(help="Keys separated by commas: chunked,zero0,plain-torch,mamba-block ..."),
     ] = "",
     seconds: Annotated[
-        float, typer.Option(min=0.001, help="Begin no further round after so long.")
+        float, typer.Option(min=0.001, help="Begin no round after this many seconds.")
     ] = 600,
 ) -> None:
-    """A training step beside other scans, another ZeRO stage, plain torch and mamba-ssm's block.
+    """Measure a step next to other scans, another ZeRO stage, plain torch and mamba-ssm's block.
 
-    No data are needed. A contender that cannot run here is left out, with its reason.
+    No data are needed. A contender that cannot run here is left out, and the reason is shown.
 
     Example: vmp bench step k400_m16_f16 model.num_frames=8 batch.max_micro=1 --seconds 120
     """

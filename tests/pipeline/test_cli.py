@@ -161,7 +161,7 @@ def test_the_version_is_the_one_that_is_installed(vmp: Vmp) -> None:
 
 
 def _silent(command: Any, path: str) -> list[str]:
-    """Options and arguments below a command that say nothing about themselves."""
+    """Options and arguments below a command that have no help text."""
     own = [f"{path} {p.name}" for p in command.params if not getattr(p, "help", None)]
     children = getattr(command, "commands", {})
     return own + [

@@ -1,4 +1,4 @@
-"""What measures the small kernels runs on any device and counts their bytes."""
+"""The benchmark of the small kernels runs on any device and counts their bytes."""
 
 import pytest
 import torch
