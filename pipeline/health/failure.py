@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 from pathlib import Path
 
@@ -67,11 +66,6 @@ def record_failure(
     failure = Failure.of(rank, error, classify(error), consequence=is_consequence)
     failure.write(run_dir)
     return failure
-
-
-def attempt_id() -> str:
-    """Tells this attempt of a SLURM job from earlier ones; set by `slurm.job`, empty elsewhere."""
-    return os.environ.get("VMP_ATTEMPT", "")
 
 
 def _is_peer_loss(error: BaseException) -> bool:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from pipeline.training.config import OptimConfig
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
 
 EMBEDDINGS = ("patch_embed.", "pos_embed", "temporal_pos_embedding", "cls_token")
 
