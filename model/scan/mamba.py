@@ -45,13 +45,13 @@ def stock_block() -> type[nn.Module]:
     return cast(type[nn.Module], Mamba)
 
 
-def why_unavailable(load: Callable[[], object] = stock_kernel) -> str | None:
-    """What keeps the kernel, or what else `load` returns, from loading; None when it loads.
+def why_unavailable(load: Callable[[], object] | None = None) -> str | None:
+    """What keeps the kernel, or what `load` imports in its place, from loading; None when it loads.
 
     Only an import proves it: an extension that was built for another torch is found, and fails.
     """
     try:
-        load()
+        (load or kernel)()
     except Exception as error:  # a compiled extension can fail in any way
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None
