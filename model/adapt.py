@@ -1,8 +1,8 @@
 """Fits released VideoMamba / VideoMambaPro weights to a model of another shape.
 
-Image to video, other resolutions and clip lengths, other heads, masked-pretraining names, and
-the two parameter layouts. Every tensor is accounted for in a KeyReport; what is not understood
-is an error, never skipped.
+It takes image weights to video and handles other resolutions and clip lengths, other heads,
+masked-pretraining names and both parameter layouts. A KeyReport accounts for every tensor. A key
+that is not understood is an error and is never skipped.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from model.key_report import KeyReport
 
 # The masked-pretraining stage names the final norm differently.
 _RENAMES = {"norm.weight": "norm_f.weight"}
-# Heads and decoders of other training stages.
+# These keys are heads and decoders of other training stages.
 _FOREIGN = re.compile(r"^(distill_head|clip_decoder|clip_pos_embed|clip_img_pos_embed|mask_token)")
-# The parameters that only layout "separate" has; A_b_log exists in both.
+# Only layout "separate" has these parameters; A_b_log exists in both layouts.
 _OWN_BACKWARD = re.compile(r"^(layers\.\d+\.mixer\.)(conv1d|x_proj|dt_proj|D)_b(\..+)?$")
 _SHARED = re.compile(r"^(layers\.\d+\.mixer\.)(conv1d|x_proj|dt_proj|D)(\..+)?$")
 # Kinetics-710 lists the 400 classes of Kinetics-400 first.

@@ -1,4 +1,4 @@
-"""The video classifier: patches and positions in, blocks of mixers, logits of the CLS token out.
+"""The video classifier: patch and position embeddings, blocks of mixers, a head on the CLS token.
 
 Legend: B batch, T steps in time, P patches per frame, L = T * P + 1 tokens, d embed_dim.
 """
@@ -18,8 +18,8 @@ from model.init import init_weights
 from model.mixer import Mixer
 from model.patch_embed import PatchEmbed
 
-# Last names of the parameters that weight decay must spare, beside those of the norms. By name and
-# not by shape: ZeRO-3 flattens parameters.
+# Weight decay spares parameters whose last name is here, and those of the norms. Names decide, not
+# shapes, because ZeRO-3 flattens parameters.
 _UNDECAYED = {
     *("bias", "A_log", "A_b_log", "D", "D_b"),
     *("cls_token", "pos_embed", "temporal_pos_embedding"),
@@ -30,9 +30,9 @@ class VideoMamba(nn.Module):
     """VideoMamba or VideoMambaPro, as `config` says; state_dict keys are the published ones."""
 
     zero3_leaf_modules: tuple[type[nn.Module], ...] = (Mixer,)
-    """Modules that read their children's weights: gather them as a whole under ZeRO-3. Not the
-    patch embedding: its input needs no gradient, and DeepSpeed would then release the weights of
-    a leaf before their own gradient arrives."""
+    """Modules that read their children's weights, which ZeRO-3 must therefore gather as a whole.
+    The patch embedding is not one of them: its input needs no gradient, so DeepSpeed would release
+    the weights of such a leaf before their own gradient arrives."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class VideoMamba(nn.Module):
         """(B, depth) factors of the branches; None when every factor is 1."""
         if keep is None and not (self.training and self.config.drop_path_rate > 0):
             return None
-        # `drop_path_rates`, made on the device: copying them there would wait for it.
+        # `drop_path_rates` is recomputed on the device, because a copy to it would wait for it.
         rate, depth = self.config.drop_path_rate, self.config.depth
         kept = 1 - torch.linspace(0, rate, depth, device=clip.device)
         if keep is None:
@@ -121,7 +121,7 @@ class VideoMamba(nn.Module):
 
 
 def create_model(preset: str | ModelConfig, **overrides: Any) -> VideoMamba:
-    """A freshly initialised model: a preset's name or a config, with fields overridden.
+    """A freshly initialised model of a preset or a config, with fields overridden.
 
     Example: create_model("videomambapro-m", num_frames=16, num_classes=400).
     Raises ModelConfigError for an unknown preset, field or value.

@@ -44,13 +44,13 @@ def read_container(path: Path) -> Container:
     content = _read_torch(path)
     tensors = _bare_tensors(_unwrap(content, path), path)
     stored = content.get(CONFIG_METADATA) if isinstance(content, Mapping) else None
-    # A text is ours; other people's checkpoints may keep something else under that name.
+    # `save_model` stores a string; other checkpoints may keep something else under that name.
     config = _config(stored, tensors, path) if isinstance(stored, str) else None
     return Container(tensors, config)
 
 
 def read_metadata(path: Path, key: str) -> str | None:
-    """A text that `save_model` was given to keep beside the weights; None when there is none.
+    """The text under `key` that `save_model` stored beside the weights; None when there is none.
 
     Raises WeightsError as `read_container` does.
     """
@@ -94,13 +94,14 @@ def _read_safetensors(path: Path) -> Container:
 
 
 def _config(stored: str, tensors: dict[str, Tensor], path: Path) -> ModelConfig:
-    """Of a file that `save_model` wrote."""
+    """The configuration in a file that `save_model` wrote."""
     try:
         config = parse_config(stored)
     except ModelConfigError as error:
         raise WeightsError(f"{path}: its {CONFIG_METADATA} metadata: {error}") from error
     described, held = count_parameters(config), sum(map(Tensor.numel, tensors.values()))
-    # Two, as a key that is missing is named later; only a hostile file comes near.
+    # The factor leaves room for a missing key, which a later check names. Only a hostile file
+    # exceeds it.
     if described > 2 * held:
         raise WeightsError(
             f"{path}: does not match its own configuration ({CONFIG_METADATA} describes "
@@ -174,10 +175,10 @@ def _fault(tensor: Tensor) -> str | None:
         return f"is empty, of shape {tuple(tensor.shape)}"
     if tensor.dtype not in _FLOATS:
         return f"has dtype {tensor.dtype}"
-    # Steps of zero repeat one stored number: a few bytes would claim terabytes.
+    # A stride of zero repeats one stored number, so a few bytes could claim terabytes.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"claims {tensor.numel():,} numbers and stores fewer"
-    # Looked at in the width that the model computes in: 1e300 is infinite there.
+    # The model computes in float32, in which 1e300 is infinite.
     if not tensor.float().isfinite().all():
         return "holds NaN or infinite numbers"
     return None

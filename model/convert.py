@@ -68,7 +68,7 @@ def load_pretrained(
     allow_lossy: bool = False,
     **overrides: Any,
 ) -> tuple[VideoMamba, KeyReport]:
-    """Like `from_pretrained`, with the key report."""
+    """The model of `from_pretrained`, and the key report."""
     tensors, stored = read_container(Path(path))
     if config is None and stored is None:
         target = infer_config(tensors, Path(path), **overrides)
@@ -86,7 +86,7 @@ def fit_model(
 
     Raises WeightsError, which names `source`, when they cannot be fitted.
     """
-    with torch.device("meta"):  # no memory is taken before it is certain that the weights fit
+    with torch.device("meta"):  # takes no memory until the weights are known to fit
         shapes = {key: value.shape for key, value in VideoMamba(config).state_dict().items()}
     try:
         fitted, report = adapt_state_dict(tensors, shapes, config, allow_lossy)

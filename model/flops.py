@@ -10,8 +10,9 @@ from model.config import ModelConfig
 # One update and read-out of one state: exp(delta A), delta u B, h = a h + b, sum of C h.
 # Counted as 9 since https://github.com/state-spaces/mamba/issues/110.
 SCAN_FLOPS_PER_STATE = 9
-# Tokens between two states that the scan keeps for its backward pass; the CPU kernel keeps more.
-SCAN_CHUNK = 64
+# Tokens between two states that the CUDA scan keeps for its backward pass. The other backends keep
+# a state less often.
+SCAN_CHUNK = 16
 _FP32 = 4
 
 
@@ -33,7 +34,8 @@ def published_flops(config: ModelConfig) -> int:
     counts once; of the mixer, the input and output projections count and, of the scan, one
     read-out and skip (N + 1 per channel and token). What runs inside the fused kernel of the
     original code (convolution, x_proj, dt_proj, the recurrence itself) was not seen by the
-    authors' counter. To compare with papers only; `forward_flops` is the arithmetic done.
+    authors' counter. Use it only to compare with papers; `forward_flops` counts the arithmetic
+    done.
     """
     D, N = config.inner_dim, config.d_state
     per_token = 3 * D * config.embed_dim + D * (N + 1)
@@ -62,14 +64,17 @@ def training_flops(config: ModelConfig) -> int:
     return 3 * forward_flops(config)
 
 
-def activation_bytes(config: ModelConfig, compute_bytes: int = 2) -> int:
-    """Bytes kept for backward per clip in training, with the fused scan.
+def activation_bytes(
+    config: ModelConfig, compute_bytes: int = 2, scan_chunk: int = SCAN_CHUNK
+) -> int:
+    """Bytes kept for backward per clip in training, with the fused kernels of a GPU.
 
-    compute_bytes: 2 under bfloat16 autocast, 4 in float32. Includes the one block being
-    recomputed under activation checkpointing; excludes parameters and kernel workspaces.
+    compute_bytes: 2 under bfloat16 autocast, 4 in float32. scan_chunk: tokens between kept states.
+    Includes the one block that is recomputed under activation checkpointing; excludes parameters
+    and kernel workspaces.
     """
     tokens, d = config.num_tokens, config.embed_dim
-    block = _block_bytes(config, compute_bytes)
+    block = _block_bytes(config, compute_bytes, scan_chunk)
     recomputed = sum(config.recomputes(index) for index in range(config.depth))
     # A recomputed block keeps its two inputs: the branch, and the fp32 residual stream.
     inputs = tokens * d * (compute_bytes + _FP32)
@@ -78,14 +83,14 @@ def activation_bytes(config: ModelConfig, compute_bytes: int = 2) -> int:
     return patches + (config.depth - recomputed) * block + recomputed * inputs + working
 
 
-def _block_bytes(config: ModelConfig, compute_bytes: int) -> int:
+def _block_bytes(config: ModelConfig, compute_bytes: int, scan_chunk: int) -> int:
     d, D, N = config.embed_dim, config.inner_dim, config.d_state
     own = _directions_of_weights(config)
     stream = _FP32 * (d + 1)  # the residual and the norm's scale
     in_proj = compute_bytes * (d + 2 * D)  # its input, and x and z
     per_direction = compute_bytes * (D + config.dt_rank + 2 * N + D)  # conv, x_proj, delta
     out = compute_bytes * D + _FP32 * D  # gated sum, and the sum before the gate
-    states = _FP32 * 2 * D * N / SCAN_CHUNK
+    states = _FP32 * 2 * D * N / scan_chunk
     per_token = stream + in_proj + own * per_direction + out + states
     return int(config.num_tokens * per_token)
 

@@ -26,7 +26,7 @@ def init_weights(net: nn.Module, config: ModelConfig) -> None:
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    # Second pass: the mixer's linear layers that differ from the rule above.
+    # The second pass overwrites the mixer's layers that differ from the rule above.
     for module in net.modules():
         if isinstance(module, Mixer):
             _init_mixer(module, config)
@@ -44,7 +44,7 @@ def _init_mixer(mixer: Mixer, config: ModelConfig) -> None:
             bound = config.dt_rank**-0.5
             nn.init.uniform_(dt_proj.weight, -bound, bound)
             dt_proj.bias.copy_(_step_size_bias(dt_proj.bias))
-        # One branch per block adds to the stream: keep its variance independent of depth.
+        # Each block adds a branch to the stream, whose variance this keeps independent of depth.
         nn.init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
         mixer.out_proj.weight.div_(math.sqrt(config.depth))
 

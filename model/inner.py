@@ -1,8 +1,9 @@
-"""What a mixer computes between its outer projections, with a backward pass of its own.
+"""The part of a mixer between its outer projections, with a backward pass of its own.
 
 Autograd would concatenate the gradients of the two halves of the input and of the three parts of
-x_proj's output, and add up those of what is read twice. Here each is written, or accumulated by a
-matrix product, where the next product reads it. The maths is that of ``Mixer.compose``.
+x_proj's output, and add up those of tensors that are read twice. Here each gradient is written, or
+accumulated by a matrix product, into the memory that the next product reads. The maths is that of
+``Mixer.compose``.
 
 Legend: B batch, L tokens, D inner_dim, N d_state, R dt_rank.
 """
@@ -40,12 +41,12 @@ class Way(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """What is not a tensor."""
+    """The arguments of ``inner`` that are not tensors."""
 
-    scans_input: bool  # the scan reads the input itself, not what is convolved
+    scans_input: bool  # the scan reads the input itself, not its convolution
     first_token: bool
     mask_backward: bool
-    scan_backend: str  # of ``op.kernels``
+    scan_backend: str  # a name that ``op.kernels`` takes
     conv_backend: str  # "cpu" or "cuda"
 
 
@@ -65,10 +66,10 @@ def inner(xz: Tensor, A: Tensor, A_b: Tensor, ways: Sequence[Way], options: Opti
 
 
 def fused_backends(xz: Tensor, config: ModelConfig) -> tuple[str, str] | None:
-    """The backends of scan and convolution that ``inner`` runs on; None where it does not pay.
+    """The backends of scan and convolution for ``inner``; None when ``Mixer.compose`` must run.
 
-    It serves training, where its backward pass saves memory traffic. torch.compile traces the
-    operators of the plain composition instead.
+    ``inner`` serves training, where its backward pass saves memory traffic. torch.compile traces
+    the operators of ``Mixer.compose``.
     """
     if not (torch.is_grad_enabled() and xz.requires_grad) or torch.compiler.is_compiling():
         return None
@@ -113,7 +114,7 @@ class _Inner(torch.autograd.Function):
         activations, ways = rest[: 3 * count], _ways(rest[3 * count :])
         dxz = torch.empty_like(xz, memory_format=torch.contiguous_format)
         dx, dz = _halves(dxz)
-        # Of x_proj's output: its columns are those of the low-rank step, B and C.
+        # The gradient of x_proj's output, whose columns are the low-rank step, B and C.
         dprojected = [torch.empty_like(activations[3 * i + 1]) for i in range(count)]
         into = {"z": dz}
         for suffix, buffer in zip(_SUFFIXES, dprojected, strict=False):
@@ -156,7 +157,7 @@ def _step_backward(ddelta: Tensor, projected: Tensor, way: Way, product: Tensor)
 
 
 def _projection_backward(du: Tensor | None, way: Way, product: Tensor) -> Tensor:
-    """The gradient (B L, D) of what is convolved; ``du`` is the scan's part where it reads that."""
+    """The gradient (B L, D) of the convolution's output; ``du`` is the scan's part, if any."""
     if du is None:
         return product @ way.x_proj
     return _rows(du, product.dtype).addmm_(product, way.x_proj)
@@ -164,7 +165,7 @@ def _projection_backward(du: Tensor | None, way: Way, product: Tensor) -> Tensor
 
 @contextmanager
 def _as_given(xz: Tensor) -> Iterator[None]:
-    """Tensors keep their dtypes, and kernels are launched where they are."""
+    """Switch autocast off and make the device of ``xz`` current, on which kernels are launched."""
     with torch.autocast(xz.device.type, enabled=False), torch.cuda.device_of(xz):
         yield
 
@@ -181,7 +182,7 @@ def _halves(xz: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _columns(projected: Tensor, way: Way) -> tuple[Tensor, Tensor, Tensor]:
-    """The low-rank step (B, R, L), B and C (B, N, L) of what x_proj gives, as views."""
+    """The low-rank step (B, R, L), B and C (B, N, L) in the output of x_proj, as views."""
     rank = way.dt_proj.shape[1]
     size = (projected.shape[-1] - rank) // 2
     columns = projected.transpose(1, 2)
@@ -194,7 +195,7 @@ def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _scan_inputs(options: Options, xz: Tensor, way: Way, reverse: bool) -> tuple[Tensor, ...]:
-    """What is convolved (B, D, L), projected (B, L, R + 2 N), and the step (B, L, D)."""
+    """The outputs of the convolution (B, D, L), x_proj (B, L, R + 2 N) and dt_proj (B, L, D)."""
     taps = way.conv_weight.flatten(1)
     forward = conv.kernels(options.conv_backend).forward
     convolved: Tensor = forward(_halves(xz)[0], taps, way.conv_bias, reverse)

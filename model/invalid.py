@@ -13,21 +13,22 @@ from model.errors import brief
 
 
 def first_problem(
-    error: ValidationError, of: type[BaseModel] | None = None, under: str = ""
+    error: ValidationError, of: type[BaseModel] | None = None, under: str = "", whole: str = ""
 ) -> str:
     """`section.field: reason (got value)` for the first error of validating a model.
 
     Args:
-        of: the model, by which fields are told from the types of a union; None where none matters.
+        of: the model, which tells fields from the types of a union; None when no field is a union.
         under: dotted key of that model, where it is a section of a larger one.
+        whole: what stands for the field where the input itself is at fault, such as broken JSON.
     """
     problem, *others = error.errors()
     path = field_path(of, problem["loc"])
-    # A field of several types complains once per type.
+    # pydantic reports a field of several types once per type.
     again = [other["msg"] for other in others if field_path(of, other["loc"]) == path]
     reasons = dict.fromkeys(_plain(msg) for msg in [problem["msg"], *(again if path else [])])
     names = [str(part) if str(part).isidentifier() else brief(part) for part in path]
-    where = ".".join([*([under] if under else []), *names])
+    where = ".".join([*([under] if under else []), *names]) or whole
     said = "; or ".join(reasons)
     return f"{where}: {said}{_given(problem)}" if where else f"{said}{_given(problem)}"
 
@@ -69,7 +70,7 @@ def _plain(message: str) -> str:
 
 def _given(problem: ErrorDetails) -> str:
     value: Any = problem["input"]
-    # What a validator of the whole section rejects has been named in its message.
+    # A validator of a whole section names the rejected value in its own message.
     if problem["type"] == "missing" or isinstance(value, Mapping | BaseModel):
         return ""
     return f" (got {brief(value)})"

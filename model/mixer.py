@@ -61,8 +61,8 @@ class Mixer(nn.Module):
         return projected
 
     def compose(self, xz: Tensor) -> Tensor:
-        """xz (B, L, 2 D) -> (B, L, D), an operator at a time: what ``inner`` must equal."""
-        # Halved before transposing: the gradients then join in the memory order in_proj needs.
+        """xz (B, L, 2 D) -> (B, L, D), operator by operator: the reference for ``inner``."""
+        # xz is halved before transposing, so that gradients join in the order that in_proj needs.
         x, z = (half.transpose(1, 2) for half in xz.chunk(2, dim=-1))
         forward = self._scan_inputs(x, self.conv1d, self.x_proj, self.dt_proj)
         own: dict[str, Tensor] = {}

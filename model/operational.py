@@ -1,4 +1,4 @@
-"""The mark of a configuration field that is no part of what a run is."""
+"""The mark of a configuration field that is not part of what a run is."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ class PatchEmbed(nn.Module):
     def forward(self, clip: Tensor) -> Tensor:
         """clip (B, 3, frames, height, width), float -> tokens (B, T, P, d).
 
-        Blocks do not overlap, so the convolution is one matrix product over flattened blocks;
-        written so, the tokens come out contiguous and no strided Conv3d kernel is needed.
+        Blocks do not overlap, so the convolution is one matrix product over flattened blocks. In
+        this form the tokens come out contiguous and no strided Conv3d kernel is needed.
         """
         batch, channels, frames, height, width = clip.shape
         tubelet, patch, _ = self.block

@@ -1,6 +1,6 @@
-"""`vmp`: the composition root; it and its `commands` alone may import all four packages.
+"""The entry point of `vmp`. Only this module and `commands` may import all four packages.
 
-Commands import what they need when they run, so that `vmp --help` answers at once.
+Each command imports what it needs when it runs, so that `vmp --help` answers at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ app.add_typer(bench.app, name="bench")
 
 
 def complete_recipe(typed: str) -> list[str]:
-    """What the shell offers for a recipe: the shipped ones, and the YAML files that are here."""
+    """Complete a recipe in the shell with shipped recipes and YAML files of this directory."""
     from pipeline.config import shipped_recipes
 
     files = [str(path) for path in Path().glob("*.yaml")]
@@ -46,10 +46,10 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Any field of the recipe: optim.lr=1e-3 ...")
 ]
 Raw = Annotated[
-    bool, typer.Option("--raw", help="The last weights, where the run kept their average (ema).")
+    bool, typer.Option("--raw", help="Use the last weights, not their moving average (ema).")
 ]
 Cluster = Literal["local", "slurm"]
-_LONGEST = 2000  # characters of an error: it may quote a line of a file
+_LONGEST = 2000  # an error may quote a long line of a file, so this many characters are shown
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def options(
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A traceback may quote what must not be shown."""
+    """Print a traceback through `say`, which hides secrets that it may quote."""
     say("".join(traceback.format_exception(kind, error, trace)), err=True, nl=False)
 
 
@@ -119,7 +119,7 @@ def train(
         bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")
     ] = False,
 ) -> None:
-    """Train on this machine, one process per device; be one rank under torchrun or srun.
+    """Train on this machine, one process per device. Under torchrun or srun, run one rank.
 
     Example: vmp train demo optim.lr=1e-3
     """
@@ -135,13 +135,13 @@ def train(
     from pipeline.training import ranks
     from slurm import ranks as slurm_ranks
 
-    if not ranks.inside_launcher():  # torchrun may be what srun has started
+    if not ranks.inside_launcher():  # srun may have started torchrun, which then decides
         os.environ.update(slurm_ranks.of_own_step())
 
-    # What cannot work is said once, here, before any rank starts and the run takes its name.
+    # A run that cannot work is refused here, once, before any rank starts or a directory is made.
     check_start(config, ranks.num_ranks(config.launch))
     is_first = ranks.rank_by_environment() == 0
-    if is_first:  # to the others, rank 0 is such a process
+    if is_first:  # for the other ranks, rank 0 is that active process
         rundir.refuse_active(config.run_dir)
     if (summary := finished(config)) is not None:
         if is_first:
@@ -240,7 +240,7 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Classes to show per video.")] = 5,
     raw: Raw = False,
 ) -> None:
-    """Classify videos; status 2 after all of them when some could not be read.
+    """Classify videos. The exit status is 2 when some could not be read.
 
     Example: vmp predict runs/demo demo/videos/val/000000.mp4
     """
@@ -266,18 +266,19 @@ def predict(
 def convert(
     source: Annotated[Path, typer.Argument(help="Released weights, .pth or .safetensors.")],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
-    model: Annotated[str | None, typer.Option(help="Preset to fit; default: as it is.")] = None,
+    model: Annotated[str | None, typer.Option(help="Preset to fit; default: unchanged.")] = None,
     num_frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames per clip; default: as it is.")
+        int | None, typer.Option(min=1, help="Frames per clip; default: unchanged.")
     ] = None,
     num_classes: Annotated[
-        int | None, typer.Option(min=1, help="Classes; a head of another size is made afresh.")
+        int | None, typer.Option(min=1, help="Classes; a head of another size is initialised anew.")
     ] = None,
     allow_lossy: Annotated[
-        bool, typer.Option("--allow-lossy", help="Merge two directions into one, at a loss.")
+        bool,
+        typer.Option("--allow-lossy", help="Merge two directions into one, which is not exact."),
     ] = False,
 ) -> None:
-    """Bring released VideoMamba or VideoMambaPro weights into this project's format.
+    """Convert released VideoMamba or VideoMambaPro weights to this project's format.
 
     Example: vmp convert videomamba_m16_k400.pth m16.safetensors
     """
@@ -294,7 +295,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="The .safetensors or .pth file to write.")],
     raw: Raw = False,
 ) -> None:
-    """Write the weights of a run as one file with classes, sampling and model configuration.
+    """Write the weights of a run to one file with classes, sampling and model configuration.
 
     Example: vmp export runs/demo demo.safetensors
     """
@@ -310,13 +311,13 @@ def plan(
     world: Annotated[int, typer.Option(min=1, help="GPUs in all.")] = 8,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 8,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Training clips, where there are no shards yet.")
+        int | None, typer.Option(min=1, help="Training clips, if there are no shards yet.")
     ] = None,
     step_s: Annotated[
-        float | None, typer.Option(min=0, help="Seconds per step as measured on these GPUs.")
+        float | None, typer.Option(min=0, help="Seconds per step, measured on these GPUs.")
     ] = None,
 ) -> None:
-    """Parameters, FLOPs, memory per GPU at every ZeRO stage, steps, node-hours; needs no GPU.
+    """Print parameters, FLOPs, memory per GPU at every ZeRO stage, steps, node-hours without a GPU.
 
     Example: vmp plan k400_m16_f16 --world 16 --samples 240000 --step-s 1.5
     """
@@ -336,7 +337,7 @@ def config(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """The fields of a recipe: type, value here, default, meaning, and which may change on resume.
+    """Print the fields of a recipe: type, value, default, meaning, and if it may change on resume.
 
     Example: vmp config demo optim
     """
@@ -351,7 +352,7 @@ def config(
 
 @app.command()
 def doctor() -> None:
-    """Check this machine: each line is OK or says what to do; status 1 when something must be done.
+    """Check this machine and say what to do. The exit status is 1 when something must be done.
 
     Example: vmp doctor
     """
@@ -363,11 +364,11 @@ def doctor() -> None:
 @app.command()
 def demo(
     overrides: Overrides = None,
-    root: Annotated[Path, typer.Option(help="Where everything goes.")] = Path(),
-    train_clips: Annotated[int, typer.Option(min=1, help="Videos to render and learn.")] = 6000,
-    val_clips: Annotated[int, typer.Option(min=1, help="Videos to test on.")] = 800,
+    root: Annotated[Path, typer.Option(help="Directory for all files.")] = Path(),
+    train_clips: Annotated[int, typer.Option(min=1, help="Videos to render for training.")] = 6000,
+    val_clips: Annotated[int, typer.Option(min=1, help="Videos to render for validation.")] = 800,
 ) -> None:
-    """The whole road on this machine: videos, shards, a submitted training, evaluation, MLflow.
+    """Run everything once on this machine: videos, shards, a training job, evaluation, MLflow.
 
     Example: vmp demo
     """
@@ -381,7 +382,7 @@ def ui(
     runs: Annotated[Path, typer.Option(help="Directory of the runs.")] = Path("runs"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
 ) -> None:
-    """Show the runs in MLflow's web page; it is served to this machine only.
+    """Show the runs in MLflow's web page, served to this machine only.
 
     Example: vmp ui --runs runs
     """

@@ -1,36 +1,36 @@
-"""What a user did that cannot work: each becomes one line on stderr and exit status 2."""
+"""Errors of a run. Those that mean bad input become one line on stderr and exit status 2."""
 
 from pipeline.rundir.exits import BAD_INPUT
 
 
 class ConfigError(ValueError):
-    """A recipe, override or run directory that contradicts itself or the code."""
+    """A recipe, override or run directory is invalid or does not fit the rest."""
 
     exit_status = BAD_INPUT
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is absent, incomplete, corrupt or of another run."""
+    """A checkpoint is absent, incomplete, corrupt or of another run."""
 
     exit_status = BAD_INPUT
 
 
 class SaveError(RuntimeError):
-    """A checkpoint that could not be written; those before it are intact."""
+    """A checkpoint could not be written; earlier checkpoints are intact."""
 
 
 class NonFiniteError(RuntimeError):
-    """Loss or gradients became NaN or infinite and the tolerance of `guard` is spent."""
+    """Loss or gradients were NaN or infinite in more steps in a row than `guard` allows."""
 
 
 class NodeFaultError(RuntimeError):
-    """This node cannot be trusted with the run: a preflight check failed or a device is gone."""
+    """A node is unfit for the run: a preflight check failed or a device is gone."""
 
     def __init__(self, message: str, ranks: frozenset[int] = frozenset()) -> None:
-        """`ranks`: where the fault is, when the same error is raised elsewhere as well."""
+        """`ranks` are the ranks with the fault, if other ranks raise the same error too."""
         super().__init__(message)
         self.ranks = ranks
 
 
 class HangError(RuntimeError):
-    """No training step was completed for `health.hang_timeout_s`."""
+    """A rank made no progress for `health.hang_timeout_s`."""

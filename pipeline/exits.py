@@ -1,4 +1,4 @@
-"""Exit statuses of `vmp`, and the line that tells a user of bad input."""
+"""Exit statuses of `vmp`, and the message that tells a user of bad input."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["BAD_INPUT", "DONE", "FAILED", "RESUMABLE", "is_bad_input", "user_err
 
 
 def is_bad_input(error: BaseException) -> bool:
-    """Does the error say so itself? Those that mean bad input carry `exit_status`."""
+    """Return whether an error means bad input, which its `exit_status` says."""
     return getattr(error, "exit_status", FAILED) == BAD_INPUT
 
 
 def user_error(error: ValueError) -> str | None:
-    """The line that tells the user of an error; None when it is no user's, but ours.
+    """Return the message for an error of the user; None when the error is a bug in this project.
 
-    Options that a command hands to a pydantic model are checked there, if not before.
+    A ValidationError is the user's, because pydantic models validate the options of commands.
     """
     if isinstance(error, ValidationError):
         return first_problem(error, under=error.title)

@@ -1,7 +1,8 @@
-"""What a process of ours takes in and leaves behind.
+"""Isolation of this project's processes from the working directory and from other users.
 
-Python imports our files and the installed ones, never those where the user stands; nobody else
-writes our files, and in a private run nobody else reads them. Light: every command starts here.
+Python imports this project's files and installed ones, but none from the working directory. No
+other user can write the files of a run, nor read those of a private run. This module imports
+little, because every command starts with it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ _OTHERS_WRITE, _OTHERS_AND_GROUP = 0o002, 0o077
 
 
 def isolate() -> None:
-    """Keeps the working directory off the search path of this process and of all that it starts.
+    """Remove the working directory from the import path of this process and its children.
 
-    A folder of experiments is likely to have a model.py, and `python -m` would import that. The
-    processes started from here import the same files as this one, installed or not.
+    A folder of experiments often has a model.py, which `python -m` would import instead of this
+    project's. Child processes import the same files as this one, whether installed or not.
     """
     sys.path[:] = [entry for entry in sys.path if not _is_working_directory(entry)]
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -30,16 +31,16 @@ def isolate() -> None:
 
 
 def set_umask(*, private: bool) -> None:
-    """From now on this process, and what it starts, makes no file that everybody can write.
+    """Keep this process and its children from creating files that everyone can write.
 
-    With `private` nobody else can read one either. Whoever can write a job's pickle decides what
-    the job does.
+    With `private`, other users cannot read new files either. A pickle of a job must not be writable
+    by others, as they could make the job do anything.
     """
     strictest = os.umask(_OTHERS_AND_GROUP)
     os.umask(strictest | (_OTHERS_AND_GROUP if private else _OTHERS_WRITE))
 
 
 def _is_working_directory(entry: str) -> bool:
-    """Except for a checkout of ours: what lies there is meant."""
+    """Return whether `entry` is the working directory, unless that is this project's checkout."""
     here = os.path.realpath(".")
     return os.path.realpath(entry) == here != str(_ROOT)

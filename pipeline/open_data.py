@@ -1,6 +1,7 @@
-"""The shards of a run, proven to fit it: what a command checks before any rank starts.
+"""Opening the shards of a run, with checks that a command makes before any rank starts.
 
-Apart from `assemble`, so that a command that only submits does not wait for what training imports.
+This is a module apart from `assemble`, so that a command that only submits need not import what
+training needs.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from pipeline.errors import ConfigError
 
 
 def open_data(config: RunConfig) -> tuple[Shards, Shards]:
-    """Training and validation shards, whose classes must be the model's.
+    """Open the training and validation shards and check that they fit the model.
 
-    Raises DataError when a directory is no shard directory, ConfigError when classes differ, when
-    the training split does not fill a batch, and when `init_from` is needed but absent.
+    Raises DataError when a directory is not a shard directory. Raises ConfigError when the classes
+    differ, when the training split does not fill a batch, or when `init_from` is needed but absent.
     """
     _check_init_from(config)
     train = open_shards(config.data.train, config.data.train_split)
@@ -43,7 +44,7 @@ def open_data(config: RunConfig) -> tuple[Shards, Shards]:
 
 
 def _check_init_from(config: RunConfig) -> None:
-    """Only a run that starts needs it; one that resumes has its own weights."""
+    """Raise ConfigError if `init_from` is absent, unless the run has a checkpoint of its own."""
     path = config.init_from
     if path is None or path.exists() or committed(config.run_dir / rundir.CHECKPOINTS):
         return
@@ -53,5 +54,5 @@ def _check_init_from(config: RunConfig) -> None:
 
 
 def data_digest(train: Shards, val: Shards) -> str:
-    """Identity of what a run sees: a resumed run must see the same."""
+    """Return the sha256 of the run's data, which must be the same when the run is resumed."""
     return hashlib.sha256(f"{train.content_digest} {val.content_digest}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Class probabilities of videos that were never sharded."""
+"""Class probabilities for video files that need not be sharded."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ class Predictor:
 
     @classmethod
     def load(cls, checkpoint: Path | str, *, raw: bool = False) -> Predictor:
-        """From a run directory, a checkpoint or a file of `vmp export`.
+        """Load a model from a run directory, a checkpoint or a file of `vmp export`.
 
+        With `raw`, take the last weights even if the run kept their moving average.
         Raises CheckpointError, WeightsError or ConfigError.
-
-        `raw`: the weights themselves where the run kept their moving average.
         """
         trained = open_trained(Path(checkpoint), raw=raw)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -43,7 +42,10 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, video: Path | str) -> list[tuple[str, float]]:
-        """(class, probability), most probable first. Raises DataError for an unreadable video."""
+        """Return (class, probability) of every class, most probable first.
+
+        Raises DataError for an unreadable video.
+        """
         config, size = self.config, self.config.model
         frames = decode_all(Path(video))
         wanted = eval_frames(
@@ -60,9 +62,11 @@ class Predictor:
 
 
 def decode_all(path: Path) -> NDArray[np.uint8]:
-    """All frames as `vmp data shard` would store them, but for compression: (T, H, W, 3) uint8 RGB.
+    """Decode all frames as `vmp data shard` would store them, but without its compression.
 
-    Raises DataError for what it would leave out: no video, damage, a change of size.
+    Returns (T, H, W, 3) uint8 RGB.
+    Raises DataError for a file that `vmp data shard` would leave out: one that is not a video, is
+    damaged or changes its frame size.
     """
     try:
         return np.stack(list(read_pictures(str(path))))

@@ -1,4 +1,4 @@
-"""The start of a run: proven possible, then given its directory, or found to be the one in it."""
+"""The start of a run: a check that it can work, and the preparation of its directory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pipeline.tracking import hand_on_secrets, resolve_uri
 
 
 def check_start(config: RunConfig, num_ranks: int, *, data_exists: bool = True) -> None:
-    """Refuse a run that its ranks would refuse, before it takes the name of a directory.
+    """Raise the error that the run's ranks would raise, before the run directory is made.
 
-    `data_exists`: False when a job that comes first makes the shards.
+    `data_exists` is False when an earlier job will make the shards.
     Raises ConfigError or DataError.
     """
     config.batch_split(num_ranks)
@@ -27,7 +27,7 @@ def check_start(config: RunConfig, num_ranks: int, *, data_exists: bool = True) 
     train.require_labels()
     val.require_labels()
     if config.data.reader == "ffcv":
-        # With torch, which runs from a cache need not avoid: the front door stays light without.
+        # This import loads torch, so it is made only for runs that read from a cache.
         from pipeline.data.ffcv.cache import open_fitting_cache
 
         model = config.model
@@ -35,11 +35,11 @@ def check_start(config: RunConfig, num_ranks: int, *, data_exists: bool = True) 
 
 
 def prepare_run(config: RunConfig) -> Path:
-    """Make the run directory, or check that the one that exists belongs to the same run.
+    """Make the run directory, or check that an existing one belongs to the same run.
 
-    A run that has no committed checkpoint makes way for one of another configuration.
-    Raises ConfigError: not writable, a tracking URI whose secret is not there, or an existing run
-    with another configuration (the difference is listed).
+    A run without a committed checkpoint is replaced by a run of another configuration.
+    Raises ConfigError when the directory cannot be written, when the secret of the tracking URI is
+    missing, or when the directory holds another configuration, whose difference is listed.
     """
     run_dir = config.run_dir
     if config.tracking.enabled:
@@ -48,7 +48,7 @@ def prepare_run(config: RunConfig) -> Path:
     set_umask(private=config.private)
     try:
         (run_dir / rundir.LOGS).mkdir(parents=True, exist_ok=True)
-        if config.private:  # it may be there from before it was
+        if config.private:  # the directory may be older than this setting
             run_dir.chmod(0o700)
         if (run_dir / rundir.CONFIG_FILE).exists():
             if rundir.committed(run_dir / rundir.CHECKPOINTS) or rundir.is_active(run_dir):
@@ -56,7 +56,7 @@ def prepare_run(config: RunConfig) -> Path:
             elif not _is_same_run(run_dir, config):
                 _begin_anew(run_dir)
         rundir.forget_failures(run_dir)
-        # Each attempt may change what does not change the result: ranks, logging, saving.
+        # Each attempt may change fields that do not affect the result: ranks, logging, saving.
         durable.write_text(run_dir / rundir.CONFIG_FILE, config.to_yaml())
         if not (run_dir / rundir.PROVENANCE_FILE).exists():
             durable.write_json(run_dir / rundir.PROVENANCE_FILE, provenance.collect())
@@ -69,7 +69,7 @@ def prepare_run(config: RunConfig) -> Path:
 
 
 def check_same_run(run_dir: Path, config: RunConfig) -> None:
-    """Raises ConfigError, with the difference, when the directory holds another run."""
+    """Raise ConfigError, which lists the difference, if the directory holds another run."""
     if difference := config_difference(read_config(run_dir), config):
         raise ConfigError(
             f"run directory {run_dir} holds a run with another configuration {refusal(difference)}"
@@ -79,14 +79,15 @@ def check_same_run(run_dir: Path, config: RunConfig) -> None:
 def _is_same_run(run_dir: Path, config: RunConfig) -> bool:
     try:
         return not config_difference(read_config(run_dir), config)
-    except ConfigError:  # cut short before anything was trained
+    except ConfigError:  # the file was cut short before anything was trained
         return False
 
 
 def _begin_anew(run_dir: Path) -> None:
-    """Forget what the tracking server and the provenance say of a run that never came to a step.
+    """Delete the MLflow id and the provenance of a run that has no checkpoint.
 
-    MLflow cannot change the parameters of a run. Rows and sample logs begin anew by themselves.
+    The new run needs a new MLflow run, because MLflow cannot change the parameters of one. Metrics
+    and sample logs are cut by the training itself.
     """
     for name in (TRACKING_ID_FILE, TRACKING_PENDING_FILE, rundir.PROVENANCE_FILE):
         (run_dir / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Where a result came from: code, packages, machine, command."""
+"""Provenance of a result: code, packages, machine and command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("videomambapro", "torch", "deepspeed", "mlflow", "submitit", "webdat
 
 
 def collect() -> dict[str, Any]:
-    """A JSON-ready record; unknown entries are null, never invented."""
+    """Collect the provenance of this process, ready for JSON; unknown entries are None."""
     import torch
 
     return {

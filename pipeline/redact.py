@@ -1,11 +1,11 @@
-"""Text without the secrets that it quotes, for all that is stored, logged or printed."""
+"""Removal of secrets from text that is stored, logged or printed."""
 
 from __future__ import annotations
 
 import re
 
 HIDDEN = "***"
-# user:password@, whatever the password holds, or token@.
+# This matches user:password@, whatever characters the password has, and token@.
 _USER_INFO = re.compile(r"(?<=://)(?:[^\s'\"/@]*:[^\s'\"]*|[^\s'\"/]*)@")
 _PARAMETER = re.compile(
     r"([?&;](?:[\w.-]*(?:token|passw(?:or)?d|passphrase|pwd|secret|credential|signature|auth"
@@ -15,5 +15,5 @@ _PARAMETER = re.compile(
 
 
 def redact(text: str) -> str:
-    """`text` with the user information and the secret parameters of every URI in it hidden."""
+    """Hide the user information and the secret parameters of every URI in `text`."""
     return _PARAMETER.sub(rf"\g<1>{HIDDEN}", _USER_INFO.sub(f"{HIDDEN}@", text))

@@ -1,4 +1,4 @@
-"""What is shown to a person: no secrets, and nothing that a terminal would obey."""
+"""Output for people, without secrets and without characters that a terminal would obey."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from pipeline.redact import redact
 
 
 def printable(text: str) -> str:
-    """`text` with control characters, and marks that turn or hide text, written as escapes.
+    """Escape control characters, and marks that reverse or hide text, except line ends and tabs.
 
-    Labels, reasons and file names come from elsewhere: one may hold "\\x1b[2J" or worse. Line ends
-    and tabs stay.
+    Labels, reasons and file names come from outside and may hold a sequence such as "\\x1b[2J".
     """
     return "".join(c if c.isprintable() or c in "\n\t" else _escape(c) for c in text)
 
 
 def one_line(text: str) -> str:
-    """`printable`, line ends included: for what must not look like several messages."""
+    """Escape line ends too, so that the text cannot look like several messages."""
     return printable(text).replace("\n", r"\n").replace("\t", " ")
 
 
 def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
-    """Print on stdout or stderr. Everything that commands show goes through here."""
+    """Print to stdout or stderr. All output of commands goes through this function."""
     typer.echo(printable(redact(str(text))), err=err, nl=nl)  # noqa: TID251 - here alone
 
 
 class SafeFormatter(logging.Formatter):
-    """Log lines and tracebacks as `say` would print them."""
+    """Formatter of log lines and tracebacks that makes them as safe as the output of `say`."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(redact(super().format(record)))

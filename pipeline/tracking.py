@@ -1,9 +1,8 @@
-"""MLflow, behind a queue that training never waits for; the only module that imports it.
+"""MLflow behind a queue for which training never waits; no other module imports MLflow.
 
-A thread on rank 0 delivers rows in order. Before it delivers to a run that exists already it asks
-which steps are stored, so that neither a retry nor a resumed run stores one twice. The server may
-be slow, refuse or be gone: rows wait in memory and stand in metrics.jsonl, from which the next
-attempt delivers what is missing.
+A thread on rank 0 delivers rows in order. For a run that already exists, it first asks which steps
+are stored, so that no step is stored twice. While the server fails, rows wait in memory. They are
+also in metrics.jsonl, from which the next attempt delivers what is missing.
 """
 
 from __future__ import annotations
@@ -40,19 +39,19 @@ _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class TrackingConfig(BaseModel):
-    """Where MLflow keeps the run."""
+    """Where and how a run is tracked in MLflow."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     enabled: bool = True
-    """False: metrics.jsonl alone."""
+    """Track the run in MLflow; false = write metrics.jsonl only."""
     uri: str | None = Field(default=None, repr=False)
     """Tracking store; null = MLFLOW_TRACKING_URI, else sqlite:///<runs_dir>/mlflow.db. Passwords
-    and tokens in it are never stored: `vmp jobs resume` takes them from MLFLOW_TRACKING_URI."""
+    and tokens in it are never stored; `vmp jobs resume` takes them from MLFLOW_TRACKING_URI."""
     experiment: str = "videomambapro"
-    """MLflow experiment that the run is listed in."""
+    """Name of the MLflow experiment that lists the run."""
     flush_timeout_s: float = Field(default=60, ge=0)
-    """How long the end of a run waits for an absent server before it leaves rows for later."""
+    """How long a run waits at its end for a server that does not answer."""
 
     @field_serializer("uri", when_used="json")
     def _without_secrets(self, uri: str | None) -> str | None:
@@ -60,10 +59,10 @@ class TrackingConfig(BaseModel):
 
 
 def resolve_uri(config: TrackingConfig, runs_dir: Path) -> str:
-    """The tracking store, secrets included.
+    """Return the URI of the tracking store, secrets included.
 
-    Raises ConfigError when `config` was read back from a run, whose secrets are not stored, and
-    the environment does not have them.
+    Raises ConfigError when `config` comes from a stored run, which holds no secrets, and the
+    environment does not have them either.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if config.uri is None or HIDDEN not in config.uri:
@@ -83,28 +82,28 @@ def resolve_uri(config: TrackingConfig, runs_dir: Path) -> str:
 
 
 def hand_on_secrets(config: TrackingConfig) -> None:
-    """Puts a tracking URI with secrets into the environment, for the ranks and jobs to come.
+    """Put a tracking URI that has secrets into the environment, for the ranks and jobs to come.
 
-    They read the rest of the configuration from a file, where it stands without them.
+    They read the configuration from a file, in which the secrets are hidden.
     """
     if config.uri is not None and redact(config.uri) != config.uri:
         os.environ["MLFLOW_TRACKING_URI"] = config.uri
 
 
 class DatasetUse(NamedTuple):
-    """Shards that a run works with, as MLflow shows them."""
+    """Shards that a run uses, as MLflow shows them."""
 
     context: str
-    """training or validation."""
+    """Either "training" or "validation"."""
     name: str
     digest: str
-    """MLflow takes 36 characters."""
+    """Digest of the samples, of which MLflow stores the first 36 characters."""
     source: str
-    """Where they lie."""
+    """Address of the shards, without user name or key."""
 
 
 class Tracker:
-    """Sends one run to MLflow from a thread. Rank 0 only; MLflow's errors never come out."""
+    """Sender of one run to MLflow from a thread on rank 0. It never raises MLflow's errors."""
 
     def __init__(
         self,
@@ -119,7 +118,7 @@ class Tracker:
         self.run_dir = run_dir
         try:
             self.uri = resolve_uri(config, run_dir.parent)
-        except ConfigError as error:  # the others wait for rank 0: the run goes on untracked
+        except ConfigError as error:  # other ranks wait for rank 0, so it must not raise
             logger.warning("not tracked: %s; metrics.jsonl has the rows", error)
             self.config = config.model_copy(update={"enabled": False})
         self._params = dict(params)
@@ -135,18 +134,18 @@ class Tracker:
 
     @property
     def run_id(self) -> str | None:
-        """The run's id once the store has given one; the same over all attempts."""
+        """Id of the MLflow run, the same for all attempts; None until the store has given one."""
         path = self.run_dir / TRACKING_ID_FILE
         return (path.read_text().strip() or None) if path.exists() else None
 
     def await_run_id(self) -> str | None:
-        """`run_id`, waiting `flush_timeout_s` for a store that has not answered yet."""
+        """Return `run_id`, after waiting up to `flush_timeout_s` for the store to answer."""
         if self.config.enabled and self.run_id is None:
             self._connected.wait(self.config.flush_timeout_s)
         return self.run_id
 
     def log_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Queue rows of metrics.jsonl; those that the store has already are left out."""
+        """Queue rows of metrics.jsonl; rows that the store already has are left out."""
         for row in rows:
             self._queue.put(("row", dict(row)))
 
@@ -154,22 +153,22 @@ class Tracker:
         self._queue.put(("artifact", path))
 
     def log_model(self, name: str, step: int) -> None:
-        """The run has a trained model: its weights of `step`. A run has one at most."""
+        """Queue the record of the run's one trained model, with its weights at `step`."""
         self._queue.put(("model", (name, step)))
 
     def set_tag(self, key: str, value: str) -> None:
         self._queue.put(("tag", (key, value)))
 
     def note_end(self, end: End) -> None:
-        """How the attempt ended, as tags of the run."""
+        """Record how the attempt ended as tags of the run."""
         self.set_tag("stop.class", end.stop_class.value)
         self.set_tag("stop.reason", end.reason[:_LONGEST_TAG])
 
     def close(self, status: str) -> bool:
         """Deliver what is queued, then set the run's status (FINISHED, KILLED or FAILED).
 
-        Returns False when the store did not take everything in `flush_timeout_s`; the rows are
-        in metrics.jsonl and the next attempt of this run delivers them.
+        Returns False when the store does not take everything within `flush_timeout_s`. The rows
+        are in metrics.jsonl, and the next attempt of this run delivers them.
         """
         if not self.config.enabled:
             return True
@@ -200,14 +199,14 @@ class Tracker:
                     client = client or self._connect()
                     self._send(client, items)
                     break
-                except Exception as error:  # only telemetry may degrade, whatever MLflow raises
+                except Exception as error:  # no error of MLflow may harm the training
                     wait_s = _RETRY_S[min(attempt, len(_RETRY_S) - 1)]
                     if attempt == 0:
                         logger.warning(
                             "MLflow at %s: %s; retrying", redact(self.uri), _one_line(error)
                         )
                     attempt += 1
-                    # The failed call may have been stored all the same: ask before repeating it.
+                    # The store may have taken the failed call, so the next one asks what it has.
                     self._stored = None
                     client = None  # the run may be gone from the store
                     self._giving_up.wait(wait_s)
@@ -224,7 +223,7 @@ class Tracker:
         return items
 
     def _connect(self) -> Any:
-        # A dead server would otherwise block each call for minutes, seven retries deep.
+        # By default MLflow retries seven times, so a dead server would block a call for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -250,7 +249,7 @@ class Tracker:
             self._stored = {}
         else:
             client.update_run(run.info.run_id, status="RUNNING")
-        # Those of the first attempt stay: MLflow refuses to change a parameter.
+        # The parameters of the first attempt stay, because MLflow refuses to change one.
         missing = self._params.keys() - run.data.params.keys()
         params = [Param(key, str(self._params[key])[:6000]) for key in sorted(missing)]
         if params:
@@ -287,13 +286,13 @@ class Tracker:
                 client.set_terminated(run_id, status=payload)
 
     def _send_artifact(self, client: Any, run_id: str | None, path: Path) -> None:
-        """Twice in vain while the store of the metrics answers: leave it out, rows must go on."""
+        """Send an artifact, or drop it after two failures, so that rows need not wait for it."""
         for is_last in (False, True):
             try:
                 client.log_artifact(run_id, str(path))
                 return
-            except Exception as error:  # artifact stores raise what their own libraries do
-                client.get_run(run_id)  # raises when the server is away: all is tried again later
+            except Exception as error:  # artifact stores raise errors of their own libraries
+                client.get_run(run_id)  # raises if the server is gone; all is sent again later
                 if is_last:
                     logger.warning(
                         "MLflow at %s does not take the artifact %s: %s; it stays on disk only",
@@ -333,7 +332,7 @@ def _metrics_of(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _find_run(client: Any, run_id: str) -> Any | None:
-    """None when the store does not know the run: its database was removed, or it is another one."""
+    """Return the run; None when the store, perhaps a new or another one, does not know it."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -341,12 +340,12 @@ def _find_run(client: Any, run_id: str) -> Any | None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        logger.warning("MLflow does not know run %s any more: a new one is made", run_id)
+        logger.warning("MLflow no longer has run %s: a new one is made", run_id)
         return None
 
 
 def _stored_steps(client: Any, run_id: str | None) -> dict[str, int]:
-    """Metric -> newest step that the store holds."""
+    """Return metric -> newest step that the store holds."""
     stored: dict[str, int] = defaultdict(lambda: -1)
     for key in client.get_run(run_id).data.metrics:
         stored[key] = max(point.step for point in client.get_metric_history(run_id, key))
@@ -355,7 +354,7 @@ def _stored_steps(client: Any, run_id: str | None) -> dict[str, int]:
 
 @contextmanager
 def _first_touch_lock(uri: str) -> Iterator[None]:
-    """One process at a time creates a fresh sqlite store; four at once break its migrations."""
+    """Let one process at a time create a sqlite store, as concurrent migrations break it."""
     if not uri.startswith("sqlite:///"):
         yield
         return
@@ -375,9 +374,9 @@ _VIEW = "vmp"
 
 
 def runs_page(uri: str) -> str:
-    """Where the web page of an MLflow server on `uri` lists the runs, as a path under its root.
+    """Return the path at which the web page of an MLflow server on `uri` lists the runs.
 
-    Leaves a view with columns for our metrics in the experiment of the newest run.
+    This also stores a view with columns of this project's metrics in the newest run's experiment.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -393,7 +392,7 @@ def runs_page(uri: str) -> str:
     experiment_id = newest[0].info.experiment_id
     columns = [f"attributes.`{name}`" for name in _ATTRIBUTES]
     columns += [f"metrics.`{name}`" for name in _COLUMNS]
-    # What the page itself stores behind its button "Share"; the address names it.
+    # This is what the page's "Share" button stores; the address refers to it by name.
     view = json.dumps({"selectedColumns": columns})
     client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{_VIEW}", view)
     query = f"workflowType=machine_learning&viewStateShareKey={_VIEW}"

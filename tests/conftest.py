@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def missing_components() -> list[str]:
-    """What tests would skip for on this machine."""
+    """The components that are missing here, for which tests would skip."""
     programs = {"a C++ compiler": "c++", "slurmctld": "slurmctld", "munged": "munged"}
     search = os.environ["PATH"] + ":/usr/sbin:/sbin"
     missing = [name for name, x in programs.items() if shutil.which(x, path=search) is None]
@@ -30,7 +31,7 @@ def missing_components() -> list[str]:
 
 
 def pytest_sessionstart() -> None:
-    """In CI nothing may be skipped for want of a component."""
+    """Fail in CI when a component is missing, as no test may be skipped there."""
     missing = missing_components() if os.environ.get("VMP_CI") == "1" else []
     if missing:
         pytest.exit(f"VMP_CI=1, but missing here: {', '.join(missing)}", returncode=1)
@@ -45,9 +46,18 @@ def require(present: bool, what: str) -> None:
     pytest.skip(f"{what} is missing")
 
 
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """Undo what a test, or our code that it calls, leaves in the environment of the process."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def real_videos() -> Path:
-    """The folder of real clips that VMP_TEST_VIDEOS names; nobody but us has to have one."""
+    """The folder of real clips that VMP_TEST_VIDEOS names, which is optional."""
     named = os.environ.get("VMP_TEST_VIDEOS")
     require(named is not None, "VMP_TEST_VIDEOS (a folder of real clips to test with)")
     folder = Path(str(named)).resolve()
@@ -65,7 +75,7 @@ def glyph_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def glyph_shards(glyph_videos: Path) -> Path:
-    """The same, sharded: 100 training and 24 validation clips of 8 classes."""
+    """The small data set, sharded: 100 training and 24 validation clips of 8 classes."""
     out = glyph_videos.parent / "shards"
     shard(
         ShardConfig(

@@ -1,4 +1,4 @@
-"""Counts what a piece of code asks of the files under a directory."""
+"""Counts the file operations of a piece of code under a directory."""
 
 from __future__ import annotations
 

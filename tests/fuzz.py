@@ -1,4 +1,4 @@
-"""Inputs that nobody would write, for readers of files that come from elsewhere.
+"""Generates malformed inputs for readers of files that come from elsewhere.
 
 Derandomised and bounded: the same inputs every time, a few seconds a reader.
 """
@@ -77,7 +77,7 @@ def damaged_json(valid: dict[str, Any]) -> st.SearchStrategy[bytes]:
 
 
 def value_or_own_error(read: Callable[[], object], *own: type[Exception]) -> object:
-    """What `read` gives, or None when it raises one of `own`, which must speak in one line."""
+    """The result of `read`, or None when it raises one of `own`, whose message must be one line."""
     try:
         return read()
     except own as error:

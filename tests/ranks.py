@@ -1,4 +1,4 @@
-"""A function on N gloo ranks, for tests: its results in their order, or the first traceback."""
+"""Runs a function on N gloo ranks: its results in rank order, or the first traceback."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def assert_bitwise_equal(first: FullState, second: FullState) -> None:
 
 
 def largest_relative_difference(first: FullState, second: FullState) -> float:
-    """Over all parameters and their averages: |difference| relative to the largest element."""
+    """The largest difference over all parameters and averages, relative to the largest element."""
     return max(
         float((first[n][key] - second[n][key]).abs().max()) / float(first[n][key].abs().max())
         for n in first
@@ -99,7 +99,7 @@ def largest_relative_difference(first: FullState, second: FullState) -> float:
 
 
 def assert_one_mlflow_run(run_dir: Path, steps: int, uri: str | None = None) -> None:
-    """All attempts are one run of the tracking store, each step in it once, in their order."""
+    """Check that all attempts are one run of the tracking store, each step in it once, in order."""
     client = MlflowClient(uri or f"sqlite:///{run_dir.parent / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("videomambapro")
     assert experiment is not None
@@ -120,7 +120,7 @@ def assert_one_mlflow_run(run_dir: Path, steps: int, uri: str | None = None) -> 
 def start_ranks(
     run_dir: Path, ranks: int, of_rank: dict[int, dict[str, str]] | None = None
 ) -> list[subprocess.Popen[str]]:
-    """The ranks of a prepared run, without a launcher that would kill the rest when one ends.
+    """Start the ranks of a prepared run without a launcher, which would kill them when one ends.
 
     `of_rank`: environment of single ranks. Output goes to logs/output-<rank>.txt: `output_of`.
     """

@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept between processes, and how several of them make one safely."""
+"""The cache of compiled kernels, shared by all processes of a user."""
 
 import fcntl
 import os
@@ -16,17 +16,21 @@ class BuildError(ScanError):
 def cached(name: str, make: Callable[[Path], None]) -> Path:
     """Path of the file ``name`` in the cache; ``make`` writes it to the path that it is given.
 
-    Safe when several processes start at once: one makes the file under a lock that dies with its
-    holder, the others wait for it. The file appears under its name when it is complete.
+    Several processes may ask at once. Each file has a lock of its own, which dies with its holder:
+    one process makes the file, those that want the same file wait, and other files are made
+    meanwhile. The file appears under its name when it is complete.
     """
     directory = _directory()
     path = directory / name
     if path.exists():
         return path
-    with (directory / "build.lock").open("w") as lock:
+    lock_path = directory / f"{name}.lock"
+    with lock_path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             _make(path, make)
+        # Whoever locks the removed file, or a new one of this name, finds the artifact made.
+        lock_path.unlink(missing_ok=True)
     return path
 
 

@@ -1,7 +1,7 @@
 """The scan in plain PyTorch, a chunk of tokens at a time, with its own backward pass.
 
 Everything but the recurrence is vectorised over a chunk. Backward recomputes a chunk's states from
-the state at its start, so nothing of size B*D*L*N is ever kept. Runs on any device, any dtype.
+the state at its start, so nothing of size B*D*L*N is ever kept. It runs on any device and dtype.
 
 Inside this file the tokens come first: (T, B, D), and (T, B, G, N) for the B and C of G groups of
 channels, in scan order within a chunk. A constant B or C is (1, 1, D, N): one group per channel.
@@ -177,7 +177,7 @@ class _Pass:
         masked = self.direction.mask_current
         du, ddelta = torch.zeros_like(self.u), torch.zeros_like(self.u)
         dA, dB, dC = (torch.zeros_like(t) for t in (self.A, self.B, self.C))
-        # carry: what the chunk scanned after sends back to h_t
+        # carry is the gradient that the chunk scanned after this one sends back to h_t
         carry = torch.zeros_like(starts[0]) if dlast_state is None else dlast_state
         for index, chunk in reversed(list(enumerate(self._chunks()))):
             decay, carried, states = self._states(chunk, starts[index])

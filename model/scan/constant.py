@@ -7,9 +7,10 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def constant_under_compile(function: Function) -> Function:
-    """``torch.compiler.assume_constant_result``, which would import torch._dynamo.
+    """Mark ``function`` as ``torch.compiler.assume_constant_result`` does, without torch._dynamo.
 
-    That takes as long as torch itself, in every process, whether it compiles or not.
+    Importing torch._dynamo takes as long as importing torch, in every process, whether the process
+    compiles or not.
     """
     function.__dict__["_dynamo_marked_constant"] = True
     return function

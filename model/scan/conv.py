@@ -58,7 +58,7 @@ def conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
 def kernels(backend: str) -> ModuleType:
     """The module behind the name of a fused backend."""
     if backend == "cuda":
-        from model.scan.cuda import conv as conv_cuda  # nobody without a GPU needs it
+        from model.scan.cuda import conv as conv_cuda  # only GPU machines need it
 
         return conv_cuda
     return conv_cpu
@@ -66,7 +66,7 @@ def kernels(backend: str) -> ModuleType:
 
 @torch.library.custom_op("videomambapro::conv_silu", mutates_args=())
 def conv_op(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, backend: str) -> Tensor:
-    with torch.cuda.device_of(x):  # where kernels are launched
+    with torch.cuda.device_of(x):  # kernels are launched on the current device
         out: Tensor = kernels(backend).forward(x, weight, bias, reverse)
     return out
 

@@ -133,7 +133,7 @@ def backward(
 
 
 def _summed(owner: str, partial: Tensor, size: int) -> Tensor:
-    """The gradient of an argument from what the kernel wrote of it."""
+    """The gradient of an argument, from the partial sums that the kernel wrote."""
     match owner.removesuffix("_b"):
         case "A" | "B" | "C":
             grad = partial.sum(0)[..., :size]
@@ -147,7 +147,7 @@ def _summed(owner: str, partial: Tensor, size: int) -> Tensor:
 
 
 class _Call:
-    """A job for the library, and what it points to, kept alive."""
+    """A job for the library; keeps alive the tensors that the job points to."""
 
     def __init__(self, scan: Scan) -> None:
         self._arguments = Arguments()

@@ -42,11 +42,11 @@ def selective_scan(
         A: (D, N). D, delta_bias: (D,). These stay float32 under autocast.
         B, C: (B, N, L); (B, G, N, L) for G groups of D / G neighbouring channels that share them;
             (D, N) when they are the same at every token. Kernels fill their tiles within a group,
-            so groups of fewer than 32 channels leave lanes idle. On a GPU, constants run by the
-            backend chunked, which is many times slower.
+            so groups of fewer than 32 channels leave lanes idle. On a GPU, a constant B or C runs
+            on the backend chunked, which is many times slower.
         initial_state: "first_token" starts every state of a channel at its first scanned u; a
-            tensor (B, D, N), such as an earlier last state, goes on from there. The backend
-            mamba_ssm takes no tensor.
+            tensor (B, D, N), such as an earlier last state, is the state to continue from. The
+            backend mamba_ssm takes no tensor.
         mask_current: leave each token out of its own read-out (and the first read-out zero).
         reverse: scan from the last token to the first; the result stays in token order.
         return_last_state: also return the state after the last scanned token.
@@ -101,11 +101,11 @@ def bidirectional_scan(
     mask_backward: bool = True,
     backend: str = "auto",
 ) -> Tensor:
-    """Both directions of a VideoMambaPro mixer in one go.
+    """Both directions of a VideoMambaPro mixer in one call.
 
-    gate(z) * (forward read-out + D u + backward read-out + D_b u_b). Shapes as in
-    ``selective_scan``; every tensor in token order, never flipped. A ``*_b`` tensor that is not
-    given is shared with the forward direction, so D then counts twice.
+    The result is gate(z) * (forward read-out + D u + backward read-out + D_b u_b). Shapes are those
+    of ``selective_scan``. Every tensor is in token order, never flipped. A ``*_b`` tensor that is
+    not given is shared with the forward direction, so D then counts twice.
     """
     scan = Scan(
         u=u,
@@ -132,13 +132,13 @@ def bidirectional_scan(
 
 @constant_under_compile
 def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
-    """Names of the backends that can run on ``device`` here, best first."""
+    """Names of the backends that can run on ``device`` here; "auto" takes the first."""
     return probe(torch.device(device).type)
 
 
 @functools.cache
 def probe(device: str) -> tuple[str, ...]:
-    """``available_backends`` of a type of device, found out once."""
+    """``available_backends`` for a type of device, determined once per process."""
     fused = [
         *(["cuda"] if device == "cuda" and cuda.is_available(device) else []),
         *(["cpu"] if device == "cpu" and library.is_available() else []),
@@ -178,7 +178,13 @@ def choose(scan: Scan, backend: str) -> str:
     chosen = ready[0] if backend == "auto" else backend
     if chosen not in ready:
         raise ScanError(_why_not(chosen, device))
-    if chosen in FUSED and scan.state_dtype == torch.float64:
+    is_double = scan.state_dtype == torch.float64
+    if chosen == "mamba_ssm" and is_double:
+        raise ScanError(
+            "scan: backend 'mamba_ssm' cannot compute in float64; cast the tensors or choose "
+            "'chunked'"
+        )
+    if chosen in FUSED and is_double:
         chosen = "chunked"  # the fused kernels compute in float32
     if chosen == "cuda" and not cuda_scan.takes(scan):
         chosen = "chunked"

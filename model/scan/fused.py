@@ -1,4 +1,4 @@
-"""Which fused kernels can take given tensors, for the small operators around the scan."""
+"""The choice of fused kernels for the small operators around the scan."""
 
 import torch
 from torch import Tensor

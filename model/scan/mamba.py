@@ -1,17 +1,20 @@
 """The scan on the stock mamba-ssm CUDA kernel, which knows neither a start state nor a mask.
 
+This is the one module that imports mamba-ssm, its block for benchmarks included.
+
 Identities make it exact. A state that starts at s is a zero state after one virtual token with
 u = s, delta = 1, B = 1, C = 0, whose output is dropped. A masked read-out is the ordinary one less
 the token's own contribution delta u <B, C>, and zero at the first token. The last state is read out
 by N virtual tokens with delta = 0, which change nothing, and the unit vectors as C. Gradients
-follow by autograd. Inputs are float32: delta = 1 must be exact. A constant B or C becomes one of a
-group per channel, which takes B * D * N * L floats.
+follow by autograd. Inputs are cast to float32, since delta = 1 must be exact. A constant B or C
+becomes one of a group per channel, which takes B * D * N * L floats.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.scan.problem import Direction, Scan, ScanError
@@ -23,25 +26,39 @@ ZeroStartScan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def kernel() -> ZeroStartScan:
     """The CUDA kernel of the installed mamba-ssm package."""
+    scan = stock_kernel()
+    return lambda u, delta, A, B, C: scan(u, delta, A, B, C)
+
+
+def stock_kernel() -> Callable[..., Tensor]:
+    """`selective_scan_fn` of the package, with the arguments that its documentation names."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    return lambda u, delta, A, B, C: selective_scan_fn(u, delta, A, B, C)
+    return cast(Callable[..., Tensor], selective_scan_fn)
 
 
-def why_unavailable() -> str | None:
-    """What keeps the package from loading; None when it loads.
+def stock_block() -> type[nn.Module]:
+    """The package's `Mamba` block on its fast path, which needs causal-conv1d."""
+    import causal_conv1d  # noqa: F401  # without it the block takes a slow road in silence
+    from mamba_ssm.modules.mamba_simple import Mamba
 
-    To be found is no proof: an extension that was built for another torch fails as it is imported.
+    return cast(type[nn.Module], Mamba)
+
+
+def why_unavailable(load: Callable[[], object] | None = None) -> str | None:
+    """What keeps the kernel, or what `load` imports in its place, from loading; None when it loads.
+
+    Only an import proves it: an extension that was built for another torch is found, and fails.
     """
     try:
-        kernel()
+        (load or kernel)()
     except Exception as error:  # a compiled extension can fail in any way
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None
 
 
 def run(scan: Scan, zero_start: ZeroStartScan) -> tuple[Tensor, Tensor]:
-    """``scan`` by way of a kernel that starts at zero; see ``scan_reference``."""
+    """Run ``scan`` on a kernel that starts at zero; see ``scan_reference``."""
     if scan.initial_state is not None:
         raise ScanError("scan: backend 'mamba_ssm' takes no tensor as initial_state")
     dtype = scan.state_dtype

@@ -57,7 +57,7 @@ def norm_reference(
 
 def _kernels(backend: str) -> ModuleType:
     if backend == "cuda":
-        from model.scan.cuda import norm as norm_cuda  # nobody without a GPU needs it
+        from model.scan.cuda import norm as norm_cuda  # only GPU machines need it
 
         return norm_cuda
     return norm_cpu
@@ -67,7 +67,7 @@ def _kernels(backend: str) -> ModuleType:
 def norm_op(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    with torch.cuda.device_of(x):  # where kernels are launched
+    with torch.cuda.device_of(x):  # kernels are launched on the current device
         normed, total = _kernels(backend).forward(x, residual, weight, eps)
     return normed.to(x.dtype), total
 
@@ -118,7 +118,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, dnormed: Tensor | None, dtotal: Tensor | None) -> tuple[Tensor | None, ...]:
     total, weight = ctx.saved_tensors
     x_dtype, residual_dtype = ctx.dtypes
-    if dnormed is None:  # only the stream goes on
+    if dnormed is None:  # only the residual stream is used
         dnormed = torch.zeros_like(total, dtype=x_dtype)
     dresidual, dx, dweight = _norm_backward_op(dnormed, dtotal, total, weight, ctx.eps, ctx.backend)
     if x_dtype == torch.float32:

@@ -3,7 +3,7 @@
 One forward and one backward operator serve every fused backend; ``backend`` selects the kernels.
 Autocast rule: tensors keep the dtype they arrive in and autocast is off inside, because A, D, the
 bias and the state must stay float32 whatever the inputs are. Kernels are launched on the current
-device: that of the inputs is made current.
+device, so the device of the inputs is made current.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ class Kernels(Protocol):
         ...
 
     def forward(self, scan: Scan, keep: bool) -> Forward:
-        """Run ``scan``, keeping for backward what it needs when ``keep`` says so."""
+        """Run ``scan``; when ``keep`` is true, also keep what backward needs."""
         ...
 
     def backward(
@@ -43,8 +43,8 @@ class Kernels(Protocol):
         """Gradients by argument name, in any floating dtype and layout.
 
         Those of B and C are (B, G, N, L) where the argument is (B, N, L). ``dlast_state`` is None
-        when nothing depends on the last state. Gradients that ``into`` has memory for, of the
-        argument's shape and any strides, end up there.
+        when nothing depends on the last state. ``into`` holds memory for some of the gradients, of
+        the argument's shape and any strides; those are written there.
         """
         ...
 
@@ -60,15 +60,15 @@ def kernels(backend: str) -> Kernels:
 
 
 def run(scan: Scan, backend: str) -> tuple[Tensor, Tensor]:
-    """``scan`` by the kernels of ``backend``: out and last state; differentiable once."""
+    """Run ``scan`` on the kernels of ``backend``: out and last state, differentiable once."""
     tensors = [tensor for _, tensor in scan.tensors()]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     done = forward_op(*(getattr(scan, name) for name in _NAMES), backend, keep)
     return done[0], done[3]
 
 
-# The names tell the arguments and the layout of the kept states, as a test makes sure:
-# torch.compile keeps compiled graphs on disk, which know what the operator of this name returned.
+# The operators' names carry a version, which changes with the arguments and with the layout of the
+# kept states: torch.compile keeps graphs on disk, which expect what an operator of that name gave.
 @torch.library.custom_op("videomambapro::scan_v4", mutates_args=())
 def forward_op(
     u: Tensor,
@@ -164,7 +164,7 @@ def _backward_fake(*arguments: Any) -> list[Tensor]:
 
 
 def _grad_memory(tensor: Tensor, name: str) -> Tensor:
-    """Gradients are dense, those of sequences token-major, as the kernels write them."""
+    """Dense memory for a gradient, token-major for a sequence, as the kernels write it."""
     if tensor.dim() < 3 or name == "initial_state":
         return tensor.new_empty(tensor.shape)
     batch, *inner, length = tensor.shape
@@ -188,7 +188,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.mark_non_differentiable(pre_gate, states)
     if not flags[-1]:
         ctx.mark_non_differentiable(last_state)
-    ctx.set_materialize_grads(False)  # else zeros of the size of the kept states are filled
+    ctx.set_materialize_grads(False)  # else autograd fills zeros of the kept states' size
     ctx.save_for_backward(pre_gate, states, *tensors)
 
 

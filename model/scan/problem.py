@@ -156,7 +156,7 @@ class Scan:
 
 
 class Forward(NamedTuple):
-    """What forward of a fused backend returns; what is not asked for is of shape (0,)."""
+    """The result of a fused backend's forward; a tensor not asked for has shape (0,)."""
 
     out: Tensor  # (B, D, L) in the dtype of u, its memory (B, L, D)
     pre_gate: Tensor  # (B, D, L) sum before the gate, kept for backward when there is a gate
@@ -165,7 +165,7 @@ class Forward(NamedTuple):
 
 
 def placed(grads: dict[str, Tensor], into: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """``grads``, those that ``into`` has memory for copied there unless they are there already."""
+    """``grads``, moved into the memory that ``into`` has for them unless they are there already."""
     for name, memory in (into or {}).items():
         grad = grads[name]
         if grad.data_ptr() != memory.data_ptr():

@@ -34,7 +34,7 @@ def _read_out(scan: Scan, direction: Direction) -> tuple[Tensor, Tensor]:
         delta = F.softplus(delta)
     B, C = (_per_token(tensor.to(dtype), scan) for tensor in (direction.B, direction.C))
 
-    # Unbound first: indexing inside the loop would make the backward pass quadratic in L.
+    # Indexing inside the loop would make the backward pass quadratic in L, so tokens are unbound.
     tokens = list(zip(u.unbind(2), delta.unbind(2), B, C, strict=True))
     if direction.reverse:
         tokens.reverse()

@@ -1,1 +1,1 @@
-"""Speed as ratios: every figure stands beside a peer measured in the same run."""
+"""Benchmarks that give speed as ratios to peers measured in the same run."""

@@ -1,4 +1,4 @@
-"""Who takes part in `vmp bench step`, and who is left out for what reason."""
+"""The contenders of `vmp bench step`, and the reasons for which some are left out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model import VideoMamba
 from model.config import ModelConfig
 from model.mixer import Mixer
-from model.scan import available_backends
+from model.scan import available_backends, mamba
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.training.assemble import build_engine, build_optimizer, initial_model
@@ -20,11 +20,11 @@ from pipeline.training.distributed import World
 from pipeline.training.precision import AUTOCAST, allow_tf32, resolve_precision
 
 PLAIN_TORCH, MAMBA_BLOCK = "plain-torch", "mamba-block"
-_LONGEST_LOOP = 2_000  # tokens x blocks; beyond it the reference, a loop over tokens, takes minutes
+_LONGEST_LOOP = 2_000  # tokens x blocks, above which the reference's loop takes minutes
 
 
 class Stepper(Protocol):
-    """What a step needs of an engine: the whole surface that is measured."""
+    """The interface of an engine that a measured step uses."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
 
@@ -44,22 +44,22 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to do the step."""
+    """A way to compute the step."""
 
     key: str
-    """What `--contenders` calls it."""
+    """Name in `--contenders`."""
     backend: str
-    """Of the scan; that of the recipe for the mamba-ssm block, which has its own."""
+    """Backend of the scan; the recipe's for the mamba-ssm block, which has a scan of its own."""
     zero_stage: int | None
-    """None = plain torch, no engine."""
+    """ZeRO stage; None = plain torch without an engine."""
     reason: str | None = None
-    """Why it cannot take part."""
+    """Why the candidate cannot take part; None if it can."""
     same_loss: bool = True
-    """Does it compute the same function as the recipe's own step?"""
+    """Whether the candidate computes the same function as the recipe's own step."""
 
     @property
     def name(self) -> str:
-        """As the tables call it."""
+        """Name in the tables."""
         if self.key == MAMBA_BLOCK:
             return "mamba-ssm block, both ways, plain torch"
         how = "plain torch" if self.zero_stage is None else f"ZeRO {self.zero_stage}"
@@ -69,11 +69,11 @@ class Candidate:
 def choose(
     config: RunConfig, device: torch.device, ranks: int, asked: Sequence[str] = ()
 ) -> tuple[list[Candidate], list[LeftOut]]:
-    """Those who take part, the recipe's own step first, and those who do not.
+    """Return the candidates that take part, the recipe's own step first, and those left out.
 
     Args:
-        asked: keys; the recipe's own step takes part anyway. () = all that may take part.
-    Raises ConfigError for a key that nobody has.
+        asked: keys of the wanted candidates, besides the recipe's own step; () = all.
+    Raises ConfigError for an unknown key.
     """
     candidates = list(_candidates(config, device, ranks))
     own, *others = candidates
@@ -83,7 +83,7 @@ def choose(
         raise ConfigError(f"--contenders {unknown[0]}: unknown; one of {keys}")
     if asked:
         others = [c for c in others if c.key in asked]
-        # Whoever asks for a slow one gets it.
+        # A slow candidate takes part when it is asked for by name.
         others = [replace(c, reason=None) if c.reason == _SLOW else c for c in others]
     taking_part = [own, *(c for c in others if c.reason is None)]
     return taking_part, [LeftOut(c.key, c.reason) for c in others if c.reason is not None]
@@ -112,21 +112,11 @@ def _candidates(config: RunConfig, device: torch.device, ranks: int) -> list[Can
 
 
 def why_no_mamba_block(device: torch.device) -> str | None:
-    """What the stock block of mamba-ssm lacks here; None when it loads."""
+    """Return why the stock block of mamba-ssm cannot be used here; None when it loads."""
     if device.type != "cuda":
         return "mamba-ssm computes on a CUDA device only"
-    try:
-        _stock_mamba()
-    except Exception as error:  # a compiled extension can fail to load in any way
-        return f"mamba-ssm does not load: {type(error).__name__}: {' '.join(str(error).split())}"
-    return None
-
-
-def _stock_mamba() -> Any:
-    import causal_conv1d  # noqa: F401  # without it the block takes a slow road in silence
-    from mamba_ssm.modules.mamba_simple import Mamba
-
-    return Mamba
+    reason = mamba.why_unavailable(mamba.stock_block)
+    return f"mamba-ssm does not load: {reason}" if reason else None
 
 
 class BothWays(nn.Module):
@@ -134,7 +124,7 @@ class BothWays(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.mamba = _stock_mamba()(
+        self.mamba = mamba.stock_block()(
             config.embed_dim, d_state=config.d_state, d_conv=config.d_conv, expand=config.expand
         )
 
@@ -146,7 +136,7 @@ class BothWays(nn.Module):
 
 
 class PlainTorch:
-    """The peer of our engine: the same step on one device with nothing but torch."""
+    """The peer of this project's engine: the same step on one device with torch alone."""
 
     def __init__(self, config: RunConfig, model: VideoMamba, world: World, accumulation: int):
         allow_tf32(config.engine.tf32, world.device)
@@ -183,7 +173,7 @@ class PlainTorch:
 def build_stepper(
     candidate: Candidate, config: RunConfig, world: World, micro_batch: int, accumulation: int
 ) -> tuple[Stepper, nn.Module]:
-    """The stepper of a candidate and the model in it. Collective at a ZeRO stage."""
+    """Build the stepper of a candidate, and return it with its model. Collective with ZeRO."""
     torch.manual_seed(config.seed)
     model = initial_model(config).train()
     if candidate.key == MAMBA_BLOCK:

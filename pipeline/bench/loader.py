@@ -1,7 +1,7 @@
-"""How close the loader comes to what the cores can decode, and to its peers on the same work.
+"""`vmp bench loader`: the loader next to pure decoding and to its peers on the same work.
 
-Every contender gives clips of the same frames, cut and resized to the same square. Rounds alternate
-between contenders, so that a busy machine is busy for all of them; the median round counts.
+Every contender yields clips of the same frames, cropped and resized to the same square. Rounds
+alternate between contenders, so that a busy machine slows all of them; the median round counts.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ FFCV_JPEG = "ffcv jpeg"
 
 
 class LoaderBench(BaseModel):
-    """What is measured."""
+    """Options of the measurement."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     workers: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
-    """Loader processes; the cores this process may use."""
+    """Loader processes; by default as many as the cores that this process may use."""
     batch_size: int = Field(8, ge=1)
     num_frames: int = Field(16, ge=1)
     img_size: int = Field(224, ge=1)
     crop: CropConfig = CropConfig()
     rounds: int = Field(3, ge=1)
     seconds: float = Field(6.0, gt=0)
-    """Per contender and round."""
+    """Seconds of measurement per contender and round."""
     with_ffcv: bool = True
     """Also build FFCV caches of the data in a temporary directory and read them, if installed."""
 
@@ -64,7 +64,7 @@ class LoaderBench(BaseModel):
 class Speed(NamedTuple):
     clips_per_s: float
     cpu_ms: float
-    """CPU time of all processes involved, per clip: what a busy machine cannot distort much."""
+    """CPU milliseconds per clip of all processes involved; other load distorts them little."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,12 @@ class LoaderReport:
         return float(statistics.median(speed.cpu_ms for speed in self.speeds[name]))
 
     def ratio(self, name: str, peer: str) -> float:
-        """Throughput over that of the peer; the median of the rounds' ratios."""
+        """Return the throughput relative to that of a peer, as the median of the rounds' ratios."""
         pairs = zip(self.speeds[name], self.speeds[peer], strict=True)
         return float(statistics.median(a.clips_per_s / b.clips_per_s for a, b in pairs))
 
     def lines(self) -> list[str]:
-        """The table that `vmp bench loader` prints."""
+        """Return the lines that `vmp bench loader` prints."""
         workers = self.bench.workers
         all_cores = ALL_CORES.format(workers=workers)
         table = [f"{'contender':<28}{'clips/s':>10}{'CPU ms/clip':>13}{'of loader':>11}"]
@@ -122,9 +122,9 @@ def bench_loader(
     split: str = "train",
     progress: Callable[[str], object] = lambda _: None,
 ) -> LoaderReport:
-    """Measure all contenders on a shard directory; `progress` gets a line per measurement.
+    """Measure all contenders on a shard directory; `progress` receives a line per measurement.
 
-    Raises DataError when the directory is no shard directory or too small for one batch.
+    Raises DataError when the directory is not a shard directory or does not fill a batch.
     """
     bench = bench or LoaderBench()
     shards = open_shards(directory, split)
@@ -197,7 +197,7 @@ def _loader_speed(shards: Shards, bench: LoaderBench, config: DataConfig) -> Spe
 
 
 def _speed(batches: Iterator[int], bench: LoaderBench) -> Speed:
-    """Of an endless loader, once its processes have started and its queues are full."""
+    """Measure an endless loader, once its processes have started and its queues are full."""
     for _ in itertools.islice(batches, 3 * bench.workers):
         pass
     count, begin, cpu = 0, time.perf_counter(), _cpu_s()
@@ -210,14 +210,14 @@ def _speed(batches: Iterator[int], bench: LoaderBench) -> Speed:
 
 
 def _cpu_s() -> float:
-    """CPU seconds of this process and of the loader processes it has now."""
+    """Return the CPU seconds of this process and of its current loader processes."""
     processes = [child.pid for child in multiprocessing.active_children()]
     times = [psutil.Process(pid).cpu_times() for pid in [os.getpid(), *processes]]
     return float(sum(spent.user + spent.system for spent in times))
 
 
 def _decode_speed(shards: Shards, bench: LoaderBench, processes: int) -> Speed:
-    """What `processes` decode from memory, without anything else."""
+    """Measure how fast `processes` processes decode from memory and do nothing else."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     with context.Pool(processes, _set_barrier, (barrier,)) as pool:
@@ -259,7 +259,7 @@ def _decode(sample: Sample, video: bytes, bench: LoaderBench) -> Any:
 
 
 def _webdataset_speed(shards: Shards, bench: LoaderBench) -> Speed:
-    """The usual pipeline: shuffled tars, the same decoding and cutting, torch's DataLoader."""
+    """Measure the usual pipeline: shuffled tars, the same decoding, and torch's DataLoader."""
     rows = {sample.key: sample for sample in shards.samples(list(range(len(shards))))}
     names = sorted({sample.shard for sample in rows.values()})
     urls = [f"{shards.location}/{name}" for name in names]

@@ -1,12 +1,11 @@
-"""`vmp bench scan`: every scan backend against its peers and against the machine's limits.
+"""`vmp bench scan`: every scan backend next to its peers and to the machine's limits.
 
-Every figure is measured in this run: minima over repeats for the time on a CPU, medians of the
-device's own time on a GPU, what autograd holds on to for the memory. Compulsory traffic counts each
-input and output once, so bandwidth is effective.
+Every figure is measured in the same run. Times are minima over repeats on a CPU and medians of the
+device's own time on a GPU. Memory is what autograd saves for backward. Bandwidth is effective: the
+traffic counts each input and output once.
 """
 
 import ctypes
-import importlib
 import importlib.util
 import math
 import statistics
@@ -21,13 +20,13 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.scan import available_backends, bidirectional_scan
+from model.scan import available_backends, bidirectional_scan, mamba
 from model.scan.native import library
 
 WIDTHS = {"ti": 384, "s": 768, "m": 1152}  # inner channels of Ti, S and M
 STATE = 16
 _MAX_STORED_GIB = 6.0  # peers that store (B, D, L, N) are skipped beyond this
-_STORED_TENSORS = 10  # about what they keep of that size over both directions
+_STORED_TENSORS = 10  # about how many tensors of that size they keep over both directions
 _SEQUENTIAL = ("published loop", "reference")
 
 Tensors = dict[str, Tensor]
@@ -35,7 +34,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Measured:
-    """One line of the table: seconds (None when not measured) and bytes saved for backward."""
+    """A line of the table: seconds (None = not measured) and bytes saved for backward."""
 
     name: str
     forward_s: float | None = None
@@ -45,13 +44,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the machine does when it does nothing else."""
+    """Rates of the machine at one operation alone."""
 
     exponentials_per_s: float
     libm_exponentials_per_s: float
     bytes_per_s: float
     steps_per_s: float | None = None
-    """Of the recurrence of one channel and state, its exponential included, in cache."""
+    """Steps of the recurrence of one channel and state, exponential included, in cache."""
 
 
 def run(
@@ -65,19 +64,20 @@ def run(
     peers: bool = True,
     console: Console | None = None,
 ) -> list[Measured]:
-    """Print a table per model size and number of frames; returns the lines of the last one.
+    """Print a table per model size and number of frames, and return the lines of the last one.
 
-    On a GPU the peer is plain VideoMamba's use of mamba-ssm: two calls with flipped copies.
+    On a GPU the peer is plain VideoMamba's use of mamba-ssm, two calls with flipped copies.
 
     Args:
-        sizes: of WIDTHS. frames: 8, 16, 32, 64 at 224 px (196 tokens each, and the class token).
-        dtype: of the activations; parameters are float32.
-        peers: also measure what is slow: our reference, the published loop, transformers.
+        sizes: keys of WIDTHS.
+        frames: frames per clip, with 196 tokens each at 224 px, and one class token per clip.
+        dtype: dtype of the activations; parameters are float32.
+        peers: also measure the slow peers: the reference, the published loop and transformers.
     """
     console = console or Console()
     limits = measure_limits(device)
     lines: list[Measured] = []
-    if device == "cuda" and peers and (missing := why_no_mamba()):
+    if device == "cuda" and peers and (missing := mamba.why_unavailable()):
         console.print(f"mamba-ssm's kernel is not measured: {missing}")
     for size in sizes:
         for count in frames:
@@ -95,7 +95,10 @@ def run(
 
 
 def make_tensors(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> Tensors:
-    """What a freshly initialised mixer feeds the scan, laid out as its linear layers write it."""
+    """Make the scan's inputs as a freshly initialised mixer does, in the same memory layout.
+
+    `shape` is (B, D, L, N). Activations are (B, D, L) or (B, N, L) of `dtype`; parameters float32.
+    """
     batch, channels, length, size = shape
     generator = torch.Generator().manual_seed(0)
 
@@ -116,9 +119,10 @@ def make_tensors(shape: tuple[int, int, int, int], dtype: torch.dtype, device: s
 
 
 def published_loop(tensors: Tensors) -> Tensor:
-    """The published algorithm in our words: (B, D, L, N) tensors in full, then a loop over tokens.
+    """Run the published algorithm, written anew: full (B, D, L, N) tensors and a loop over tokens.
 
-    Unbound before the loop; indexing inside it, as published, makes backward quadratic in L.
+    The tensors are unbound before the loop, because indexing inside it, as the published code does,
+    makes backward quadratic in L. Returns (B, D, L) float32.
     """
     u, z, B, C = (tensors[name].float() for name in ("u", "z", "B", "C"))
     delta = F.softplus(tensors["delta"].float() + tensors["delta_bias"][:, None])
@@ -142,7 +146,7 @@ def published_loop(tensors: Tensors) -> Tensor:
 def measure(
     name: str, scan: Callable[[Tensors], Tensor], tensors: Tensors, repeats: int
 ) -> Measured:
-    """Time forward, forward + backward, and count the bytes that backward needs kept."""
+    """Time forward and forward + backward, and count the bytes saved for backward."""
     repeats = 1 if name in _SEQUENTIAL else repeats
     leaves = list(tensors.values())
     saved: dict[int, int] = {}
@@ -153,7 +157,7 @@ def measure(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        dout = torch.randn_like(scan(tensors))  # also the warm-up
+        dout = torch.randn_like(scan(tensors))  # this call is also the warm-up
 
     def forward() -> None:
         with torch.no_grad():
@@ -169,11 +173,11 @@ def measure(
 
 
 def two_mamba_calls(tensors: Tensors) -> Tensor:
-    """Plain VideoMamba's use of mamba-ssm: zero start and no mask, so less than our work.
+    """Run mamba-ssm as plain VideoMamba does: a zero initial state, no mask, and so less work.
 
-    Its kernel wants contiguous tokens: give it tensors that have them.
+    The tensors must be contiguous along the tokens, as mamba-ssm's kernel requires.
     """
-    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    scan = mamba.stock_kernel()
 
     def call(flip: bool, A: Tensor) -> Tensor:
         u, delta, B, C, z = (
@@ -181,23 +185,14 @@ def two_mamba_calls(tensors: Tensors) -> Tensor:
             for name in ("u", "delta", "B", "C", "z")
         )
         D, bias = tensors["D"], tensors["delta_bias"]
-        y: Tensor = selective_scan_fn(u, delta, A, B, C, D, z, bias, delta_softplus=True)
+        y = scan(u, delta, A, B, C, D, z, bias, delta_softplus=True)
         return y.flip(-1) if flip else y
 
     return call(False, tensors["A"]) + call(True, tensors["A_b"])
 
 
-def why_no_mamba() -> str | None:
-    """What is wrong with mamba-ssm here; None when its kernel can be called."""
-    try:
-        importlib.import_module("mamba_ssm.ops.selective_scan_interface")
-    except Exception as error:  # built for another torch, its kernels raise what they like
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
 def best_of(run_once: Callable[[], object], repeats: int) -> float:
-    """Seconds of the fastest run; on a GPU the median of the device's own time."""
+    """Return the seconds of the fastest run; on a GPU, the median of the device's own time."""
     if torch.cuda.is_available():
         return _median_on_device(run_once, 3 * repeats)
     fastest = math.inf
@@ -213,7 +208,7 @@ def _median_on_device(run_once: Callable[[], object], repeats: int) -> float:
     times = []
     for _ in range(repeats):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(1_000_000)  # while the launches queue up: the host's time is not meant
+        torch.cuda._sleep(1_000_000)  # launches queue up meanwhile, so host time does not count
         start.record()
         run_once()
         end.record()
@@ -223,7 +218,7 @@ def _median_on_device(run_once: Callable[[], object], repeats: int) -> float:
 
 
 def measure_limits(device: str) -> Limits:
-    """Exponentials in cache (with our own polynomial, and torch.exp) and bytes of a large copy."""
+    """Measure the rates of exponentials in cache, own and torch.exp's, and of a large copy."""
     if device != "cpu":
         values = torch.randn(2**26, device=device)
         exp_s = best_of(lambda: torch.exp(values, out=values.zero_()), 5)
@@ -238,7 +233,7 @@ def measure_limits(device: str) -> Limits:
         for _ in range(200):
             torch.exp(block, out=out)
 
-    # A block is too small for torch to split, so this is one thread's rate.
+    # A block is too small for torch to split, so one thread's rate is measured and multiplied.
     libm = 200 * block.numel() / best_of(torch_exp, 10) * threads
     own, steps = libm, None
     if library.is_available():
@@ -253,7 +248,7 @@ def measure_limits(device: str) -> Limits:
 
 
 def _gpu_exponentials_per_s() -> float:
-    """Special-function units: 16 per multiprocessor and clock on NVIDIA GPUs since Volta."""
+    """Compute the special-function units' rate: 16 per multiprocessor and clock since Volta."""
     properties = torch.cuda.get_device_properties(0)
     clock_khz = getattr(properties, "clock_rate", 1_755_000)
     return float(properties.multi_processor_count * 16 * clock_khz * 1e3)
@@ -273,7 +268,7 @@ def _candidates(
     names = [name for name in available_backends(device) if name != "reference"]
     found = [(name, backend(name), tensors) for name in names]
     if device == "cuda":
-        if peers and why_no_mamba() is None:
+        if peers and mamba.why_unavailable() is None:
             rows = {n: t.detach().contiguous().requires_grad_() for n, t in tensors.items()}
             found.append(("two mamba-ssm calls, flips", two_mamba_calls, rows))
         return found
@@ -318,7 +313,7 @@ def _table(
 
 
 def _traffic(shape: tuple[int, int, int, int], tensors: Tensors) -> int:
-    """Bytes of a forward pass that reads u, delta, z, B and C once and writes its result."""
+    """Count the bytes of a forward pass that reads u, delta, z, B and C and writes its result."""
     out = tensors["u"].numel() * tensors["u"].element_size()
     return out + sum(tensors[n].numel() * tensors[n].element_size() for n in "uzBC") + out
 
@@ -354,7 +349,7 @@ def _roofline(
 
 
 def _transformers_line(shape: tuple[int, int, int, int], lines: Sequence[Measured]) -> str:
-    """Hugging Face's plain-torch Mamba, forward; its backward indexes in the loop: quadratic."""
+    """Measure the forward pass of Hugging Face's plain-torch Mamba; its backward is quadratic."""
     if importlib.util.find_spec("transformers") is None:
         return "transformers is not installed: its plain-torch Mamba was not measured.\n"
     from transformers import MambaConfig

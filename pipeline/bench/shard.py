@@ -1,9 +1,9 @@
-"""How close `vmp data shard` comes to what the cores can encode.
+"""`vmp bench shard`: the rate of `vmp data shard` next to what the cores can encode.
 
-The peer is the same decoding and encoding in plain processes that keep nothing: no tar, no hash, no
-claim, no restart. Rounds alternate, so that a busy machine is busy for both; the median counts.
-Processor time per video is given beside the rates: it says what sharding costs on top, and is the
-figure to read when other work shares the machine.
+The peer is the same decoding and encoding in plain processes that keep nothing: they have no tars,
+hashes, claims or restarts. Rounds alternate, so that a busy machine slows both; the median counts.
+Processor time per video is given too. It shows what sharding adds, and is the figure to read when
+other work shares the machine.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from data_prep.errors import DataError
 from data_prep.jobs.pool import ClipPool
 from data_prep.options import ShardConfig
 from data_prep.shard import shard
+from data_prep.synthetic import SynthOptions, synthesize
 from data_prep.video.clip import ClipRequest, RejectedClip
 from data_prep.video.prepare import prepare_clip
-from pipeline.bench.letters import render_letters
 
 
 class ShardBench(BaseModel):
-    """What to measure."""
+    """Options of the measurement."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     videos: Path | None = None
-    """Directory of `<class>/<file>`; letters are rendered when it is not given."""
+    """Directory of `<class>/<file>`; None = render letters."""
     clips: int = Field(default=128, ge=8)
-    """Clips to render."""
+    """Number of clips to render."""
     size: int = Field(default=256, ge=32, multiple_of=2)
     frames: int = Field(default=96, ge=2)
     cores: int | None = Field(default=None, ge=1)
@@ -51,11 +51,11 @@ class ShardBench(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Medians over the rounds."""
+    """Rate of a round, or the medians over the rounds."""
 
     videos_per_s: float
     cpu_s: float
-    """Processor seconds per video, of all processes together."""
+    """Processor seconds per video over all processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +65,15 @@ class ShardReport:
     frames: int
     one_core: Rate
     all_cores: Rate
-    """Plain processes, one per core, at the same time."""
+    """Rate of plain processes, one per core, that run at the same time."""
     sharding: Rate
-    """From the call to the sealed manifest, process starts included."""
+    """Rate of sharding, from the call to the sealed manifest, process starts included."""
     start_s: float
-    """Of these, until the decoding processes take their first video."""
+    """Seconds of sharding until the decoding processes take their first video."""
 
     @property
     def of_cores(self) -> float:
-        """Share of cores x single-core rate."""
+        """Rate of sharding relative to the number of cores times the rate of one core."""
         return self.sharding.videos_per_s / (self.cores * self.one_core.videos_per_s)
 
     @property
@@ -82,7 +82,7 @@ class ShardReport:
 
     @property
     def of_cpu(self) -> float:
-        """Share of the processor time of sharding that decoding and encoding need."""
+        """Fraction of sharding's processor time that decoding and encoding take."""
         return self.one_core.cpu_s / self.sharding.cpu_s
 
     def table(self) -> Table:
@@ -111,9 +111,9 @@ class ShardReport:
 def bench_shard(
     options: ShardBench, progress: Callable[[str], object] = lambda _: None
 ) -> ShardReport:
-    """Measure and print a table; `progress` gets a line per measurement.
+    """Measure and print a table; `progress` receives a line per measurement.
 
-    Raises `DataError` when a video cannot be used.
+    Raises DataError when there is no video or a video cannot be used.
     """
     cores = options.cores or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="vmp-bench-") as name:
@@ -165,9 +165,24 @@ def _config(options: ShardBench, scratch: Path, cores: int) -> ShardConfig:
         if not options.videos.is_dir():
             raise DataError(f"--videos {options.videos}: no such directory")
         return ShardConfig(format="folder", videos=options.videos, max_missing=0.0, **common)
-    annotations = render_letters(scratch, options.clips, size=options.size, frames=options.frames)
     videos = scratch / "videos"
+    annotations = _render_letters(videos, options)
     return ShardConfig(format="csv", videos=videos, annotations=annotations, **common)
+
+
+def _render_letters(videos: Path, options: ShardBench) -> Path:
+    """Moving letters, as many and as large as asked for; returns their annotations."""
+    synth = SynthOptions(
+        clips_per_split={"train": options.clips},
+        size=options.size,
+        frames=options.frames,
+        growth=1.0 + 1.28 / options.frames,
+        speed_min=8.4 / options.frames,
+        speed_max=17.5 / options.frames,
+        fps=25.0,
+        crf=18,
+    )
+    return synthesize(videos, synth)
 
 
 def _requests(config: ShardConfig) -> list[ClipRequest]:
@@ -176,7 +191,7 @@ def _requests(config: ShardConfig) -> list[ClipRequest]:
 
 
 def _plain(config: ShardConfig, processes: int) -> tuple[Rate, int]:
-    """Rate and frames of processes that start together and share the files."""
+    """Measure processes that start together and share the files: their rate and frame count."""
     requests = _requests(config)
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes + 1)
@@ -200,7 +215,7 @@ def _plain(config: ShardConfig, processes: int) -> tuple[Rate, int]:
 
 
 def _encode_all(requests: Sequence[ClipRequest], barrier: Any, results: Any) -> None:
-    """Answers (frames, processor seconds), or None when a video was rejected."""
+    """Encode all clips and put (frames, processor seconds), or None if a video was rejected."""
     av.logging.set_level(av.logging.PANIC)
     barrier.wait()
     started = time.process_time()
@@ -224,7 +239,7 @@ def _shard(config: ShardConfig, count: int) -> Rate:
 
 
 def _start_s(config: ShardConfig, processes: int) -> float:
-    """Seconds until every decoding process has answered its first, needless question."""
+    """Measure the seconds until every decoding process has answered a first, empty request."""
     nothing = ClipRequest(str(config.videos / "no such video"), 0.0, None, config.encode)
     started = time.perf_counter()
     with ClipPool[None](processes, config.caps) as pool:
@@ -233,6 +248,6 @@ def _start_s(config: ShardConfig, processes: int) -> float:
 
 
 def _cpu_s() -> float:
-    """Of this process and its children that have ended."""
+    """Return the processor seconds of this process and of its children that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system

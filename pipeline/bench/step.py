@@ -1,9 +1,9 @@
-"""`vmp bench step`: what an optimizer step costs, beside other scans, ZeRO stages and plain torch.
+"""`vmp bench step`: an optimizer step next to other scans, ZeRO stages and plain torch.
 
-A synthetic micro-batch of the recipe's shapes lies in memory and is used again and again, so no
-loader is measured. All contenders start from the same weights, and the learning rate is 0: every
-step of every contender does the same work and must give the same loss. Rounds alternate between
-contenders, so that a busy machine is busy for all of them; the median round counts.
+Every step uses the same synthetic micro-batch in memory, of the recipe's shapes, so no loader is
+measured. All contenders start from the same weights and the learning rate is 0. Every step of every
+contender therefore does the same work and must give the same loss. Rounds alternate between
+contenders, so that a busy machine slows all of them; the median round counts.
 """
 
 from __future__ import annotations
@@ -51,35 +51,35 @@ _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class StepBench(BaseModel):
-    """How to measure."""
+    """Options of the measurement."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     rounds: int = Field(default=5, ge=1)
-    """Timed steps of each contender."""
+    """Number of timed steps of each contender."""
     accumulation: int = Field(default=2, ge=1)
-    """Micro-batches of a step at most; a recipe may ask for hundreds on one device."""
+    """Largest number of micro-batches per step; a recipe may need hundreds on one device."""
     contenders: tuple[str, ...] = ()
-    """Keys of those to measure beside the recipe's own step; () = all."""
+    """Keys of the contenders to measure besides the recipe's own step; () = all."""
     seconds: float = Field(default=math.inf, gt=0)
-    """No round begins after so long; the first is always made."""
+    """No round begins after this many seconds, except for the first."""
 
 
 @dataclass(frozen=True)
 class _Runner:
-    """A stepper with one scan backend; `seen` collects what is measured."""
+    """A stepper with one scan backend; `seen` collects its measurements."""
 
     seen: Contender
     stepper: Stepper
     model: nn.Module
     backend: str
     held_bytes: int | None
-    """Of the process before the stepper was built."""
+    """Memory of the process before the stepper was built; None if unknown."""
 
     def step(
         self, task: ClassificationTask, batch: Batch, accumulation: int, world: World
     ) -> StepTime:
-        """As the trainer does it; each phase is waited for, so that the three add up."""
+        """Time a step as the trainer does it, waiting for each phase, so that the phases add up."""
         use_backend(self.model, self.backend)
         forward_s = backward_s = 0.0
         for _ in range(accumulation):
@@ -106,8 +106,8 @@ def bench_step(
 ) -> StepReport:
     """Measure all contenders. Collective: call on every rank of torchrun, or in one process.
 
-    `progress` hears a line before each thing that takes time.
-    Raises ConfigError, ModelError or WeightsError on every rank alike.
+    `progress` receives a line before each part that takes time.
+    Raises ConfigError, ModelError or WeightsError on every rank.
     """
     bench = bench or StepBench()
     began = time.monotonic()
@@ -128,7 +128,7 @@ def bench_step(
         for runner in runners:
             progress(f"warming up: {runner.seen.name}")
             step = partial(runner.step, task, batch, accumulation, world)
-            step()  # compiles, connects, makes Adam's moments
+            step()  # the first step compiles, connects and creates Adam's moments
             peak = _peak_bytes(world.device, step)
             if peak is not None and runner.held_bytes is not None:
                 runner.seen.peak_bytes.append(distributed.max_over_ranks(peak - runner.held_bytes))
@@ -158,7 +158,7 @@ def bench_step(
 
 
 def synthetic_batch(config: RunConfig, micro_batch: int, world: World) -> Batch:
-    """Noise and random labels, another for each rank, where the loader would leave them."""
+    """Make a batch of noise with random labels, different on each rank, in the loader's memory."""
     model, generator = config.model, torch.Generator().manual_seed(world.rank)
     shape = (micro_batch, config.data.views, 3, model.num_frames, model.img_size, model.img_size)
     clips = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
@@ -175,7 +175,7 @@ def synthetic_batch(config: RunConfig, micro_batch: int, world: World) -> Batch:
 
 
 def _without_mixing_alone(config: RunConfig) -> RunConfig:
-    """Mixing pairs samples; a micro-batch of one is measured without it."""
+    """Turn mixing off for micro-batches of one sample, because mixing pairs samples."""
     if config.batch.max_micro > 1:
         return config
     data = config.data.model_copy(update={"mix": MixConfig()})
@@ -188,9 +188,10 @@ def _rehearse(
     world: World,
     progress: Callable[[str], None],
 ) -> tuple[list[Candidate], list[LeftOut]]:
-    """A step of each on a tiny model: loading its code is then no part of its memory.
+    """Run a step of each candidate on a tiny model, so that its code is loaded before measuring.
 
-    Whoever fails is left out, on every rank; the recipe's own step, the first, has to work.
+    A candidate that fails on any rank is left out on all. An error of the first candidate, the
+    recipe's own step, is raised.
     """
     tiny = resolve_config("videomambapro-tiny-test", scan_backend=config.model.scan_backend)
     config = config.model_copy(update={"model": tiny, "init_from": None})
@@ -203,7 +204,7 @@ def _rehearse(
         try:
             (runner,) = _runners([candidate], config, world, micro_batch=2, accumulation=1)
             runner.step(task, batch, accumulation=1, world=world)
-        except Exception as error:  # whatever a compiled extension raises
+        except Exception as error:  # a compiled extension can raise any error
             if not able:
                 raise
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -222,7 +223,7 @@ def _runners(
     micro_batch: int,
     accumulation: int,
 ) -> Iterator[_Runner]:
-    """One for each; scans at the same stage share an engine."""
+    """Yield a runner for each candidate; scans at the same ZeRO stage share an engine."""
     engines: dict[int, tuple[Stepper, nn.Module, int | None]] = {}
     for candidate in candidates:
         stage = candidate.zero_stage
@@ -238,7 +239,7 @@ def _runners(
 
 
 def _now() -> float:
-    """Seconds, once the device has done all it was asked for."""
+    """Wait until the device is idle and return the time in seconds."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -253,7 +254,7 @@ def _held_bytes(device: torch.device) -> int | None:
 
 
 def _peak_bytes(device: torch.device, run: Callable[[], object]) -> int | None:
-    """Most memory of this process while `run` ran: resident, or allocated on a GPU."""
+    """Return the peak memory of `run` in bytes, resident or on a GPU; None if unknown."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -261,7 +262,7 @@ def _peak_bytes(device: torch.device, run: Callable[[], object]) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     _return_free_memory()
     try:
-        _CLEAR_REFS.write_text("5")  # the peak starts again from here: man 5 proc
+        _CLEAR_REFS.write_text("5")  # this resets the peak, see man 5 proc
     except OSError:
         return None
     run()
@@ -269,7 +270,7 @@ def _peak_bytes(device: torch.device, run: Callable[[], object]) -> int | None:
 
 
 def _return_free_memory() -> None:
-    """What glibc keeps of freed memory would count for the next contender."""
+    """Make glibc return freed memory, which would otherwise count for the next contender."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -285,7 +286,7 @@ def _status_bytes(field: str) -> int | None:
 
 
 def _largest_product_s(config: RunConfig, micro_batch: int, world: World) -> float:
-    """Seconds of the largest matrix product of a block alone: the rate that a step can hope for."""
+    """Measure the largest matrix product of a block alone, in seconds, as a bound for a step."""
     precision = resolve_precision(config.engine.precision, world.device)
     options: Any = {"device": world.device, "dtype": AUTOCAST.get(precision, torch.float32)}
     model = config.model

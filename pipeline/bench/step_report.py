@@ -1,4 +1,4 @@
-"""What `vmp bench step` found, and the tables it prints."""
+"""The results of `vmp bench step` and the tables that it prints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PEAK_BF16_FLOPS_PER_S = {
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,
 }
-"""Dense, from the data sheets, by the full name that torch gives the device."""
+"""Device name in torch -> dense bf16 FLOP/s from the data sheet."""
 
 
 class StepTime(NamedTuple):
@@ -29,7 +29,7 @@ class StepTime(NamedTuple):
     forward_s: float
     backward_s: float
     optimizer_s: float
-    """With the check for finite gradients and the clipping."""
+    """Time of the optimizer, with the finite check and the clipping."""
 
     @property
     def total_s(self) -> float:
@@ -38,27 +38,27 @@ class StepTime(NamedTuple):
 
 @dataclass(frozen=True)
 class Contender:
-    """Everything that was measured of one way to do the step, on rank 0."""
+    """The measurements of one way to compute the step, on rank 0."""
 
     name: str
     times: list[StepTime] = field(default_factory=list)
-    """One per round."""
+    """Time of the step in each round."""
     losses: list[float] = field(default_factory=list)
-    """Of every step, warm-up included."""
+    """Loss of every step, warm-up included."""
     peak_bytes: list[int] = field(default_factory=list)
-    """Most memory in a step, weights and moments included; of the rank that needs most."""
+    """Peak memory of a step, weights and moments included, on the rank that needs most."""
     same_loss: bool = True
-    """Does it compute the same function as the recipe's own step?"""
+    """Whether the contender computes the same function as the recipe's own step."""
 
     @property
     def median(self) -> StepTime:
-        """The step of the median round, whose parts add up to it."""
+        """Step of the median round, whose phases add up to its total."""
         return sorted(self.times, key=lambda step: step.total_s)[len(self.times) // 2]
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """Contenders of one recipe on one machine; the first is the recipe's own step."""
+    """Results of the contenders on one machine; the first is the recipe's own step."""
 
     config: RunConfig
     micro_batch: int
@@ -70,34 +70,34 @@ class StepReport:
     flops_per_rank: int
     """Model FLOPs of a step on one rank."""
     product_flops_per_s: float
-    """Of the largest matrix product of a block, measured alone in the same rounds."""
+    """Rate of the largest matrix product of a block, measured alone in the same rounds."""
     contenders: tuple[Contender, ...]
     left_out: tuple[tuple[str, str], ...] = ()
-    """(who, why) of those that could not be measured."""
+    """(key, reason) of the contenders that could not be measured."""
 
     @property
     def clips(self) -> int:
-        """Per step, over all ranks."""
+        """Clips per step over all ranks, each view counted."""
         return self.micro_batch * self.accumulation * self.ranks * self.config.data.views
 
     def flops_per_s(self, contender: Contender) -> float:
-        """Model FLOPs per second of one rank."""
+        """Return the model FLOPs per second of one rank."""
         return self.flops_per_rank / contender.median.total_s
 
     def mfu(self, contender: Contender) -> float | None:
-        """Share of the device's peak; None where that is not known."""
+        """Return the fraction of the device's bf16 peak; None when that is unknown."""
         peak = PEAK_BF16_FLOPS_PER_S.get(self.device)
         if peak is None or self.precision != "bf16":
             return None
         return self.flops_per_s(contender) / peak
 
     def ratio(self, contender: Contender, part: Callable[[StepTime], float]) -> float:
-        """Time of a part of the step over that of the recipe's own; the median over the rounds."""
+        """Return a part's time relative to that in the recipe's own step, median over rounds."""
         pairs = zip(contender.times, self.contenders[0].times, strict=True)
         return statistics.median(part(theirs) / part(ours) for theirs, ours in pairs)
 
     def tables(self) -> Group:
-        """What `vmp bench step` prints."""
+        """Return the tables that `vmp bench step` prints."""
         model, data = self.config.model, self.config.data
         title = (
             f"{self.config.name}: {model.depth} blocks of {model.embed_dim}, "

@@ -1,1 +1,1 @@
-"""Sharded checkpoints that exist only once they are committed."""
+"""Sharded checkpoints, which count only once they are committed."""

@@ -1,4 +1,4 @@
-"""What a checkpoint directory holds, and which directories can be trusted.
+"""The layout of a checkpoint directory, and the check that it is complete and unaltered.
 
 checkpoints/step-00001234/
   shard-00000-of-00002.safetensors   one rank's fragments, tensors `<state key>|<parameter>|<start>`
@@ -30,57 +30,58 @@ CONFIG_FILE = "config.yaml"
 
 
 class LossScaleState(Record):
-    """What a resumed fp16 run needs of its loss scale."""
+    """State of the fp16 loss scale that a resumed run needs."""
 
     value: float
     good_steps: int
 
 
 class RunState(Record):
-    """All that a run needs beside its tensors to go on as if it had never stopped.
+    """Everything besides tensors that a run needs to resume as if it had never stopped.
 
-    There is no RNG state: every random draw is a pure function of the seed and its position. What
-    the run is stands in config.yaml beside it; the digest of that in older states is not read.
+    There is no RNG state, because every random draw is a pure function of the seed and its
+    position. The configuration is in config.yaml, next to this file; the digest of it that older
+    states hold is not read.
     """
 
     version: int = 2
     step: int
-    """Optimizer steps counted by the schedule, skipped ones included."""
+    """Optimizer steps as the schedule counts them, skipped ones included."""
     position: int
     """Training samples consumed since the start of the run, over all ranks."""
     adam_steps: int
     world_size: int
     zero_stage: int
     shapes: dict[str, tuple[int, ...]]
-    """Parameter name -> shape."""
+    """Parameter name -> full shape."""
     classes: tuple[str, ...]
-    """Names of the rows of the head."""
+    """Class names, in the order of the rows of the classification head."""
     data_digest: str
-    """Of the samples trained on and validated on, see `pipeline.open_data`."""
+    """Digest of the training and validation samples, see `pipeline.open_data`."""
     skipped_steps: int = 0
     loss_scale: LossScaleState | None = None
-    """fp16 only."""
+    """Loss scale; None unless the precision is fp16."""
     metrics: dict[str, Number] = Field(default_factory=dict)
-    """Newest validation metrics."""
+    """Metrics of the newest evaluation."""
     evaluated_step: int = -1
-    """Step that they are of; an evaluation that is due and missing is made up for on resume."""
+    """Step of the newest evaluation; a resumed run does an evaluation that is due and missing."""
     best_top1: Number = -1.0
-    """Highest validation top-1 so far."""
+    """Highest validation top-1 so far, in [0, 1]."""
     best_step: int = -1
-    """Step whose weights had it; the earlier of equals."""
+    """Step whose weights gave `best_top1`; the earliest one if several did."""
     elapsed_s: Number = 0.0
-    """Training time of all attempts so far."""
+    """Training time of all attempts so far, in seconds."""
 
 
 class FileRecord(Record):
-    """A file as it was committed."""
+    """Size and hash of a committed file."""
 
     bytes: int
     sha256: str
 
 
 class Marker(Record):
-    """What `COMMITTED` holds."""
+    """The content of `COMMITTED`."""
 
     files: dict[str, FileRecord] = Field(min_length=1)
 
@@ -99,7 +100,7 @@ def step_of(path: Path) -> int:
 def verify(path: Path) -> None:
     """Compare every file of a checkpoint with its marker.
 
-    Raises CheckpointError naming the first file that is missing, short or altered.
+    Raises CheckpointError, which names the first file that is missing, short or altered.
     """
     for name, expected in _marker(path).files.items():
         file = path / name
@@ -115,7 +116,10 @@ def verify(path: Path) -> None:
 
 
 def read_state(path: Path) -> RunState:
-    """The `RunState` of a committed checkpoint."""
+    """Read the `RunState` of a committed checkpoint.
+
+    Raises CheckpointError when the marker is missing or the state cannot be read.
+    """
     _marker(path)
     try:
         return RunState.model_validate_json((path / STATE_FILE).read_bytes())
@@ -130,7 +134,7 @@ def shard_files(path: Path) -> Iterator[Path]:
 
 
 def delete(path: Path) -> None:
-    """Remove a checkpoint; its marker goes first, so that no half of it is ever trusted."""
+    """Delete a checkpoint, its marker first, so that a partly deleted one is never trusted."""
     (path / MARKER).unlink(missing_ok=True)
     shutil.rmtree(path)
 
@@ -145,7 +149,7 @@ def _marker(path: Path) -> Marker:
         return Marker.model_validate_json((path / MARKER).read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"checkpoint {path}: no {MARKER} marker: it is not there or was never finished"
+            f"checkpoint {path}: no {MARKER} marker: it does not exist or was never finished"
         ) from error
     except (OSError, ValidationError) as error:
         raise CheckpointError(
@@ -154,5 +158,5 @@ def _marker(path: Path) -> Marker:
 
 
 def _reason(error: OSError | ValidationError) -> str:
-    """In one line."""
+    """Return the reason as one line."""
     return str(error) if isinstance(error, OSError) else first_problem(error)

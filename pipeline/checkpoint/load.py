@@ -1,4 +1,4 @@
-"""Reading checkpoints back: on any number of ranks, at any ZeRO stage, or as plain weights."""
+"""Reading checkpoints, for any number of ranks at any ZeRO stage, or as plain weights."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from pipeline.training.zero_state import EMA_KEY
 logger = logging.getLogger(__name__)
 
 FullState = dict[str, dict[str, torch.Tensor]]
-"""Parameter name -> state key (param, exp_avg, exp_avg_sq, ema where one is kept) -> fp32
-tensor in its own shape."""
+"""Parameter name -> state key (param, exp_avg, exp_avg_sq, and ema where an average is kept) ->
+fp32 tensor of the parameter's full shape."""
 
 
 def newest_valid(root: Path) -> Path | None:
-    """The newest committed checkpoint whose files match their hashes and can be read.
+    """Return the newest committed checkpoint whose files match their hashes and can be read.
 
-    A corrupt one is reported and passed over for the one before it; when all are corrupt,
-    CheckpointError: starting from scratch in silence would throw the run away.
+    A corrupt checkpoint is logged, and the one before it is tried. Returns None when there is no
+    checkpoint at all.
+    Raises CheckpointError when all are corrupt, as a silent restart would discard the run.
     """
     candidates = layout.committed(root)
     for path in reversed(candidates):
@@ -50,7 +51,7 @@ def read_full_state(path: Path, keys: tuple[str, ...] = ()) -> tuple[RunState, F
 
     Args:
         keys: state keys to read; empty = all.
-    Raises CheckpointError for an unreadable shard or an element that no shard holds.
+    Raises CheckpointError for an unreadable shard or for an element that no shard holds.
     """
     state = layout.read_state(path)
     _refuse_more_than_stored(path, state)
@@ -69,7 +70,7 @@ def read_full_state(path: Path, keys: tuple[str, ...] = ()) -> tuple[RunState, F
                         flat[name][key] = torch.empty(numel, dtype=part.dtype)
                     flat[name][key][int(start) : int(start) + part.numel()] = part
                     filled[name, key] += part.numel()
-        # RuntimeError: a fragment that does not lie inside its parameter
+        # A fragment that does not lie inside its parameter raises RuntimeError.
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"checkpoint {path}: {shard.name} is unreadable: {error}"
@@ -85,10 +86,10 @@ def read_full_state(path: Path, keys: tuple[str, ...] = ()) -> tuple[RunState, F
 
 
 def read_weights(path: Path, *, raw: bool = False) -> dict[str, torch.Tensor]:
-    """The fp32 weights of a checkpoint as a state_dict; verifies the files first.
+    """Verify a checkpoint and return its fp32 weights as a state_dict on the CPU.
 
-    Their moving average where the run kept one, unless `raw`.
-    Raises CheckpointError for weights that are not finite, too: nothing can be done with them.
+    If the run kept a moving average of the weights, it is returned instead, unless `raw`.
+    Raises CheckpointError for a damaged checkpoint or for weights that are not finite.
     """
     layout.verify(path)
     _, full = read_full_state(path, keys=("param",) if raw else ("param", EMA_KEY))
@@ -102,7 +103,10 @@ def read_weights(path: Path, *, raw: bool = False) -> dict[str, torch.Tensor]:
 
 
 def _refuse_more_than_stored(path: Path, state: RunState) -> None:
-    """A few bytes of state.json must not make this process reserve a terabyte."""
+    """Raise CheckpointError if state.json names more numbers than the shards can hold.
+
+    A damaged state.json could otherwise make this process allocate a terabyte.
+    """
     stored = sum(shard.stat().st_size for shard in layout.shard_files(path))
     named = sum(math.prod(shape) for shape in state.shapes.values())
     sizes = [size for shape in state.shapes.values() for size in shape]

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, the best, and every n-th."""
+"""Retention of checkpoints: the newest, the best, and every n-th are kept."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ logger = logging.getLogger(__name__)
 
 
 def prune(root: Path, config: CheckpointConfig, newest: RunState) -> list[Path]:
-    """Delete what `config` does not keep now that `newest` is committed; returns what was deleted.
+    """Delete what `config` does not keep, now that `newest` is committed, and return the deleted.
 
-    What cannot be deleted is reported and left: the new checkpoint counts all the same.
+    An OSError is logged, not raised, because the new checkpoint is valid all the same.
     """
     deleted = []
     try:
@@ -28,9 +28,9 @@ def prune(root: Path, config: CheckpointConfig, newest: RunState) -> list[Path]:
 
 
 def superseded(present: list[Path], config: CheckpointConfig, newest: RunState) -> list[Path]:
-    """Those of the committed checkpoints that `config` does not keep, oldest first."""
+    """Return the committed checkpoints that `config` does not keep, oldest first."""
     steps = {path: layout.step_of(path) for path in present}
-    # A later one is one that resume has found corrupt, or `newest` would have begun there.
+    # A checkpoint later than `newest` is corrupt, since the run would have resumed from it.
     sound = [path for path in present if steps[path] <= newest.step]
     kept = set(sound[-config.keep_last :])
     if config.keep_every_steps:

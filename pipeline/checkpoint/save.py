@@ -1,8 +1,8 @@
-"""Writing a checkpoint while training goes on.
+"""Writing checkpoints in the background while training goes on.
 
-Every rank copies its fragments to host memory and returns; a thread writes them. No collective
-runs in a thread: rank 0's thread sees on the shared file system that all shards are durable, and
-only then renames the directory and writes the marker.
+Every rank copies its fragments to host memory and returns; a thread writes them to disk. No
+collective runs in the thread. Rank 0's thread waits until the shared file system shows that all
+shards are durable, then renames the directory and writes the marker.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _POLL_S = 0.02
 
 
 class CheckpointSaver:
-    """Saves to `root`, one checkpoint in flight at a time. All methods: call on every rank."""
+    """Writer of checkpoints under `root`, with at most one in flight. Call it on every rank."""
 
     def __init__(self, root: Path, config: CheckpointConfig, world: World) -> None:
         self.root = root
@@ -49,21 +49,24 @@ class CheckpointSaver:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self.timings: dict[str, float] = {}
-        """Of the newest checkpoint: seconds that training waited, and until it was committed."""
+        """Seconds that training waited for the newest checkpoint, and until it was committed."""
         on_main(lambda: _remove_leftovers(root))
 
     @property
     def failed(self) -> bool:
-        """Has this rank's writer failed? Not collective."""
+        """Whether this rank's writer has failed. Not collective."""
         return self._error is not None
 
     def path_of(self, step: int) -> Path:
         return self.root / layout.checkpoint_name(step)
 
     def save(self, fragments: Iterable[Fragment], state: RunState, config_yaml: str) -> None:
-        """Begin a checkpoint; returns once the state is copied to host memory. Collective.
+        """Begin a checkpoint and return once the state is copied to host memory. Collective.
 
-        `fragments`: this rank's share, see `ZeroState.fragments`.
+        Args:
+            fragments: this rank's share of the state, see `ZeroState.fragments`.
+            config_yaml: text of the checkpoint's config.yaml.
+        Raises SaveError on every rank when the previous checkpoint failed or this one cannot begin.
         """
         began = time.monotonic()
         self.finish()
@@ -95,7 +98,7 @@ class CheckpointSaver:
             self._thread = None
         if any_rank(self.failed):
             failed = [(r, e) for r, e in enumerate(from_all_ranks(self._error)) if e]
-            # Rank 0 may only have seen that another one could not write.
+            # Rank 0 may only report that another rank failed, so an OSError is preferred.
             rank, error = min(failed, key=lambda pair: not isinstance(pair[1], OSError))
             self._error = None
             raise self._cannot_write(rank, error) from error
@@ -111,7 +114,7 @@ class CheckpointSaver:
             try:
                 work()
             except Exception as error:
-                # Raised to the training loop by `finish`, which every rank enters together.
+                # `finish`, which every rank enters together, raises it in the training loop.
                 logger.error("checkpoint write failed: %s", error)
                 self._error = error
 
@@ -125,7 +128,7 @@ class CheckpointSaver:
         try:
             self._write_shard(staging, name, tensors)
         except (OSError, RuntimeError):
-            with suppress(OSError):  # so that rank 0 need not wait for the time-out
+            with suppress(OSError):  # rank 0 then need not wait for the time-out
                 (staging / f"{name}.failed").touch()
             raise
         if self.world.is_main:
@@ -140,7 +143,7 @@ class CheckpointSaver:
         shard = staging / f"{name}.safetensors"
         try:
             save_file(tensors, shard)
-        except SafetensorError as error:  # hides the errno, which says whether the disk is full
+        except SafetensorError as error:  # its text alone has the errno of a full disk
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
         durable.sync_file(shard)
@@ -149,7 +152,7 @@ class CheckpointSaver:
     def _await_shards(self, staging: Path) -> None:
         missing = {f"{layout.shard_name(r, self.world.size)}.json" for r in range(self.world.size)}
         deadline = time.monotonic() + self.config.commit_timeout_s
-        # One listing for all ranks, not a look for each.
+        # One listing costs the shared file system less than a look for each rank's file.
         while missing := missing - (present := set(os.listdir(staging))):
             if failed := sorted(name for name in present if name.endswith(".failed")):
                 raise SaveError(f"{Path(failed[0]).stem} could not be written by its rank")
@@ -166,14 +169,14 @@ class CheckpointSaver:
         for path in (staging / name for name in names if not name.endswith(".safetensors")):
             content = path.read_bytes()
             shard = path.with_suffix(".safetensors").name
-            if path.suffix == ".json" and shard in names:  # what its rank says of it
+            if path.suffix == ".json" and shard in names:  # the shard's size and hash
                 files[shard] = json.loads(content)
             digest = hashlib.sha256(content).hexdigest()
             files[path.name] = {"bytes": len(content), "sha256": digest}
         final = staging.with_suffix("")
-        if final.is_dir() and not final.is_symlink():  # what a link leads to is not ours
+        if final.is_dir() and not final.is_symlink():  # a user may have linked to it
             layout.delete(final)
-        durable.sync_file(staging)  # another rank may not have come to it since its last file
+        durable.sync_file(staging)  # a rank may not have synced its last file's name yet
         durable.rename(staging, final)
         durable.write_json(final / layout.MARKER, {"files": files})
 
@@ -188,7 +191,7 @@ def _fingerprint(path: Path) -> dict[str, int | str]:
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Delete what killed runs left: staging directories and checkpoints without a marker."""
+    """Delete the staging directories and unmarked checkpoints that killed runs left."""
     root.mkdir(parents=True, exist_ok=True)
     for path in root.iterdir():
         if is_unfinished(path):

@@ -1,4 +1,4 @@
-"""What a run has learned, for those outside of its training."""
+"""Loading the trained model of a checkpoint outside of training."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pipeline.errors import CheckpointError, ConfigError
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint itself, or the newest intact one of a run directory.
+    """Return `path` if it is a checkpoint, else the newest intact checkpoint of a run directory.
 
-    Raises CheckpointError when it is neither.
+    Raises CheckpointError when `path` is neither.
     """
     if (path / layout.MARKER).is_file():
         return path
@@ -32,9 +32,10 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def checkpoint_config(checkpoint: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration a checkpoint was trained with, with overrides applied.
+    """Read the configuration of a checkpoint and apply overrides.
 
-    Raises CheckpointError when its config.yaml is missing or damaged, ConfigError for overrides.
+    Raises CheckpointError when its config.yaml is missing or damaged, and ConfigError for a bad
+    override.
     """
     path = checkpoint / layout.CONFIG_FILE
     try:
@@ -52,16 +53,20 @@ def checkpoint_config(checkpoint: Path, overrides: Sequence[str] = ()) -> RunCon
 
 
 def load_trained(checkpoint: Path, config: RunConfig) -> VideoMamba:
-    """The model of a committed checkpoint, on the CPU; averaged weights as `eval.use_ema` says.
+    """Load the model of a committed checkpoint on the CPU, with averaged weights if `eval.use_ema`.
 
-    Raises CheckpointError for a damaged one, ConfigError when `config` is of another model.
+    Raises CheckpointError for a damaged checkpoint, and ConfigError when `config` describes another
+    model.
     """
     weights = read_weights(checkpoint, raw=not config.eval.use_ema)
     return model_with(weights, config, f"checkpoint {checkpoint}")
 
 
 def model_with(weights: dict[str, Tensor], config: RunConfig, source: str) -> VideoMamba:
-    """The model of `config`, on the CPU. Raises ConfigError when the weights are of another one."""
+    """Build the model of `config` with `weights`, on the CPU.
+
+    Raises ConfigError, which begins with `source`, when the weights are those of another model.
+    """
     with torch.device("meta"):
         model = create_model(config.model)
     try:

@@ -1,1 +1,1 @@
-"""The commands of `vmp`, one noun a file, and what each does beyond the library."""
+"""The commands of `vmp`, one noun per file."""

@@ -1,4 +1,4 @@
-"""`vmp config`: the fields of a recipe, from the declarations that also validate it."""
+"""`vmp config`: tables of a recipe's fields, from the declarations that also validate it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _BOUNDS: dict[type, tuple[str, str]] = {
 
 
 def print_config(config: RunConfig, section: str | None) -> None:
-    """A table for each section, or for one such as `optim` or `data.crop`.
+    """Print a table for each section, or for one section such as `optim` or `data.crop`.
 
     Raises ConfigError when there is no such section.
     """
@@ -45,7 +45,7 @@ def print_config(config: RunConfig, section: str | None) -> None:
         raise ConfigError(f"no section '{section}': {did_you_mean(str(section), known)}")
     for name, node in shown:
         console.print(_table(name or "(outermost)", node))
-    console.print("* may change when a run is resumed; all others are part of what the run is")
+    console.print("* may change when a run is resumed; a change of any other field needs a new run")
 
 
 def _is_within(name: str, section: str | None) -> bool:
@@ -53,7 +53,7 @@ def _is_within(name: str, section: str | None) -> bool:
 
 
 def _sections(node: BaseModel, path: str = "") -> Iterator[tuple[str, BaseModel]]:
-    """(dotted name, section), each before those inside it."""
+    """Yield (dotted name, section), each section before those inside it."""
     yield path, node
     for name in type(node).model_fields:
         child = getattr(node, name)
@@ -89,7 +89,7 @@ def _is_operational(section: str, info: FieldInfo) -> bool:
 
 
 def type_text(info: FieldInfo) -> str:
-    """A field's type as a recipe has it, with its bounds: `float, > 0`."""
+    """Return a field's type in the terms of a recipe, with its bounds, such as `float, > 0`."""
     bounds = [
         f"{sign} {getattr(mark, attribute)}"
         for mark in info.metadata
@@ -106,7 +106,7 @@ def _names(annotation: Any) -> Iterator[str]:
             yield from _names(member)
     elif origin is Literal:
         yield from map(str, get_args(annotation))
-    elif origin is Annotated:  # inside a union
+    elif origin is Annotated:  # it occurs inside a union
         yield from _names(get_args(annotation)[0])
     else:
         kind = origin or annotation
@@ -114,7 +114,7 @@ def _names(annotation: Any) -> Iterator[str]:
 
 
 def _text(value: Any) -> str:
-    """As YAML on one line."""
+    """Format a value as one line of YAML."""
     plain = str(value) if isinstance(value, Path) else value
     return plain if isinstance(plain, str) else json.dumps(plain)
 

@@ -23,7 +23,7 @@ def data_synth(
     out: Annotated[Path, typer.Option(help="Directory for the videos and annotations.csv.")],
     train: Annotated[int, typer.Option(min=0, help="Clips of the training split.")] = 6000,
     val: Annotated[int, typer.Option(min=0, help="Clips of the validation split.")] = 800,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random draws.")] = 0,
 ) -> None:
     """Render videos whose class is the motion of a letter.
 
@@ -41,7 +41,7 @@ def data_shard(
     videos: Annotated[Path, typer.Option(help="Directory of the videos.")],
     out: Annotated[str, typer.Option(help="Shard directory to make or complete.")],
     annotations: Annotated[Path | None, typer.Option(help="Annotation file or directory.")] = None,
-    split: Annotated[str, typer.Option(help="For clips whose annotation names none.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of clips whose annotation has none.")] = "train",
     val_fraction: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of the train videos to hold out as val.")
     ] = 0.0,
@@ -60,7 +60,7 @@ def data_shard(
     ] = "local",
     profile: Annotated[Path | None, typer.Option(help="Cluster profile, YAML.")] = None,
 ) -> None:
-    """Probe, re-encode and pack videos into sealed WebDataset shards; safe to kill and repeat.
+    """Probe, re-encode and pack videos into sealed WebDataset shards. Safe to kill and repeat.
 
     Example: vmp data shard --format folder --videos my_videos --out shards
     """
@@ -93,7 +93,7 @@ def data_shard(
 
 
 def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
-    """Plan here, work in a SLURM array, seal here."""
+    """Plan and seal the shards in this process, and make them in a SLURM array."""
     from data_prep.errors import DataError
     from data_prep.jobs.progress import progress_bar
     from data_prep.sealed.seal import seal
@@ -125,7 +125,7 @@ def data_verify(
     shards: Annotated[str, typer.Argument(help="Shard directory.")],
     fix: Annotated[bool, typer.Option("--fix", help="Rebuild what is damaged.")] = False,
 ) -> None:
-    """Re-read everything the manifest names and prove it; status 1 when something is wrong.
+    """Re-read and check everything that the manifest names. The exit status is 1 if it is unsound.
 
     Example: vmp data verify shards
     """
@@ -167,10 +167,10 @@ def data_cache(
     frames: Annotated[int, typer.Option(min=1, help="Frames kept of each clip.")] = 16,
     size: Annotated[int, typer.Option(min=1, help="Height and width of a frame, pixels.")] = 224,
     quality: Annotated[
-        int, typer.Option(min=0, max=100, help="Of the JPEG frames; 0 keeps raw pixels.")
+        int, typer.Option(min=0, max=100, help="JPEG quality of the frames; 0 keeps raw pixels.")
     ] = 85,
 ) -> None:
-    """Decode a split once into an FFCV file, for `data.reader=ffcv`.
+    """Decode a split into an FFCV file for `data.reader=ffcv`.
 
     Example: vmp data cache shards --out cache
     """

@@ -1,6 +1,6 @@
-"""`vmp demo`: synthetic videos -> shards -> a submitted training -> evaluation -> what to do next.
+"""`vmp demo`: synthetic videos, shards, a submitted training, evaluation, and next steps.
 
-Each stage finds what an earlier, killed call has finished and goes on from there.
+Each stage keeps what an earlier, killed call has finished and resumes from there.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _CHANCE = 1 / len(CLASSES)
 
 
 def suited_to(device: str, *, devices: int, cores: int) -> list[str]:
-    """What the recipe `demo`, made for two CPU cores, changes for a type of device.
+    """Return overrides that suit the recipe `demo`, made for two CPU cores, to a type of device.
 
-    The global batch and with it the curve stay. On a GPU a step of so small a model is launches
-    and waiting for clips: one micro-batch as large as it fits, processes that decode ahead, and no
-    kernel forbidden for its order of summation.
+    The global batch stays, and with it the learning curve. On a GPU, a step of so small a model
+    mostly launches kernels and waits for clips. The overrides therefore use one large micro-batch,
+    more loader processes, and kernels that are not deterministic.
     """
     if device != "cuda":
         return []
@@ -50,7 +50,7 @@ def suited_to(device: str, *, devices: int, cores: int) -> list[str]:
 
 
 def run_demo(root: Path, overrides: Sequence[str], clips_per_split: Mapping[str, int]) -> int:
-    """The whole road under `root`; returns the exit status of the training."""
+    """Run all stages under `root` and return the exit status of the training."""
     videos, shards = root / "demo" / "videos", root / "demo" / "shards"
     gpus = torch.cuda.device_count()
     suited = suited_to("cuda" if gpus else "cpu", devices=gpus or 1, cores=os.cpu_count() or 1)
@@ -63,7 +63,8 @@ def run_demo(root: Path, overrides: Sequence[str], clips_per_split: Mapping[str,
     annotations = synthesize(videos, SynthOptions(clips_per_split=clips_per_split))
 
     console.rule("2/4  sharding them into WebDataset tars")
-    # Rendered in the normal form already: kept byte for byte, where videos of your own are encoded.
+    # The rendered videos have the encoding of shards already, so their bytes are kept; a user's
+    # own videos are re-encoded.
     shard(
         ShardConfig(
             format="csv",
@@ -103,7 +104,7 @@ def run_demo(root: Path, overrides: Sequence[str], clips_per_split: Mapping[str,
         )
     )
     recipe = "finetune" if torch.cuda.is_available() else "finetune_cpu"
-    # Plain lines, as a panel would break and frame what is there to be copied.
+    # These lines are printed without a panel, which would break lines that users copy.
     console.print(
         f"run          {run_dir}\n"
         f"checkpoint   {checkpoint}\n"
@@ -118,7 +119,7 @@ def run_demo(root: Path, overrides: Sequence[str], clips_per_split: Mapping[str,
 
 
 def _check(config: RunConfig, train_clips: int) -> None:
-    """What can be known before minutes of rendering: raises ConfigError."""
+    """Raise ConfigError for what cannot work, before minutes are spent on rendering."""
     config.batch_split(config.launch.ranks_per_node or 1)
     if config.model.num_classes != len(CLASSES):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What this machine has: each line is OK, or says what to do."""
+"""`vmp doctor`: checks of this machine; each line is OK or says what to do."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _FREE_GIB = 10
 
 class Finding(NamedTuple):
     state: str
-    """OK, note (works without) or BAD (training will not work)."""
+    """OK, note (training works without it) or BAD (training will not work)."""
     text: str
 
 
 def examine() -> int:
-    """Print all findings; 1 when one of them is BAD."""
+    """Print all findings and return the exit status: 1 when a finding is BAD."""
     findings = [finding for check in CHECKS for finding in check()]
     for finding in findings:
         say(f"{finding.state:<5}{finding.text}")
@@ -45,7 +45,7 @@ def _versions() -> Iterator[Finding]:
 
 
 class Extra(NamedTuple):
-    """A package that adds to the product and needs more of the machine than pip."""
+    """An optional package whose installation needs more than pip."""
 
     module: str
     use: str
@@ -74,7 +74,7 @@ EXTRAS = (
 
 
 def _optional() -> Iterator[Finding]:
-    """Import each package in a process of its own: being installed is no proof that it loads."""
+    """Import each package in a process of its own, as an installed package may fail to load."""
     for module, use, install in EXTRAS:
         if util.find_spec(module) is None:
             yield Finding("note", f"{module} is not installed ({use}); in the checkout: {install}")
@@ -103,7 +103,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    """Of the device that training would use."""
+    """Report the scan backends of the device that training would use."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backends = available_backends(device)
     yield Finding("OK", f"scan on {device}: {backends[0]} (also {', '.join(backends[1:])})")

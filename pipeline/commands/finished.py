@@ -1,4 +1,4 @@
-"""A run that has reached its end: known from its files, so that no rank starts to find it out."""
+"""Recognition of a finished run by its files, without starting any rank."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from pipeline.rundir.summary import Summary, read_summary
 
 
 def finished(config: RunConfig) -> Summary | None:
-    """The summary of the run when starting it again would change nothing, else None.
+    """Return the summary of the run if starting it again would change nothing, else None.
 
-    None also when its last checkpoint is damaged or MLflow has not got all rows yet: what a new
-    attempt would mend. Raises ConfigError when the directory holds another run, DataError when the
-    shards cannot be opened.
+    The result is None also when the last checkpoint is damaged or MLflow lacks rows, because a new
+    attempt repairs both.
+    Raises ConfigError when the directory holds another run, and DataError when the shards cannot be
+    opened.
     """
     run_dir = config.run_dir
     if rundir.read_status(run_dir).state is not State.FINISHED:
@@ -30,7 +31,7 @@ def finished(config: RunConfig) -> Summary | None:
     if summary is None:
         return None
     try:
-        # By its name: a run directory may have been moved since.
+        # Only the name of the stored path counts, because the run directory may have been moved.
         checkpoint = run_dir / rundir.CHECKPOINTS / summary.checkpoint.name
         layout.verify(checkpoint)
         state = layout.read_state(checkpoint)

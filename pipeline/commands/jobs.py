@@ -1,4 +1,4 @@
-"""`vmp jobs`: watch, end and resume submitted runs."""
+"""`vmp jobs`: commands that watch, end and resume submitted runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Name = Annotated[str, typer.Argument(help="Name of the run.")]
 
 @app.command("list")
 def jobs_list(runs: RunsDir = Path("runs")) -> None:
-    """Every run: state, nodes, step, loss, ETA, restarts, last checkpoint, reason of the last stop.
+    """List the runs: state, nodes, step, loss, ETA, restarts, last checkpoint, reason of last stop.
 
     Example: vmp jobs list --runs runs
     """
@@ -35,10 +35,12 @@ def jobs_list(runs: RunsDir = Path("runs")) -> None:
 def jobs_logs(
     name: Name,
     runs: RunsDir = Path("runs"),
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
-    rank: Annotated[int, typer.Option(min=0, help="Whose log.")] = 0,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job ends.")
+    ] = False,
+    rank: Annotated[int, typer.Option(min=0, help="Rank whose log to print.")] = 0,
 ) -> None:
-    """A rank's log of the newest job of a run, and the first failure of any rank.
+    """Print a rank's log of the newest job of a run, and the first failure of any rank.
 
     Example: vmp jobs logs demo -f
     """
@@ -53,7 +55,7 @@ def jobs_cancel(
     runs: RunsDir = Path("runs"),
     save: Annotated[bool, typer.Option("--save", help="Commit a checkpoint first.")] = False,
 ) -> None:
-    """End the job of a run; `vmp jobs resume` goes on later.
+    """End the job of a run; `vmp jobs resume` resumes it later.
 
     Example: vmp jobs cancel demo --save
     """
@@ -64,7 +66,7 @@ def jobs_cancel(
 
 @app.command("resume")
 def jobs_resume(name: Name, runs: RunsDir = Path("runs")) -> None:
-    """Submit a run that has ended once more, with the profile and nodes of its last submission.
+    """Submit an ended run again, with the profile and nodes of its last submission.
 
     Example: vmp jobs resume demo
     """
@@ -78,7 +80,7 @@ def jobs_nodes(
     runs: RunsDir = Path("runs"),
     forgive: Annotated[str | None, typer.Option(help="Forget the faults of this node.")] = None,
 ) -> None:
-    """Nodes at which runs failed; new jobs avoid them for `bad_node_hours` of the profile.
+    """List nodes at which runs failed; new jobs avoid them for the profile's `bad_node_hours`.
 
     Example: vmp jobs nodes --forgive node7
     """

@@ -1,4 +1,4 @@
-"""What a run will cost, from its configuration alone."""
+"""`vmp plan`: the cost of a run, from its configuration alone."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from pipeline.errors import ConfigError
 from pipeline.terminal import one_line
 from pipeline.training.schedule import Schedule
 
-# fp32 parameter, fp32 gradient, fp32 master copy, two Adam moments.
+# Bytes per parameter. The optimizer holds an fp32 master copy and two Adam moments.
 _BYTES = {"parameters": 4, "gradients": 4, "optimizer": 12}
 
 
 def memory_gib(
     model: ModelConfig, stage: int, world: int, micro_batch: int, *, ema: bool = False
 ) -> dict[str, float]:
-    """GiB on one GPU: model states by the ZeRO papers' partitioning, and kept activations.
+    """Estimate GiB on one GPU by part: model states as ZeRO partitions them, and activations.
 
-    Estimates from tensor sizes: allocator slack, buckets and kernels' workspaces come on top.
+    The estimates are sums of tensor sizes. Allocator slack, communication buckets and the
+    workspaces of kernels come on top.
     """
     count = count_parameters(model)
     shards = {
@@ -31,7 +32,7 @@ def memory_gib(
         "gradients": world if stage >= 2 else 1,
         "optimizer": world if stage >= 1 else 1,
     }
-    # At stage 0 torch's AdamW works on the parameters themselves, without a master copy.
+    # At stage 0 torch's AdamW updates the parameters directly, without a master copy.
     sizes = {**_BYTES, **({"optimizer": 8} if stage == 0 else {})}
     if ema:
         sizes["optimizer"] += 4
@@ -41,7 +42,10 @@ def memory_gib(
 
 
 def print_plan(config: RunConfig, world: int) -> None:
-    """The plan of `config` on `world` GPUs. Raises ConfigError when the batch does not fit them."""
+    """Print the plan of `config` for `world` GPUs.
+
+    Raises ConfigError when the global batch cannot be split over them.
+    """
     console = Console(highlight=False)
     model = config.model
     micro, accumulation = config.batch_split(world)
@@ -71,10 +75,13 @@ def print_plan(config: RunConfig, world: int) -> None:
 def print_steps(
     config: RunConfig, samples: int | None, num_nodes: int, step_s: float | None
 ) -> None:
-    """Steps of the run and, from a measured step time, its node-hours.
+    """Print the steps of the run and, from a measured step time, its node-hours.
 
-    `samples`: training clips; None counts those of the recipe's shards. Raises ConfigError when
-    they do not fill a batch.
+    Args:
+        samples: number of training clips; None counts those in the recipe's shards.
+        num_nodes: number of nodes of the run.
+        step_s: measured time of a step, in seconds; None prints no node-hours.
+    Raises ConfigError when the clips do not fill a batch.
     """
     console = Console(highlight=False, soft_wrap=True, markup=False)
     if samples is None:

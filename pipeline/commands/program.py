@@ -1,4 +1,4 @@
-"""How the user can call `vmp` again, for the commands that we print to be copied."""
+"""The name under which the user can call `vmp`, for printed commands that users copy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def vmp() -> str:
-    """`vmp` where the shell finds this installation's script under that name, else its path."""
+    """Return `vmp` if the shell finds this installation's script by that name, else its path."""
     script = Path(sys.prefix) / "bin" / "vmp"
     found = shutil.which("vmp")
     if found is not None and Path(found).resolve() == script.resolve():

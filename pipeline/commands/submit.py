@@ -1,4 +1,4 @@
-"""From a recipe to submitted jobs: one run, a sweep over overrides, a chain of commands."""
+"""`vmp submit`: submission of one run, a sweep over overrides, or a chain of commands."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ from slurm.errors import ClusterError
 from slurm.profile import ClusterProfile, load_profile
 from slurm.record import Cluster, Resources
 
-# Processes of a rank beside its loader workers: the rank itself and its writing threads.
+# Cores of a rank besides those of its loader workers: for the rank itself and its writing threads.
 _OWN_CPUS = 2
-# Times the measured step and save: a file system is slower when a whole cluster is told to stop.
+# The measured times are multiplied by this, because a file system is slower when many jobs of the
+# cluster are told to stop at once.
 _SAFETY = 2.0
 
 
 @dataclass(frozen=True)
 class Order:
-    """What `vmp submit` was asked for, beside the recipe."""
+    """The options of `vmp submit`."""
 
     cluster: Cluster = "local"
     profile: Path | None = None
     nodes: int = 1
     gpus_per_node: int | None = None
-    """None = those of this machine."""
+    """GPUs and ranks per node; None = as many as this machine has."""
     follow: bool = True
     dry_run: bool = False
     sweep: Sequence[str] = ()
-    """Each "key=value,value,...": one run for every combination."""
+    """Entries of the form "key=value,value,..."; every combination is a run."""
     parallel: int | None = None
-    """Runs of a sweep at the same time."""
+    """How many runs of a sweep may run at the same time; None = all."""
     first: str | None = None
     """A `vmp` command whose job must succeed before training starts."""
     then: str | None = None
@@ -53,9 +54,9 @@ class Order:
 
 
 def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
-    """Submit what is asked and, with `follow`, wait for it; returns the exit status.
+    """Submit what `order` asks for and, with `follow`, wait for it; return the exit status.
 
-    `dry_run` prints what sbatch would get and writes nothing. Raises ConfigError or ClusterError
+    With `dry_run`, print the sbatch script and write nothing. Raises ConfigError or ClusterError
     before anything is submitted.
     """
     configs = _configs(recipe, overrides, order.sweep)
@@ -91,13 +92,13 @@ def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
 
 
 def _say_ours(line: str) -> None:
-    """A line of the log, without Submitit's account of its own pickles, which the file keeps."""
+    """Print a line of the log unless it is Submitit's own, which only the file keeps."""
     if not line.startswith("submitit INFO ("):
         say(line)
 
 
 def _unfinished(configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """Without the runs that have nothing left to do, which are named."""
+    """Return the runs that have something left to do, and print a line about each of the others."""
     left = []
     for config in configs:
         summary = finished(config)
@@ -118,7 +119,7 @@ def _submit_one(
         check_same_run(run_dir, config)
     else:
         how = "submitted"
-        if order.cluster == "local":  # the lock of a lost node may last: a SLURM job waits for it
+        if order.cluster == "local":  # a SLURM job waits for the lock of a lost node instead
             rundir.refuse_active(run_dir)
         prepare_run(config)
         dependency = _dependency(run_dir, profile, order)
@@ -148,7 +149,7 @@ def _submit_one(
 def _submit_array(
     configs: Sequence[RunConfig], profile: ClusterProfile, resources: Resources, order: Order
 ) -> int:
-    """A sweep on SLURM: one array, not waited for; runs that have a job already are left out."""
+    """Submit a sweep as one SLURM array, without waiting, and leave out runs that have a job."""
     run_dirs = [prepare_run(c) for c in configs if launch.find_running(c.run_dir) is None]
     for config in configs:
         if config.run_dir not in run_dirs:
@@ -170,7 +171,7 @@ def _submit_array(
 
 
 def _dependency(run_dir: Path, profile: ClusterProfile, order: Order) -> str | None:
-    """What the training waits for; submits the first command of the chain."""
+    """Submit the first command of the chain, if any, and return the training's dependency."""
     before = [order.after] if order.after else []
     if order.first is not None:
         job_id = launch.submit_command(
@@ -208,7 +209,7 @@ def _check_order(order: Order, profile: ClusterProfile) -> None:
 
 
 def _configs(recipe: str, overrides: Sequence[str], sweep: Sequence[str]) -> list[RunConfig]:
-    """One run, or one for each combination of the sweep, named after what tells it apart."""
+    """Return one run, or one for each combination of the sweep, named after its values."""
     axes = []
     for text in sweep:
         key, separator, values = text.partition("=")
@@ -234,7 +235,7 @@ def _configs(recipe: str, overrides: Sequence[str], sweep: Sequence[str]) -> lis
 
 
 def _suffix(changes: Sequence[str]) -> str:
-    """-lr_1e-3-seed_2 for optim.lr=1e-3 and seed=2."""
+    """Return the suffix of a run's name, such as -lr_1e-3-seed_2 for optim.lr=1e-3 and seed=2."""
     pairs = (change.split("=", 1) for change in changes)
     parts = (f"{key.rpartition('.')[2]}_{value}" for key, value in pairs)
     return "".join(f"-{re.sub(r'[^A-Za-z0-9_.+-]', '', part)}" for part in parts)
@@ -251,29 +252,29 @@ def _resources(config: RunConfig, profile: ClusterProfile, order: Order) -> Reso
 
 
 def _say_what_is_unchecked(profile: ClusterProfile, order: Order) -> None:
-    """What only the cluster knows, when the text is written elsewhere."""
+    """Say what only the cluster can check, when this machine has no SLURM."""
     if queue.is_here():
         return
     where = f"partition '{profile.partition}'" if profile.partition else "the default partition"
     say(
         f"not checked, as this machine has no SLURM: whether {where} exists, whether it has "
-        f"{order.nodes} usable nodes, and which nodes failed a run lately and would be avoided",
+        f"{order.nodes} usable nodes, and which nodes failed a run recently and would be avoided",
         err=True,
     )
 
 
 def _warn_without_gpus(resources: Resources, order: Order) -> None:
-    """A login node has no GPU, and by default a job gets what is here."""
+    """Warn that a job gets no GPU by default when this machine, such as a login node, has none."""
     if order.cluster == "slurm" and order.gpus_per_node is None and not resources.gpus_per_node:
         say(
-            "warning: this machine has no GPU, so none is asked for: the run trains on CPUs; give "
+            "warning: this machine has no GPU, so none is requested: the run trains on CPUs; give "
             "--gpus-per-node (0 if that is meant)",
             err=True,
         )
 
 
 def _check_grace(config: RunConfig, profile: ClusterProfile) -> None:
-    """A run that has saved before shows how long the end of an attempt takes."""
+    """Raise ClusterError if `grace_s` is too short for the step and save times of earlier logs."""
     logged = reversed(read_metrics(config.run_dir))
     measured = next((row for row in logged if {"save_s", "step_s_p95"} <= row.keys()), None)
     if measured is None:

@@ -1,4 +1,4 @@
-"""Lists as tables, for people and for programs alike: one line a row, no cell cut."""
+"""Printing of lists as tables that people and programs can read: one line a row, no cell cut."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _UNBOUNDED = 100_000
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns that line up; a terminal that is too narrow wraps the lines itself.
+    """Print aligned columns, and let a terminal that is too narrow wrap the lines.
 
-    Folding eleven columns into its width would leave none that can be read or copied.
+    Eleven columns folded into a terminal's width could be neither read nor copied.
     """
     table = Table(*header, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for row in rows:
-        # As plain text: a reason may hold brackets, which are no markup of ours.
+        # Cells are plain text, because rich would read brackets in a reason as markup.
         table.add_row(*(Text(one_line(cell)) for cell in row))
     text = io.StringIO()
     Console(file=text, width=_UNBOUNDED, color_system=None, force_terminal=False).print(table)

@@ -1,4 +1,4 @@
-"""`vmp ui`: MLflow's web page on the runs of a directory, served to this machine only."""
+"""`vmp ui`: MLflow's web page for the runs of a directory, served to this machine only."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _START_S = 120.0
 def serve_ui(runs_dir: Path, port: int, announce: Callable[[str], object]) -> int:
     """Run the MLflow server on the store of `runs_dir` until it is interrupted.
 
-    `announce` gets the address of the list of runs once it answers. Returns the exit status.
-    Raises ConfigError when there is no store yet, or when the port is taken.
+    `announce` receives a line with the address of the list of runs once the server answers.
+    Returns the exit status. Raises ConfigError when there is no store yet or the port is taken.
     """
     database = runs_dir / TRACKING_STORE
     if not database.exists():
@@ -51,7 +51,7 @@ def serve_ui(runs_dir: Path, port: int, announce: Callable[[str], object]) -> in
                 _stop(server)
         log.seek(0)
         print(log.read().decode(errors="replace"), file=sys.stderr)
-        print("error: MLflow's server has ended; its own words are above", file=sys.stderr)
+        print("error: MLflow's server has ended; its output is above", file=sys.stderr)
         return exits.FAILED
 
 
@@ -69,22 +69,23 @@ def _refuse_busy(port: int) -> None:
 def _start(uri: str, port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        # Its job runner would start seven more processes that nothing here uses.
+        # MLflow's job runner would start seven more processes that nothing here uses.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        # No argument: everybody on the machine sees those, and the URI may have a password.
+        # The URI may hold a password, and every user of the machine can see arguments.
         "MLFLOW_BACKEND_STORE_URI": uri,
     }
     command = [sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1"]
     command += ["--host", _HOST, "--port", str(port)]
     command += ["--uvicorn-opts", "--log-level warning"]
-    # A session of its own: Ctrl-C is for us, who end it without its tracebacks.
+    # The server gets its own session, so that Ctrl-C reaches only this process, which then stops
+    # the server without its tracebacks.
     return subprocess.Popen(
         command, env=environment, stdout=log, stderr=log, start_new_session=True
     )
 
 
 def _await(server: subprocess.Popen[bytes], port: int) -> bool:
-    """False when it ends, or does not answer in two minutes."""
+    """Return whether the server answers within two minutes and before it ends."""
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and server.poll() is None:
         try:
@@ -108,9 +109,9 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """A closed terminal and SIGTERM end us as Ctrl-C does, so that no server stays behind.
+    """Handle SIGTERM and a closed terminal as Ctrl-C, so that no server stays behind.
 
-    SIGINT too, which a shell's background jobs ignore.
+    SIGINT gets a handler too, because a shell starts background jobs with SIGINT ignored.
     """
 
     def interrupt(_: int, __: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""What `vmp jobs` shows: each run of a directory, from the files that it leaves there."""
+"""The work of `vmp jobs`: the state of each run, read from the files in its directory."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True)
 class JobRow:
-    """One run as a line of a table."""
+    """One run as a row of the table."""
 
     name: str
     state: str
-    """SLURM's word while the job has not ended; then finished, stopped, cancelled, failed or lost.
+    """SLURM's state until the job has ended; then finished, stopped, cancelled, failed or lost.
 
-    "unreadable" when a file of the run that would say it is cut short.
+    The state is "unreadable" when the file of the run that holds it is damaged.
     """
     job: str
     """Cluster and job id of the newest submission; "-" for `vmp train`."""
     nodes: str
-    """Where it runs now."""
+    """Nodes on which the run is running."""
     step: str
-    """Of how many; the newest logged or reported."""
+    """Newest logged or reported step, and the total if it is known."""
     loss: str
-    """Of the last logged training step."""
+    """Loss of the last logged training step."""
     eta: str
-    """Training time that is left at the present pace."""
+    """Training time left at the current pace."""
     restarts: int
-    """Attempts that have ended so far."""
+    """Number of attempts that have ended."""
     checkpoint: str
-    """The newest committed one."""
+    """Name of the newest committed checkpoint."""
     reason: str
-    """Of the last stop, or why the job waits."""
+    """Reason of the last stop, or why the job is waiting."""
 
 
 def list_jobs(runs_dir: Path) -> list[JobRow]:
-    """Every run under `runs_dir`, by name. Raises ConfigError when there is no such directory."""
+    """Return every run under `runs_dir`, by name. Raises ConfigError without such a directory."""
     _check_is_there(runs_dir)
     found = sorted(path.parent for path in runs_dir.glob(f"*/{rundir.CONFIG_FILE}"))
     submissions = [_last_submission(run_dir) for run_dir in found]
@@ -65,7 +65,7 @@ def _check_is_there(runs_dir: Path) -> None:
 
 
 def _last_submission(run_dir: Path) -> launch.Submission | ClusterError | None:
-    """One broken record must not hide the other runs."""
+    """Return the newest submission, or the error of its record, so that other runs still show."""
     try:
         return launch.last_submission(run_dir)
     except ClusterError as error:
@@ -77,7 +77,7 @@ def _row(
     submission: launch.Submission | ClusterError | None,
     views: dict[str, queue.JobView] | None,
 ) -> JobRow:
-    """`views`: the jobs that SLURM knows; None when it does not answer."""
+    """Build the row of a run; `views` has the jobs in SLURM, None when it does not answer."""
     if isinstance(submission, ClusterError):
         return JobRow(
             run_dir.name, State.UNREADABLE, "-", "-", "-", "-", "-", 0, "-", str(submission)
@@ -124,7 +124,7 @@ def _local_state(run_dir: Path, last: State) -> State:
 
 
 def _lost_or(last: State) -> State:
-    """Of a run whose job is gone: one that never came to write its end is lost."""
+    """Return the state of a run whose job is gone: lost if the run never recorded its end."""
     return State.LOST if last in (State.RUNNING, State.QUEUED) else last
 
 
@@ -145,9 +145,10 @@ def _duration(seconds: float) -> str:
 
 
 def print_log(run_dir: Path, echo: Callable[[str], None], *, follow: bool, rank: int = 0) -> None:
-    """A rank's log of the newest job; with `follow`, until that job ends.
+    """Print a rank's log of the newest job; with `follow`, go on until that job ends.
 
-    When the run has failed, the failure that caused it comes last. Raises ConfigError.
+    If the run has failed, the failure that caused it comes last. Raises ConfigError when there is
+    no such log.
     """
     submission = _submission(run_dir)
     path = submission.log_of(rank)
@@ -170,9 +171,9 @@ def print_log(run_dir: Path, echo: Callable[[str], None], *, follow: bool, rank:
 
 
 def cancel(run_dir: Path, *, save: bool) -> str:
-    """End the job that has the run; returns what was done.
+    """End the job of a run, after a checkpoint if `save`, and return a line on what was done.
 
-    With `save` it commits a checkpoint first. Raises ConfigError or ClusterError.
+    Raises ConfigError when no job is known, and ClusterError when the job has ended already.
     """
     submission = _submission(run_dir)
     if launch.find_running(run_dir) is None:
@@ -186,7 +187,7 @@ def cancel(run_dir: Path, *, save: bool) -> str:
 
 
 def _write_cancelled(run_dir: Path) -> None:
-    """Killed ranks cannot say it. The supervisor heeds what is of its own attempt."""
+    """Record the cancellation, as killed ranks cannot, for the attempt that was running."""
     rundir.write_status(
         run_dir,
         State.CANCELLED,
@@ -197,11 +198,12 @@ def _write_cancelled(run_dir: Path) -> None:
 
 
 def resume(run_dir: Path) -> str:
-    """Submit a run that has ended again, as it was submitted last; returns what was done.
+    """Submit an ended run again, as it was submitted last, and return a line on what was done.
 
-    The code is that of this checkout. Raises ConfigError or ClusterError.
+    The job runs the code of this checkout. Raises ConfigError or ClusterError when the run is
+    finished, active or cannot start.
     """
-    # Not at the top: who lists jobs does not wait for what opens shards.
+    # These imports are slow, and the other commands of this module do not need them.
     from pipeline.config import read_config
     from pipeline.prepare import check_start, prepare_run
 
@@ -230,7 +232,7 @@ def resume(run_dir: Path) -> str:
 
 
 def bad_nodes(runs_dir: Path) -> Iterator[str]:
-    """The ledger of nodes at which runs failed, a line for each fault, oldest first.
+    """Yield a line for each fault in the ledger of bad nodes, oldest first.
 
     Raises ConfigError when there is no such directory.
     """
@@ -241,7 +243,7 @@ def bad_nodes(runs_dir: Path) -> Iterator[str]:
 
 
 def forgive(runs_dir: Path, node: str) -> str:
-    """Forget the faults of a node; returns what was done.
+    """Forget the faults of a node, and return a line on what was done.
 
     Raises ConfigError when there is no such directory.
     """

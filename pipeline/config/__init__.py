@@ -1,4 +1,4 @@
-"""One typed tree for a run: recipes, dotted overrides, and errors that name the dotted path."""
+"""The typed configuration of a run: recipes, dotted overrides, and errors with dotted paths."""
 
 from pipeline.config.load import build_config, load_config, shipped_recipes
 from pipeline.config.overrides import apply_overrides

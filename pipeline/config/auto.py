@@ -1,6 +1,6 @@
-"""`auto`: values of a recipe that follow from the data set, settled before a run starts.
+"""Recipe values of `auto`, which are computed from the data set before a run starts.
 
-They are numbers from then on: config.yaml never says auto.
+The stored config.yaml holds the computed numbers and never `auto`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pipeline.errors import ConfigError
 
 AUTO = "auto"
 
-# Videos per step: an epoch of a small set still has about this many steps.
+# The global batch is chosen so that an epoch has about this many steps, within the bounds below.
 _STEPS_PER_EPOCH = 16
 _BATCH = (4, 64)
-# Optimizer steps that a fine-tuning is given, within bounds on how often each video is seen.
+# The epochs are chosen to give about this many optimizer steps, within the bounds below.
 _STEPS = 2000
 _EPOCHS = (10, 100)
 _WARMUP_SHARE = 0.1
@@ -23,15 +23,15 @@ _EVALUATIONS = 20
 
 
 class DataFacts(NamedTuple):
-    """What is asked of the shards."""
+    """Facts about the shards from which values follow."""
 
     classes: int
     clips: int
-    """Of the training split."""
+    """Number of clips in the training split."""
 
 
 def _global_size(facts: DataFacts, _: Mapping[str, Any]) -> int:
-    """A power of two, so that 2, 4 or 8 devices share it."""
+    """Return a power of two, so that 2, 4 or 8 devices can share the batch."""
     low, high = _BATCH
     wanted = min(max(facts.clips // _STEPS_PER_EPOCH, low), high, facts.clips)
     return 1 << (wanted.bit_length() - 1)
@@ -43,7 +43,7 @@ def _epochs(facts: DataFacts, settled: Mapping[str, Any]) -> int:
     return min(max(round(_STEPS / steps_per_epoch), low), high)
 
 
-# In the order in which they build on one another.
+# The order matters: later rules use the values of earlier ones.
 _RULES: dict[str, Callable[[DataFacts, Mapping[str, Any]], int | float]] = {
     "model.num_classes": lambda facts, _: facts.classes,
     "batch.global_size": _global_size,
@@ -54,9 +54,10 @@ _RULES: dict[str, Callable[[DataFacts, Mapping[str, Any]], int | float]] = {
 
 
 def settle(raw: Mapping[str, Any], facts: Callable[[], DataFacts]) -> dict[str, Any]:
-    """A tree as read from YAML with a number for each `auto`; `facts` is called if there is any.
+    """Return a tree as read from YAML with a number in place of each `auto`.
 
-    Raises ConfigError where a value that another one follows from is missing.
+    `facts` is called only if the tree has an `auto`.
+    Raises ConfigError when a rule needs a value that is missing or not a number.
     """
     if not any(_at(raw, key) == AUTO for key in _RULES):
         return dict(raw)
@@ -70,7 +71,7 @@ def settle(raw: Mapping[str, Any], facts: Callable[[], DataFacts]) -> dict[str, 
             settled[key] = rule(known, settled)
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"{key}=auto follows from values that are missing or no numbers: set it"
+                f"{key}=auto follows from values that are missing or not numbers: set it"
             ) from error
         section, leaf = key.split(".")
         tree[section] = dict(tree[section]) | {leaf: settled[key]}

@@ -1,4 +1,4 @@
-"""From a recipe to a validated tree; errors name the dotted path and the closest match."""
+"""Loading a recipe into a validated tree; errors name the dotted path and the closest match."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from pipeline.data.errors import DataError
 from pipeline.errors import ConfigError
 
 PRESET = "preset"
-"""Key of the section `model` that stands for a set of its fields; it is in recipes only."""
+"""Key of the `model` section that stands for a set of its fields; only recipes contain it."""
 
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The recipe (a YAML file or the name of a shipped one) with `a.b=c` overrides applied.
+    """Load a recipe, a YAML file or the name of a shipped one, and apply `a.b=c` overrides.
 
-    Values that are `auto` are taken from the shards.
-    Raises ConfigError: unknown recipe, unknown key (with the closest match), bad value, shards that
-    cannot be read where they are needed.
+    Values of `auto` are computed from the shards.
+    Raises ConfigError for an unknown recipe, an unknown key (with the closest match), a bad value,
+    or shards that are needed and cannot be read.
     """
     raw = _read_recipe(recipe)
     apply_overrides(raw, overrides)
@@ -39,7 +39,10 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def build_config(raw: Mapping[str, Any], source: str) -> RunConfig:
-    """Validate a tree as read from YAML; `model.preset` is expanded here."""
+    """Validate a tree as read from YAML, after expanding `model.preset`.
+
+    Raises ConfigError, which begins with `source`, for an unknown key or a bad value.
+    """
     _refuse_unknown_keys(raw, source)
     tree = dict(raw)
     if isinstance(tree.get("model"), Mapping):
@@ -75,7 +78,7 @@ def _data_facts(raw: Mapping[str, Any], source: str) -> DataFacts:
 
 
 def shipped_recipes() -> list[str]:
-    """The names of the recipes in this package."""
+    """Return the names of the recipes in this package, sorted."""
     folder = resources.files("pipeline") / "recipes"
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if ".yaml" in p.name)
 
@@ -112,15 +115,18 @@ def _problem(error: ValidationError) -> str:
 
 
 def _refuse_unknown_keys(raw: Mapping[str, Any], source: str) -> None:
-    """Raise before what is missing is said, as a misspelt section is missing too."""
+    """Raise ConfigError for an unknown key, before validation reports missing ones.
+
+    The correct name of a misspelt section is missing too, and that message would mislead.
+    """
     if unknown := _unknown_key(raw, RunConfig):
         raise ConfigError(f"{source}: {unknown}")
 
 
 def _unknown_key(raw: Mapping[str, Any], node: type[BaseModel], prefix: str = "") -> str | None:
-    """What is wrong with the first key that no field has, in any section; None when all are known.
+    """Return the problem with the first unknown key in any section; None when all are known.
 
-    Outer sections come first.
+    Keys of outer sections come first.
     """
     known = [*node.model_fields, *([PRESET] if node is ModelConfig else [])]
     for key in raw:

@@ -1,4 +1,4 @@
-"""`a.b=c`: dotted keys that are set in a tree as read from YAML."""
+"""Overrides of the form `a.b=c`, which set dotted keys in a tree as read from YAML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _NULL = ("", "~", "null", "Null", "NULL")
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Set dotted keys in a tree as read from YAML, in place."""
+    """Set dotted keys in a tree as read from YAML, in place.
+
+    Raises ConfigError for an override that is malformed or whose parent is not a section.
+    """
     for override in overrides:
         _apply(raw, override)
 
@@ -37,17 +40,17 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 
 def _value(key: str, text: str) -> Any:
-    """What the text after = stands for: itself in a field of text, else YAML."""
+    """Return the value of the text after `=`: the text itself for a text field, else its YAML."""
     kinds = _kinds_at(key.split("."))
     is_text = bool(kinds) and kinds <= {str, Path, NoneType}
     if is_text and not (NoneType in kinds and text in _NULL) and text[:1] not in ("'", '"'):
-        return text  # else '1e5' would be a number, and 'a #b' end at its comment
+        return text  # YAML would read '1e5' as a number and 'a #b' as 'a'
     value = parse_yaml(text, f"override {brief(f'{key}={text}')}")
     return _number(value) if isinstance(value, str) and not is_text else value
 
 
 def _kinds_at(path: Sequence[str]) -> set[Any]:
-    """The types that the field at a dotted path takes; none when there is no such field."""
+    """Return the types that the field at a dotted path accepts; empty without such a field."""
     node: Any = RunConfig
     for part in path:
         fields = getattr(node, "model_fields", {})
@@ -58,7 +61,7 @@ def _kinds_at(path: Sequence[str]) -> set[Any]:
 
 
 def _number(text: str) -> str | float:
-    # YAML 1.1 takes 1e-3 for a string because it has no dot.
+    # YAML 1.1 reads 1e-3 as a string because it has no dot.
     try:
         return float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The configuration that a run was started with, as its directory keeps it."""
+"""Reading the configuration that a run directory stores."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _RESTORE = "put back the config.yaml of this run (MLflow has a copy), or choose 
 
 
 def in_todays_words(raw: dict[str, Any]) -> dict[str, Any]:
-    """A stored tree with what earlier versions called otherwise renamed, so that old runs resume.
+    """Replace values that earlier versions knew in a stored tree, so that old runs resume.
 
-    Version 0.1.0 had a Triton scan; a GPU's best scan computes the same function.
+    Version 0.1.0 had a Triton scan. Its name becomes "auto", a GPU's best scan, which computes the
+    same function.
     """
     model = raw.get("model")
     if isinstance(model, dict) and model.get("scan_backend") == "triton":
@@ -26,7 +27,7 @@ def in_todays_words(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_config(run_dir: Path) -> RunConfig:
-    """The configuration of a run directory. Raises ConfigError when it cannot be read."""
+    """Read the configuration of a run directory. Raises ConfigError when it cannot be read."""
     path = run_dir / CONFIG_FILE
     try:
         content = path.read_bytes()

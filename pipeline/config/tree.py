@@ -1,4 +1,4 @@
-"""The typed tree of a run: what each section is, and which fields decide what a run is."""
+"""The typed configuration tree of a run, and the fields that form the run's identity."""
 
 from __future__ import annotations
 
@@ -32,28 +32,30 @@ from pipeline.training.config import (
 
 
 class RunConfig(BaseModel):
-    """Everything that decides a run; saved as config.yaml in the run directory."""
+    """The whole configuration of a run, saved as config.yaml in the run directory."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
-    """Run directory under `runs_dir`, and the name of the MLflow run."""
+    """Name of the run directory under `runs_dir` and of the MLflow run."""
     runs_dir: Annotated[Path, OPERATIONAL] = Path("runs")
-    """Directory that holds the run directories, the snapshots of the code and the MLflow store."""
+    """Directory of the run directories, the code snapshots and the MLflow store."""
     seed: int = 0
-    """Seed of the weights, the order of the samples and every random draw."""
+    """Seed of the initial weights, the sample order and every random draw."""
     deterministic: bool = False
-    """Bitwise repeatable on one machine type; slower on GPUs."""
+    """Make the run bitwise repeatable on machines of one type; slower on GPUs."""
     init_from: Path | None = None
-    """Weights to start from, adapted to the model: .safetensors of `vmp convert` or `vmp export`, a
-    checkpoint, or a run directory. A run that has a checkpoint of its own reads them no more."""
+    """Weights to start from, adapted to the model's shape: a .safetensors file from `vmp convert`
+    or `vmp export`, a checkpoint, or a run directory. Not read once the run has a checkpoint of its
+    own."""
     private: Annotated[bool, OPERATIONAL] = False
-    """Nobody else can read the files of the run (umask 077); otherwise your umask decides. Never
-    can everybody write them."""
+    """Keep other users from reading the files of the run (umask 077). false = your umask decides,
+    except that the files are never writable by everyone."""
     log_every_steps: Annotated[int, OPERATIONAL] = Field(default=10, gt=0)
-    """Optimizer steps from one row of metrics to the next."""
+    """Optimizer steps between two rows of metrics."""
     log_samples: Annotated[bool, OPERATIONAL] = False
-    """Write the key of every training sample to logs/, one file per rank: proof of exactness."""
+    """Write the key of every training sample to logs/, one file per rank, as proof that no sample
+    is lost or repeated."""
 
     model: ModelConfig
     data: DataConfig
@@ -91,14 +93,14 @@ class RunConfig(BaseModel):
         return self.runs_dir / self.name
 
     def batch_split(self, world_size: int) -> tuple[int, int]:
-        """(micro-batch per rank, accumulation steps), see `BatchConfig.split`."""
+        """Return (micro-batch per rank, accumulation steps), see `BatchConfig.split`."""
         return self.batch.split(world_size, multiple_of=2 if self.data.mix.is_on else 1)
 
     def identity(self) -> dict[str, Any]:
-        """The fields that a resumed run must share with its checkpoint: dotted key -> JSON value.
+        """Return the fields that a resumed run must share with its checkpoint.
 
-        Those marked OPERATIONAL are left out: they change where and how fast the run goes, not
-        where it ends.
+        The result maps dotted key -> JSON value. Fields marked OPERATIONAL are left out, because
+        they change where and how fast a run computes, but not its result.
         """
         return dict(_identity(self, self.model_dump(mode="json")))
 
@@ -120,7 +122,7 @@ def _identity(
 
 
 class Difference(NamedTuple):
-    """An identity field in which two configurations are not alike."""
+    """An identity field in which two configurations differ."""
 
     key: str
     stored: Any
@@ -131,10 +133,10 @@ class Difference(NamedTuple):
 
 
 def config_difference(stored: RunConfig, given: RunConfig) -> list[Difference]:
-    """The identity fields in which two runs differ, by their keys.
+    """Return the identity fields in which two runs differ, sorted by key.
 
-    A field that did not exist when `stored` was written has its default there, since it was read
-    through this version's tree.
+    `stored` was read through this version's tree, so a field that did not exist when it was
+    written has its default value.
     """
     before, after = stored.identity(), given.identity()
     return [
@@ -145,7 +147,7 @@ def config_difference(stored: RunConfig, given: RunConfig) -> list[Difference]:
 
 
 def refusal(differences: Sequence[Difference]) -> str:
-    """How two runs differ and what to do about it, for the end of an error."""
+    """Describe how two runs differ and what to do about it, as the end of an error message."""
     shown = "; ".join(map(str, differences))
     kept = " ".join(f"{key}={_yaml(stored)}" for key, stored, _ in differences)
     return (
@@ -155,12 +157,12 @@ def refusal(differences: Sequence[Difference]) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """As an override that the shell takes for one word."""
+    """Format a value for an override, quoted as one word of the shell."""
     return shlex.quote(json.dumps(value)) if not isinstance(value, str) else shlex.quote(value)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf."""
+    """Yield (dotted key, value) for every leaf."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")

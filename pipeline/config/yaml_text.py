@@ -1,4 +1,4 @@
-"""YAML from files and command lines, whatever they hold."""
+"""Parsing of YAML from files and command lines, with one error for all that can go wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import yaml
 
 from pipeline.errors import ConfigError
 
-# What PyYAML raises on a text that is not YAML, or whose tags and dates it cannot turn into values.
+# PyYAML raises these for text that is not YAML, and for tags and dates that it cannot convert.
 _NOT_YAML = (
     yaml.YAMLError,
     ArithmeticError,
@@ -21,7 +21,7 @@ _NOT_YAML = (
 
 
 def parse_yaml(text: str | bytes, where: str) -> Any:
-    """The value of a YAML text. Raises ConfigError, which begins with `where`, in one line."""
+    """Parse a YAML text. Raises ConfigError, one line that begins with `where`."""
     try:
         return yaml.safe_load(text)
     except _NOT_YAML as error:

@@ -1,7 +1,7 @@
-"""Cutting, resizing and mirroring whole clips: every frame of a clip gets the same treatment.
+"""Cropping, resizing and mirroring of whole clips, with the same change to every frame.
 
-Clips come in as decoded, (T, H, W, 3) uint8, and leave as the model takes them, (3, T, S, S) uint8.
-Resizing is bilinear with antialiasing, in uint8.
+The input is a decoded clip, (T, H, W, 3) uint8, and the output has the model's layout,
+(3, T, S, S) uint8. Resizing is bilinear with antialiasing, in uint8.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def augment(
     rng: np.random.Generator,
     out: Tensor | None = None,
 ) -> Tensor:
-    """One random training view of a clip: (3, T, size, size) uint8, written to `out` if given."""
+    """Make a random training view of a clip: (3, T, size, size) uint8, in `out` if given."""
     height, width = frames.shape[1:3]
     match crop.kind:
         case "random_resized":
@@ -52,15 +52,16 @@ def augment(
         out = torch.empty(clip.shape, dtype=torch.uint8)
     out.copy_(clip)
     if rng.random() < hflip:
-        # After the copy: whole rows are turned four times faster than pixels of three bytes.
+        # The flip follows the copy, because reversing planar rows is about four times faster than
+        # reversing pixels of three bytes.
         out.copy_(out.flip(-1))
     return out
 
 
 def square_crops(frames: Frames, size: int, crops: int) -> Tensor:
-    """Squares spread evenly along the long side, the short side resized to `size`.
+    """Resize the short side to `size` and cut squares spread evenly along the long side.
 
-    Returns (crops, 3, T, size, size) uint8; one crop is the centre.
+    Returns (crops, 3, T, size, size) uint8; a single crop is the centre.
     """
     frames = scale_short_side(frames, size)
     height, width = frames.shape[1:3]
@@ -73,7 +74,7 @@ def square_crops(frames: Frames, size: int, crops: int) -> Tensor:
 
 
 def random_resized_box(height: int, width: int, crop: CropConfig, rng: np.random.Generator) -> Box:
-    """A box of random area and aspect ratio inside the frame, as torchvision draws it."""
+    """Draw a box of random area and aspect ratio inside the frame, as torchvision does."""
     for _ in range(10):
         area = height * width * rng.uniform(*crop.scale)
         ratio = math.exp(rng.uniform(math.log(crop.ratio[0]), math.log(crop.ratio[1])))
@@ -81,14 +82,15 @@ def random_resized_box(height: int, width: int, crop: CropConfig, rng: np.random
         if 0 < w <= width and 0 < h <= height:
             top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
             return Box(top, left, h, w)
-    # No draw fitted a very long frame: its largest central box of a permitted ratio.
+    # No draw fitted, as happens with a very long frame, so take its largest central box of a
+    # permitted ratio.
     h = min(height, max(1, round(width / crop.ratio[0])))
     w = min(width, max(1, round(height * crop.ratio[1])))
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
 def scale_short_side(frames: Frames, short: int) -> Frames:
-    """The same clip with min(H, W) == short, aspect ratio kept."""
+    """Resize a clip so that min(H, W) == short, keeping its aspect ratio."""
     height, width = frames.shape[1:3]
     if min(height, width) == short:
         return frames
@@ -99,7 +101,7 @@ def scale_short_side(frames: Frames, short: int) -> Frames:
 
 
 def resize(frames: Frames, box: Box, height: int, width: int) -> Tensor:
-    """The box of every frame, resized: (3, T, height, width) uint8, a view where possible."""
+    """Cut the box out of every frame and resize it: (3, T, height, width) uint8, maybe a view."""
     top, left, h, w = box
     clip = torch.from_numpy(frames)[:, top : top + h, left : left + w].permute(0, 3, 1, 2)
     if (h, w) != (height, width):

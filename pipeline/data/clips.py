@@ -1,4 +1,4 @@
-"""From index rows to a batch: read, decode, cut. Runs inside the loader processes."""
+"""Making the clips of a batch from index rows, inside loader processes: read, decode, crop."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ from pipeline.data.reader import Sample, ShardReader
 from pipeline.data.sampling import eval_frames, train_frames
 
 Request = tuple[Slot, Sample | None]
-"""A place in a batch and who fills it; None is padding."""
+"""A place in a batch and the sample that fills it; None is padding."""
 
 
 def as_batch(requests: Sequence[Request], clips: Tensor, bad: Mapping[int, str]) -> Batch:
-    """Filled clips with what was asked for; rows of `bad` and of padding get weight 0.
+    """Build a batch of filled clips, in which rows of `bad` and padding have weight 0.
 
-    On a machine with CUDA the clips are in pinned memory.
+    Args:
+        clips: (B, V, 3, T, S, S) uint8, pinned here on a machine with CUDA.
+        bad: row -> reason of the unreadable samples.
     """
     slots, samples = zip(*requests, strict=True)
     counts = [sample is not None and row not in bad for row, sample in enumerate(samples)]
@@ -46,17 +48,17 @@ def as_batch(requests: Sequence[Request], clips: Tensor, bad: Mapping[int, str])
 
 
 def frame_decoder(name: str) -> Decoder:
-    """Raises DataError when the back-end cannot be used on this machine."""
+    """Return the decoder named `name`. Raises DataError when it cannot be used here."""
     if name == "pyav":
         return decode_frames
-    from pipeline.data import decode_torchcodec  # an optional package
+    from pipeline.data import decode_torchcodec  # torchcodec is optional
 
     return decode_torchcodec.decode_frames
 
 
 @dataclass(frozen=True)
 class ClipMaker(ABC):
-    """Common to training and evaluation clips: (V, 3, T, S, S) uint8 per sample."""
+    """Base class of training and evaluation clips: (V, 3, T, S, S) uint8 per sample."""
 
     reader: ShardReader
     config: DataConfig
@@ -67,17 +69,17 @@ class ClipMaker(ABC):
     @property
     @abstractmethod
     def num_views(self) -> int:
-        """V: views made of each sample."""
+        """Number of views V of each sample."""
 
     @abstractmethod
     def make(self, slot: Slot, sample: Sample, out: Tensor) -> None:
         """Write all views of one sample to `out`: (V, 3, T, S, S) uint8.
 
-        Raises SampleError or OSError when it cannot be read.
+        Raises SampleError or OSError when the sample cannot be read.
         """
 
     def decode(self, sample: Sample, wanted: NDArray[np.int64]) -> Frames:
-        """These frames of the sample: (len(wanted), H, W, 3) uint8."""
+        """Decode the wanted frames of the sample: (len(wanted), H, W, 3) uint8."""
         decode_frames = frame_decoder(self.config.decoder)
         return decode_frames(self.reader.read(sample), wanted, sample.keyframes)
 
@@ -85,10 +87,10 @@ class ClipMaker(ABC):
         return (samples, self.num_views, 3, self.num_frames, self.img_size, self.img_size)
 
     def fill(self, requests: Sequence[Request], out: Tensor) -> dict[int, str]:
-        """Write a batch of clips to `out`: (B, V, 3, T, S, S) uint8, zeros where there are none.
+        """Write a batch of clips to `out`: (B, V, 3, T, S, S) uint8, with zeros for missing clips.
 
-        Returns row -> reason of the samples that cannot be read. Raises DataError when the shards
-        are not what was sealed.
+        Returns row -> reason of the unreadable samples. Raises DataError when the shards differ
+        from what was sealed.
         """
         bad: dict[int, str] = {}
         for row, (slot, sample) in enumerate(requests):
@@ -105,7 +107,7 @@ class ClipMaker(ABC):
 
 @dataclass(frozen=True)
 class TrainClips(ClipMaker):
-    """Random frames, decoded once, in `config.views` random views."""
+    """Training clips: random frames, decoded once, in `config.views` random views."""
 
     @property
     def num_views(self) -> int:
@@ -123,15 +125,15 @@ class TrainClips(ClipMaker):
         self.cut(slot, sample, self.decode(sample, wanted), out)
 
     def cut(self, slot: Slot, sample: Sample, frames: Frames, out: Tensor) -> None:
-        """Write random views of decoded frames (T, H, W, 3) to `out`: (V, 3, T, S, S)."""
+        """Write random views of decoded frames (T, H, W, 3) to `out`: (V, 3, T, S, S) uint8."""
         for view in range(self.config.views):
             self._view(frames, slot, sample, view, out[view])
 
     def frames_of_stored(self, slot: Slot, sample: Sample, stored: int) -> NDArray[np.int64]:
-        """Which of the frames that a cache keeps make the clip; all, if it keeps no more."""
+        """Choose the clip's frames among the `stored` frames that a cache keeps: (T,) int64."""
         if stored == self.num_frames:
             return np.arange(stored)
-        # A dense cache already keeps every stride-th frame only.
+        # A dense cache keeps only every stride-th frame, so the stride here is 1.
         rng = self._rng(slot, sample, 0, "frames")
         return train_frames(self.config.sampling, stored, self.num_frames, 1, rng)
 
@@ -152,7 +154,7 @@ class TrainClips(ClipMaker):
 
 @dataclass(frozen=True)
 class EvalClips(ClipMaker):
-    """`clips` fixed clips times `crops` squares, decoded once; clip-major."""
+    """Evaluation clips: `clips` fixed clips in `crops` squares each, ordered by clip."""
 
     clips: int = 1
     crops: int = 1

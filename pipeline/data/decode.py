@@ -1,4 +1,4 @@
-"""Wanted frames of one prepared video, without decoding more than they need."""
+"""Decoding of selected frames of a prepared video, and of no more frames than they need."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ from pipeline.data.errors import SampleError
 Decoder = Callable[[bytes, NDArray[np.int64], Sequence[int]], NDArray[np.uint8]]
 """(video file, wanted frames, keyframes) -> (len(wanted), H, W, 3) uint8."""
 
-# A seek costs about as much as demuxing this many packets.
+# A seek takes about as long as demuxing this many packets.
 _SEEK_WORTH_PACKETS = 32
 
 
 def decode_frames(
     video: bytes, wanted: NDArray[np.int64], keyframes: Sequence[int]
 ) -> NDArray[np.uint8]:
-    """Frames `wanted` (any order, repeats allowed) of an mp4: (len(wanted), H, W, 3) uint8 RGB.
+    """Decode frames of an mp4: (len(wanted), H, W, 3) uint8 RGB.
 
-    `keyframes` are the frame numbers decoding can start at, 0 first. Stretches between two of them
-    without a wanted frame are never decoded, and decoding stops at the last wanted frame.
+    Args:
+        wanted: frame numbers in any order; repeats are allowed.
+        keyframes: frame numbers at which decoding can start, 0 first. The frames between two
+            keyframes are skipped when none of them is wanted.
 
     Raises SampleError when the video cannot be decoded or ends before a wanted frame.
     """
@@ -51,7 +53,7 @@ def _pictures(
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream):
         raise SampleError("has no video stream")
-    # One thread each: loader processes already fill the cores.
+    # Loader processes already fill the cores, so each decodes with one thread.
     stream.codec_context.thread_type = "NONE"
     stream.codec_context.thread_count = 1
     rgb = VideoReformatter()
@@ -75,7 +77,7 @@ def _pictures(
 def _decoded(
     container: InputContainer, stream: VideoStream, numbers: list[int], keyframes: Sequence[int]
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """Frames with their numbers, from each needed keyframe to the last wanted frame behind it."""
+    """Yield numbered frames, from each needed keyframe to the last wanted frame after it."""
     last_wanted: dict[int, int] = {}
     for number in numbers:
         last_wanted[keyframes[bisect_right(keyframes, number) - 1]] = number
@@ -85,7 +87,8 @@ def _decoded(
     packets = container.demux(stream)
     position = 0
     for start, last in last_wanted.items():
-        # A decoder that reorders frames has by now read packets behind the frames it gave.
+        # `position` counts packets read, which may be ahead of the frames that a reordering
+        # decoder has returned.
         if not 0 <= start - position <= _SEEK_WORTH_PACKETS:
             container.seek(entries[start].timestamp, stream=stream)
             packets = container.demux(stream)

@@ -1,4 +1,4 @@
-"""The torchcodec back-end: the same frames as `pipeline.data.decode`, needs FFmpeg's libraries."""
+"""The torchcodec back-end, which gives the same frames as `pipeline.data.decode`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ except (ImportError, RuntimeError) as error:
 def decode_frames(
     video: bytes, wanted: NDArray[np.int64], keyframes: Sequence[int]
 ) -> NDArray[np.uint8]:
-    """As `pipeline.data.decode.decode_frames`; torchcodec finds the keyframes itself."""
+    """Decode as `pipeline.data.decode.decode_frames` does; `keyframes` are not used."""
     numbers, places = np.unique(wanted, return_inverse=True)
     try:
         decoder = VideoDecoder(video, dimension_order="NHWC", num_ffmpeg_threads=1)

@@ -1,7 +1,7 @@
-"""The columns of the index that training needs, in memory or mapped from a file of the node.
+"""The columns of the index that training needs, in memory or mapped from a file on the node.
 
 A small index is read into memory. A large one is unpacked once per node and user into a file that
-all ranks map, so that its memory is the page cache's and is shared.
+all ranks map, so that they share its pages.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pipeline.rundir.lock import waiting_for
 
 COLUMNS = ("key", "shard", "offset", "size", "sha256", "label", "frames", "keyframes")
 _BATCH_ROWS = 1 << 17
-# Above this many rows (about 100 MB in each rank) the ranks of a node share the unpacked index.
+# An index with more rows (about 100 MB in each rank) is shared by the ranks of a node.
 _SHARED_ROWS = 100_000
 
 
 @dataclass(frozen=True)
 class Index:
-    """Rows in storage order; the shard is a position in the manifest's list."""
+    """Rows in storage order; the `shard` column holds positions in the manifest's list."""
 
     parts: tuple[pa.RecordBatch, ...]
 
@@ -44,16 +44,16 @@ class Index:
         return np.cumsum([part.num_rows for part in self.parts])
 
     def column(self, name: str) -> NDArray[np.int32]:
-        """A whole numeric column, shape (N,)."""
+        """Return a whole numeric column, shape (N,) int32."""
         parts = [part[name].to_numpy() for part in self.parts]
         return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
     def rows(self, indices: NDArray[np.int64] | Sequence[int]) -> list[dict[str, Any]]:
-        """These rows, in the given order."""
+        """Return the rows with the given numbers, in the given order."""
         wanted = np.asarray(indices, np.int64)
         owners = np.searchsorted(self._ends, wanted, side="right")
         starts = self._ends - [part.num_rows for part in self.parts]
-        # Value by value: slicing the part costs ten times as much, `take` forty.
+        # Values are read one by one, which is faster than slicing the part and than `take`.
         return [
             {
                 name: self.parts[owner][name][int(row - starts[owner])].as_py()
@@ -66,9 +66,11 @@ class Index:
 def read_index(
     source: pa.NativeFile, split: str | None, shard_names: Sequence[str], digest: str
 ) -> Index:
-    """The rows of `split` (None: all) out of index.parquet, whose content was verified before.
+    """Read the rows of `split` (None = all) from index.parquet, which the caller has verified.
 
-    `digest` names the data set in the shared file of a large index.
+    Args:
+        shard_names: names of the shards, in the manifest's order.
+        digest: digest of the data set, which names the shared file of a large index.
     """
     parquet = pq.ParquetFile(source)
     if parquet.metadata.num_rows <= _SHARED_ROWS:
@@ -108,7 +110,7 @@ def _unpack(parts: Iterator[pa.RecordBatch], path: Path) -> None:
 
 
 def _node_directory() -> Path:
-    """A directory in the node's temporary storage that belongs to this user alone."""
+    """Return a directory in the node's temporary storage that only this user can write."""
     path = Path(tempfile.gettempdir()) / f"videomambapro-{os.getuid()}"
     path.mkdir(mode=0o700, exist_ok=True)
     if path.stat().st_uid != os.getuid():

@@ -1,4 +1,4 @@
-"""Batches for training without end and for exact evaluation."""
+"""Loaders of endless training batches and of exact evaluation batches."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ def build_train_loader(
     world: int = 1,
     start: int = 0,
 ) -> TrainLoader:
-    """One rank's endless micro-batches from position `start` (samples consumed by the whole run).
+    """Build the loader of one rank's endless micro-batches.
 
-    Raises DataError when the batch sizes do not fit together, the data or the position.
+    `start` is the position at which it begins: the samples consumed so far by the whole run.
+    Raises DataError when the batch sizes do not fit one another, the data or `start`.
     """
     batches = ElasticBatches(
         order=partial(shards.order, seed, window=config.shuffle_window_shards),
@@ -79,10 +80,12 @@ def build_eval_loader(
     shuffle_frames: bool = False,
     seed: int = 0,
 ) -> EvalLoader:
-    """Every sample once over all ranks, in `clips * crops` views; iterate it as often as you like.
+    """Build the loader of one rank's evaluation batches, which can be iterated repeatedly.
 
-    All ranks see the same number of batches of the same size: the last ones are padded with
-    zero-weight rows. `shuffle_frames` puts the frames of every clip in a random (fixed) order.
+    The ranks together see every sample once, in `clips * crops` views. All ranks get the same
+    number of batches of the same size; the last ones are padded with zero-weight rows.
+    `shuffle_frames` puts the frames of every clip in a random but fixed order.
+    Raises DataError when `crops` is neither 1 nor 3 or a sample has no label.
     """
     if crops not in (1, 3):
         raise DataError(f"{crops} crops per clip: choose 1 (centre) or 3 (along the long side)")
@@ -94,7 +97,7 @@ def build_eval_loader(
 
 
 class BatchSource(Protocol):
-    """Where a training loader's batches come from."""
+    """Source of a training loader's batches: loader processes or an FFCV cache."""
 
     @property
     def processes(self) -> Iterable[BaseProcess]: ...
@@ -108,16 +111,16 @@ class _Loader:
     shards: Shards
     config: DataConfig
     wait_s: float = field(default=0.0, init=False)
-    """Seconds the caller has spent waiting for batches so far."""
+    """Seconds that the caller has waited for batches so far."""
     bad: dict[str, str] = field(default_factory=dict, init=False)
-    """Key -> reason of every sample this rank could not read."""
+    """Key -> reason of every sample that this rank could not read."""
 
     def _receive(self, batches: Iterator[Batch]) -> Batch:
         begin = time.perf_counter()
         batch = next(batches)
         self.wait_s += time.perf_counter() - begin
         for key, reason in batch.bad:
-            logger.warning("sample %s counts nothing in this step: %s", key, reason)
+            logger.warning("sample %s has no weight in this step: %s", key, reason)
             self.bad[key] = reason
         if len(self.bad) > self.config.max_bad_samples:
             key, reason = next(reversed(self.bad.items()))
@@ -130,7 +133,7 @@ class _Loader:
 
 @dataclass
 class TrainLoader(_Loader):
-    """An endless iterator over one rank's micro-batches. Close it, or use it in a `with`."""
+    """Endless iterator over one rank's micro-batches. Close it, or use it in a `with` block."""
 
     batches: ElasticBatches
     source: BatchSource = field(repr=False)
@@ -158,7 +161,7 @@ class TrainLoader(_Loader):
 
 @dataclass
 class EvalLoader(_Loader):
-    """One pass per `iter()`; loader processes live for one pass."""
+    """Evaluation batches of one rank; each `iter()` makes a pass with its own loader processes."""
 
     batches: ExactBatches
     maker: ClipMaker = field(repr=False)
@@ -191,7 +194,10 @@ def _train_requests(shards: Shards, batches: ElasticBatches) -> Iterator[list[Re
 
 
 def open_reader(shards: Shards, config: DataConfig) -> ShardReader:
-    """How `config` reads these shards: checks, retries and the cache of remote data."""
+    """Open a reader of these shards with the checks, retries and cache that `config` asks for.
+
+    Raises DataError when the decoder of `config` cannot be used here.
+    """
     frame_decoder(config.decoder)
     cache = None
     if config.cache_dir is not None:

@@ -1,8 +1,8 @@
 """Mixup and CutMix between neighbours in the global order.
 
 Partners are the samples at positions 2j and 2j + 1 of the run. A micro-batch starts at an even
-position and has an even size, so partners always share a rank and a micro-batch, and the mix of a
-sample is the same for every number of ranks, processes and micro-batch sizes.
+position and has an even size, so partners always share a rank and a micro-batch. The mix of a
+sample therefore does not depend on the number of ranks or processes or on the micro-batch size.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pipeline.data.randomness import sample_rng
 
 
 class Mix(NamedTuple):
-    """How each clip of a batch is mixed with its partner's view of the same number."""
+    """The mix of each clip of a batch with its partner's view of the same number."""
 
     share: Tensor
-    """(B * V,) float32: weight of the clip's own label; 1 = not mixed."""
+    """(B * V,) float32: weight of the clip's own label; 1 = the clip is not mixed."""
     box: Tensor
-    """(B * V, 4) int64 top, bottom, left, right of what the partner replaces; empty for mixup."""
+    """(B * V, 4) int64: top, bottom, left and right of the partner's box; empty for mixup."""
 
 
 def draw_mix(batch: Batch, config: MixConfig, seed: int) -> Mix:
-    """The mix of a training batch, on the CPU; a function of seed, epoch and position only.
+    """Draw the mix of a training batch, on the CPU, from seed, epoch and position alone.
 
-    A sample without weight is mixed with nobody.
+    A pair in which a sample has weight 0 is not mixed.
     """
     samples, views, _, _, height, width = batch.clips.shape
     share = torch.ones(samples, views)
@@ -55,14 +55,14 @@ def draw_mix(batch: Batch, config: MixConfig, seed: int) -> Mix:
                 top, bottom = max(0, cy - h // 2), min(height, cy + h // 2)
                 left, right = max(0, cx - w // 2), min(width, cx + w // 2)
                 box[rows, view] = torch.tensor([top, bottom, left, right])
-                # The box may be cut by the border: labels follow the pixels.
+                # The border may clip the box, so the labels' share follows the pixels.
                 keep = 1 - (bottom - top) * (right - left) / (height * width)
             share[rows, view] = keep
     return Mix(share.flatten(), box.flatten(0, 1))
 
 
 def mix_clips(clips: Tensor, mix: Mix, views: int) -> Tensor:
-    """Mixed copy of normalised (B * V, 3, T, H, W) clips; `mix` on the same device."""
+    """Return a mixed copy of normalised clips, (B * V, 3, T, H, W); `mix` is on their device."""
     height, width = clips.shape[-2:]
     top, bottom, left, right = mix.box.view(-1, 4, 1, 1).unbind(1)
     y = torch.arange(height, device=clips.device).view(1, -1, 1)
@@ -77,9 +77,9 @@ def mix_clips(clips: Tensor, mix: Mix, views: int) -> Tensor:
 def mix_targets(
     label: Tensor, mix: Mix, views: int, num_classes: int, smoothing: float = 0.0
 ) -> Tensor:
-    """Class probabilities (B * V, num_classes) of the mixed clips, for `F.cross_entropy`.
+    """Return target probabilities (B * V, num_classes) of mixed clips, for `F.cross_entropy`.
 
-    `label` is (B,) int64; smoothing as in timm: `smoothing / num_classes` for every class.
+    `label` is (B,) int64. As in timm, smoothing gives every class `smoothing / num_classes`.
     """
     target = F.one_hot(label, num_classes).float() * (1 - smoothing) + smoothing / num_classes
     target = target.repeat_interleave(views, dim=0)
@@ -87,5 +87,5 @@ def mix_targets(
 
 
 def _partners(rows: Tensor, views: int) -> Tensor:
-    """Row (b, v) of the result is row (b ^ 1, v)."""
+    """Swap partners: row (b, v) of the result is row (b ^ 1, v) of `rows`."""
     return rows.view(-1, 2, views, *rows.shape[1:]).flip(1).view(rows.shape)

@@ -1,4 +1,4 @@
-"""Which sample is in which batch: exact, elastic, and described by one integer."""
+"""The assignment of samples to batches: exact, elastic, and determined by one integer position."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ Order = Callable[[int], NDArray[np.int64]]
 
 
 class Slot(NamedTuple):
-    """One place in the endless sequence of training samples."""
+    """A place in the endless sequence of training samples."""
 
     epoch: int
     position: int
-    """Samples consumed by the whole run before this one."""
+    """Samples that the whole run consumes before this one."""
     row: int
     """Number of the sample in its `Shards`."""
 
 
 @dataclass(frozen=True)
 class ElasticBatches:
-    """One rank's micro-batches, for ever, from any position, for any number of ranks.
+    """One rank's endless micro-batches, from any position and for any number of ranks.
 
-    Epoch e shows `batches_per_epoch = N // global_batch` global batches; what remains of
-    `order(e)` is left out (another remainder every epoch). A position counts samples consumed since
-    the run began and is a multiple of the global batch at every optimizer step, so
+    Epoch e has `batches_per_epoch = N // global_batch` global batches; the remainder of `order(e)`,
+    which differs in every epoch, is left out. A position counts the samples consumed since the run
+    began. At every optimizer step it is a multiple of the global batch, so
     `epoch = position // (batches_per_epoch * global_batch)`.
 
-    A global batch is cut into consecutive micro-batches; micro-batch m goes to rank `m % world`, as
-    its accumulation step `m // world`. Neither world nor micro_batch changes which samples are in a
-    global batch.
+    A global batch is cut into consecutive micro-batches. Micro-batch m goes to rank `m % world` as
+    its accumulation step `m // world`. Which samples a global batch contains does not depend on
+    `world` or `micro_batch`.
 
-    Raises DataError when the numbers do not divide or no global batch fits into the data.
+    Raises DataError when the sizes do not divide one another or the data do not fill a batch.
     """
 
     order: Order
@@ -71,12 +71,12 @@ class ElasticBatches:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Optimizer steps per epoch."""
+        """Number of optimizer steps per epoch."""
         return self.num_samples // self.global_batch
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of one rank per optimizer step."""
+        """Number of micro-batches of one rank per optimizer step."""
         return self.global_batch // (self.micro_batch * self.world)
 
     def __iter__(self) -> Iterator[list[Slot]]:
@@ -101,10 +101,10 @@ class ElasticBatches:
 
 @dataclass(frozen=True)
 class ExactBatches:
-    """One rank's evaluation batches: every sample once over all ranks, in storage order.
+    """One rank's evaluation batches; the ranks together have every sample once, in storage order.
 
-    Yields `num_batches` lists of at most `batch_size` sample numbers; every rank yields the same
-    number of lists, the last of which may be short or empty.
+    Iteration yields `len(self)` lists of at most `batch_size` sample numbers. Every rank yields the
+    same number of lists, the last of which may be short or empty.
     """
 
     num_samples: int

@@ -1,9 +1,9 @@
 """RandAugment and random erasing over whole clips, in uint8.
 
 The operations and ranges are those of timm's `rand-m{magnitude}-n{num_ops}-mstd{std}-inc1`, which
-all published VideoMamba recipes use; each is drawn once and applied to every frame alike.
-Statistics (autocontrast, equalize, contrast) are taken over the whole clip: nothing can flicker.
-Clips are (3, T, H, W) uint8.
+all published VideoMamba recipes use. An operation is drawn once and applied to every frame alike.
+Statistics (autocontrast, equalize, contrast) cover the whole clip, so that no clip flickers. Clips
+are (3, T, H, W) uint8.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.data.config import ErasingConfig, RandAugmentConfig
 
-# What rotation and translation uncover: the ImageNet mean colour.
+# Rotation, shear and translation fill what they uncover with the mean colour of ImageNet.
 _FILL = torch.tensor([124.0, 116.0, 104.0]).view(3, 1, 1, 1)
 _LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1, 1)
 _APPLY_PROBABILITY = 0.5
@@ -29,7 +29,7 @@ Operation = Callable[[Tensor, float, np.random.Generator], Tensor]
 
 
 def rand_augment(clip: Tensor, config: RandAugmentConfig, rng: np.random.Generator) -> Tensor:
-    """`config.num_ops` random operations, each applied with probability 0.5."""
+    """Draw `config.num_ops` random operations and apply each with probability 0.5."""
     for name in rng.choice(sorted(_OPERATIONS), config.num_ops):
         if rng.random() < _APPLY_PROBABILITY:
             level = np.clip(rng.normal(config.magnitude, config.std), 0, 10) / 10
@@ -44,10 +44,10 @@ def random_erase(
     std: tuple[float, float, float],
     rng: np.random.Generator,
 ) -> Tensor:
-    """With `config.probability`, one box through all frames becomes noise of the data's statistics.
+    """With `config.probability`, replace a box through all frames by noise.
 
-    Area and aspect ratio as in timm; the noise is standard normal after normalisation, cut to what
-    uint8 can hold.
+    Area and aspect ratio are drawn as in timm. The noise is standard normal after normalisation
+    with `mean` and `std`, clipped to the range of uint8.
     """
     if rng.random() >= config.probability:
         return clip
@@ -71,7 +71,7 @@ def _to_uint8(clip: Tensor) -> Tensor:
 
 
 def _blend(base: Tensor | float, clip: Tensor, level: float, rng: np.random.Generator) -> Tensor:
-    """base + factor * (clip - base), factor 1 +- 0.9 * level: away from or towards `base`."""
+    """Return base + factor * (clip - base), with a factor of 1 plus or minus 0.9 * level."""
     factor = 1 + _signed(0.9 * level, rng)
     return _to_uint8(base + factor * (clip.float() - base))
 
@@ -81,10 +81,10 @@ def _signed(value: float, rng: np.random.Generator) -> float:
 
 
 def _affine(clip: Tensor, rows: tuple[_Row, _Row]) -> Tensor:
-    """Output pixel (x, y), centred and in pixels, takes its colour at `rows @ (x, y, 1)`."""
+    """Give output pixel (x, y), counted from the centre, the colour at `rows @ (x, y, 1)`."""
     channels, frames, height, width = clip.shape
     (a, b, c), (d, e, f) = rows
-    # torch counts in half sizes.
+    # torch measures coordinates in units of half the width and half the height.
     theta = torch.tensor(
         [[a, b * height / width, 2 * c / width], [d * width / height, e, 2 * f / height]]
     )
@@ -103,7 +103,7 @@ def _auto_contrast(clip: Tensor, level: float, rng: np.random.Generator) -> Tens
 
 
 def _equalize(clip: Tensor, level: float, rng: np.random.Generator) -> Tensor:
-    """Each channel's histogram over the clip becomes flat, by PIL's rule."""
+    """Flatten each channel's histogram over the clip, by PIL's rule."""
     pixels = clip.numpy()
     planes = []
     for plane in pixels:
@@ -129,7 +129,7 @@ def _rotate(clip: Tensor, level: float, rng: np.random.Generator) -> Tensor:
 
 
 def _shear_x(clip: Tensor, level: float, rng: np.random.Generator) -> Tensor:
-    # As PIL does it: the top edge stays where it is.
+    # As in PIL, the top edge stays in place.
     factor = _signed(0.3 * level, rng)
     return _affine(clip, ((1, factor, factor * clip.shape[2] / 2), (0, 1, 0)))
 
@@ -175,7 +175,7 @@ def _brightness(clip: Tensor, level: float, rng: np.random.Generator) -> Tensor:
 
 
 def _sharpness(clip: Tensor, level: float, rng: np.random.Generator) -> Tensor:
-    """Blend with PIL's SMOOTH: 3 x 3 box plus four times the centre, over 13; edges stay."""
+    """Blend with PIL's SMOOTH: (3 x 3 box sum + 4 * centre) / 13, with the edges unchanged."""
     wide = clip.short()
     rows = wide[..., :-2, :] + wide[..., 1:-1, :] + wide[..., 2:, :]
     box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]

@@ -1,4 +1,4 @@
-"""One sample's bytes out of a tar, by position, with proof that they are the right ones."""
+"""Reading of a sample's bytes from a tar by position, with a check of their sha256."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FIRST_PAUSE_S = 0.1
 
 
 class Sample(NamedTuple):
-    """One row of the index: all a loader process needs to know about a sample."""
+    """A row of the index: all that a loader process needs to know about a sample."""
 
     key: str
     shard: str
@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardReader:
-    """Reads samples of one shard directory; trouble that may pass is tried `attempts` times."""
+    """Reader of the samples of a shard directory, which tries each read up to `attempts` times."""
 
     location: str
     storage: Storage
@@ -39,10 +39,10 @@ class ShardReader:
     attempts: int = 4
 
     def read(self, sample: Sample) -> bytes:
-        """The sample's video file.
+        """Return the bytes of the sample's video file.
 
-        Raises DataError when a shard is gone or holds other bytes than were sealed, OSError when
-        storage still fails after the last attempt.
+        Raises DataError when a shard is gone or holds other bytes than were sealed, and OSError
+        when storage still fails at the last attempt.
         """
         pause = _FIRST_PAUSE_S
         for left in reversed(range(self.attempts)):

@@ -1,7 +1,7 @@
 """Places in shared memory that loader processes fill and the training process hands out.
 
-New shared memory for every batch costs each of its pages three times: given out, cleared and taken
-back by the kernel. These places are made once and used again as soon as nobody holds their clips.
+With new shared memory for every batch, the kernel would have to allocate, clear and free each page
+every time. These places are allocated once, and a place is reused once no tensor holds its clips.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.data.errors import DataError
 
 
 class Ring:
-    """`count` places for one batch of clips each. Lives in the process that asks for batches."""
+    """Pool of `count` places for one batch of clips each, owned by the training process."""
 
     def __init__(self, count: int, shape: tuple[int, ...]) -> None:
         size = count * math.prod(shape)
@@ -30,22 +30,22 @@ class Ring:
                 "micro-batch"
             ) from None
         self.places = torch.empty(0, dtype=torch.uint8).set_(storage).view(count, *shape)
-        """(count, *shape) uint8; what is sent to the loader processes."""
+        """(count, *shape) uint8, shared with the loader processes."""
         self._free = deque(range(count))
 
     def take(self) -> int:
-        """A place that nobody fills or holds."""
+        """Return a place that no process fills or holds."""
         return self._free.popleft()
 
     def hand_out(self, place: int) -> Tensor:
-        """The clips of a filled place, which is free again when no tensor shares their memory.
+        """Return the clips of a filled place, which becomes free once no tensor shares its memory.
 
-        One place always stays free: when the last is asked for, the clips are copied instead.
+        If no other place is free, the clips are copied, so that one place always stays free.
         """
         clips = self.places.numpy()[place]
         if not self._free:
             self._free.append(place)
             return torch.tensor(clips)
         weakref.finalize(clips, self._free.append, place).atexit = False
-        # The tensor's storage keeps this very array alive.
+        # The tensor's storage keeps this array alive, so the finalizer runs when both are gone.
         return torch.from_numpy(clips)

@@ -1,7 +1,7 @@
-"""Which frames of a video make a clip.
+"""The choice of a clip's frames.
 
-Every function returns frame numbers, int64, non-decreasing, inside [0, total). A video shorter than
-the clip repeats frames in a fixed way instead of reading outside itself.
+Every function returns int64 frame numbers in [0, total), in non-decreasing order. A video shorter
+than the clip has some frames repeated in a fixed way.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Frames = NDArray[np.int64]
 def train_frames(
     kind: Sampling, total: int, num_frames: int, stride: int, rng: np.random.Generator
 ) -> Frames:
-    """One random clip of `num_frames` out of `total` frames: shape (num_frames,)."""
+    """Draw a random clip of `num_frames` out of `total` frames: shape (num_frames,)."""
     _check(total, num_frames)
     if kind == "dense":
         return _window(
             int(rng.integers(_last_start(total, num_frames, stride) + 1)), total, num_frames, stride
         )
     if kind == "tsn":
-        # Bounds are inclusive and shared by neighbours, as in the published TSN sparse sampling.
+        # Neighbouring segments share their inclusive bounds, as in the published TSN sampling.
         bounds = np.round(np.arange(num_frames + 1) * ((total - 1) / num_frames)).astype(np.int64)
         return rng.integers(bounds[:-1], bounds[1:], endpoint=True)
     ticks = (np.arange(num_frames) + rng.random(num_frames)) * (total / num_frames)
@@ -33,11 +33,12 @@ def train_frames(
 
 
 def eval_frames(kind: Sampling, total: int, num_frames: int, stride: int, clips: int) -> Frames:
-    """`clips` fixed clips that together cover the video: shape (clips, num_frames).
+    """Return `clips` fixed clips that together cover the video: shape (clips, num_frames).
 
-    tsn: clip k takes the frame (k + 1) / (clips + 1) into every segment (one clip: the middle);
-    dense: evenly spaced windows (one clip: the central one);
-    segment: clip k takes ticks k, k + clips, ... of `clips * num_frames` equal parts.
+    With tsn, clip k takes the frame at (k + 1) / (clips + 1) of every segment; a single clip takes
+    the middles. With dense, the clips are evenly spaced windows; a single clip is the central one.
+    With segment, clip k takes the centres of parts k, k + clips, ... of `clips * num_frames` equal
+    parts.
     """
     _check(total, num_frames)
     if kind == "dense":
@@ -59,7 +60,10 @@ def _last_start(total: int, num_frames: int, stride: int) -> int:
 
 
 def _window(start: int, total: int, num_frames: int, stride: int) -> Frames:
-    """A window that leaves a short video holds the last frame: speed of motion is kept."""
+    """Return a window of frames; past the end of a short video, the last frame is repeated.
+
+    The speed of motion thus stays the same.
+    """
     return np.minimum(start + np.arange(num_frames, dtype=np.int64) * stride, total - 1)
 
 

@@ -1,7 +1,8 @@
-"""Whole shards of remote data sets on local disk, the least recently used removed when it fills.
+"""A local cache of whole shards of remote data sets, which evicts the least recently used.
 
-Safe between any number of processes and runs on one machine: a shard is fetched once under its own
-lock, appears under its name only complete and proven, and may be removed while somebody reads it.
+Any number of processes and runs on a machine may share the cache. A shard is fetched once, under a
+lock of its own, and gets its name only when it is complete and verified. It may be evicted while a
+process reads it.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ Download = Callable[[str, Path], None]
 
 @dataclass(frozen=True)
 class ShardCache:
-    """`directory/<data set>/<shard>`, at most `limit_bytes` in all."""
+    """Cache of files `directory/<data set>/<shard>`, with at most `limit_bytes` in all."""
 
     directory: Path
     limit_bytes: int
 
     def open(self, data_set: str, record: ShardRecord, download: Download) -> BinaryIO:
-        """The shard, fetched if it is not here; opening it marks it as used.
+        """Open a shard, fetch it first if it is missing, and mark it as used.
 
-        Raises OSError when fetching fails or brings other bytes than were sealed, DataError when
-        the shard is larger than the whole cache.
+        Raises OSError when fetching fails or brings other bytes than were sealed, and DataError
+        when the shard is larger than the whole cache.
         """
         path = self._path(data_set, record.name)
         while True:
@@ -59,7 +60,7 @@ class ShardCache:
         with waiting_for(path.with_suffix(".lock")):
             if path.exists():
                 return
-            # Left by a killed process, if it exists: the lock says nobody else writes it now.
+            # This process holds the lock, so an existing part file was left by a killed process.
             part = path.with_suffix(".part")
             part.unlink(missing_ok=True)
             self._make_room(record.bytes)

@@ -1,4 +1,4 @@
-"""A sealed shard directory, opened for training: who is in it and where each sample lies."""
+"""A sealed shard directory opened for training: its samples and where their bytes are."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Shards:
 
     @property
     def digest(self) -> str:
-        """Identity of the whole directory, other splits included; caches are named by it."""
+        """Digest of the whole directory, other splits included, which names its caches."""
         return self.manifest.digest
 
     @cached_property
     def content_digest(self) -> str:
-        """Identity of these samples, their order and their classes, whatever lies beside them."""
+        """Digest of these samples, their order and their classes, but not of other splits."""
         records = [self.manifest.shards[i] for i in np.unique(self.index.column("shard"))]
         content = [self.classes, [record.model_dump(mode="json") for record in records]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -53,11 +53,11 @@ class Shards:
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
-        """Class of every sample, shape (N,)."""
+        """Class number of every sample, shape (N,) int32."""
         return self.index.column("label")
 
     def samples(self, indices: NDArray[np.int64] | list[int]) -> list[Sample]:
-        """The index rows with these numbers, in the given order."""
+        """Return the index rows with these numbers, in the given order."""
         shards = self.manifest.shards
         return [
             Sample(
@@ -74,7 +74,7 @@ class Shards:
         ]
 
     def read(self, index: int) -> bytes:
-        """The video file of one sample, its size and sha256 checked."""
+        """Return the video file of a sample, after a check of its size and sha256."""
         return self._reader.read(self.samples([index])[0])
 
     @cached_property
@@ -84,7 +84,7 @@ class Shards:
     def reader(
         self, *, verify: bool = True, attempts: int = 4, cache: ShardCache | None = None
     ) -> ShardReader:
-        """A reader for these samples; `cache` keeps whole shards of remote data."""
+        """Build a reader for these samples; `cache` keeps whole shards of remote data."""
         storage: Storage
         if not is_url(self.location):
             storage = LocalStorage(Path(self.location))
@@ -96,9 +96,9 @@ class Shards:
         return ShardReader(self.location, storage, verify, attempts)
 
     def order(self, seed: int, epoch: int, window: int = 0) -> NDArray[np.int64]:
-        """The permutation of all samples that `epoch` shows, shape (N,).
+        """Return the permutation of all samples for `epoch`, shape (N,) int64.
 
-        A pure function of its arguments and the manifest. With `window` > 0, shards are shuffled
+        It depends only on the arguments and the manifest. With `window` > 0, shards are shuffled,
         and samples only within `window` shards at a time, so that storage is read in large pieces.
         """
         if not window:
@@ -115,7 +115,7 @@ class Shards:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def require_labels(self) -> None:
-        """Raises DataError when there is no sample, or one without a label."""
+        """Raise DataError if there is no sample or a sample has no label."""
         if not len(self):
             raise DataError(f"{self.location}: no samples in this split")
         if (self.labels < 0).any():
@@ -126,15 +126,15 @@ class Shards:
 
     @cached_property
     def _shard_starts(self) -> NDArray[np.int64]:
-        """First row of every shard, in storage order."""
+        """First row of every shard, in storage order, int64."""
         return np.flatnonzero(np.diff(self.index.column("shard"), prepend=-1))
 
 
 def open_shards(directory: Path | str, split: str | None = None) -> Shards:
-    """Open a shard directory or fsspec URL, or one split of it, and prove that its seal is intact.
+    """Open a shard directory or fsspec URL, or one split of it, and verify its seal.
 
     Raises DataError when there is no manifest, when the manifest, the index or the size of a local
-    shard is not what was sealed, or when the split does not exist.
+    shard differs from what was sealed, or when the split does not exist.
     """
     location = str(directory).rstrip("/")
     manifest = _parse_manifest(f"{location}/{MANIFEST_NAME}", _fetch(location, MANIFEST_NAME))
@@ -158,13 +158,13 @@ def _fetch(location: str, name: str) -> bytes:
         raise DataError(
             f"{location}: no {name} here, so this is not a finished shard directory; {advice}"
         ) from None
-    # ValueError and ImportError: fsspec does not know the protocol or lacks its package.
+    # fsspec raises ValueError for an unknown protocol and ImportError if a package is missing.
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"{location}/{name}: cannot be read: {error}") from None
 
 
 def _names(location: str) -> list[str]:
-    """Of a local directory; what lies behind a URL is not listed for the sake of a message."""
+    """List a local directory for an error message; a URL is not listed, which could be slow."""
     try:
         return [] if is_url(location) else os.listdir(location)
     except OSError:
@@ -193,7 +193,7 @@ def _open_index(location: str, manifest: Manifest, split: str | None) -> Index:
     path = f"{location}/{INDEX_NAME}"
     if hashlib.sha256(content).hexdigest() != manifest.index_sha256:
         raise DataError(
-            f"{path}: not the index its manifest vouches for (sha256 differs); "
+            f"{path}: not the index that its manifest names (sha256 differs); "
             "run `vmp data verify` on the directory"
         )
     names = [record.name for record in manifest.shards]
@@ -202,7 +202,7 @@ def _open_index(location: str, manifest: Manifest, split: str | None) -> Index:
     except OSError as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: cannot be unpacked on this node: {reason}") from None
-    # ValueError: text that is not UTF-8; KeyError: a column is missing
+    # Text that is not UTF-8 raises ValueError, and a missing column raises KeyError.
     except (pa.ArrowException, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{path}: not an index ({reason}); run `vmp data verify`") from None
@@ -218,8 +218,8 @@ def _open_index(location: str, manifest: Manifest, split: str | None) -> Index:
 
 
 def _fault(index: Index, manifest: Manifest) -> str | None:
-    """What cannot be in an index, whoever has sealed it; None when all can."""
-    most = 2**62  # more bytes than there are; numpy would wrap at 2**63
+    """Return a value that no valid index can hold, whoever sealed it; None if there is none."""
+    most = 2**62  # larger than any shard, and below 2**63, where int64 overflows
     shard_bytes = np.array([min(record.bytes, most) for record in manifest.shards], np.int64)
     for part in index.parts:
         if any(column.null_count for column in part.columns):
@@ -247,7 +247,7 @@ def _check_sizes(root: Path, manifest: Manifest) -> None:
     for record in manifest.shards:
         try:
             size = os.stat(root / record.name).st_size
-        except (OSError, ValueError):  # ValueError: a name that no file can have
+        except (OSError, ValueError):  # an impossible file name raises ValueError
             raise DataError(
                 f"{root / record.name}: missing shard; run `vmp data verify` on the directory"
             ) from None

@@ -1,4 +1,4 @@
-"""Byte ranges of the files in a shard directory: local, remote, or remote through a local cache."""
+"""Reading byte ranges of shard files: local, remote, or remote through a local cache."""
 
 from __future__ import annotations
 
@@ -14,41 +14,44 @@ import fsspec
 from data_prep.schema import ShardRecord
 from pipeline.data.shard_cache import ShardCache
 
-# Far below the usual limit of 1024 descriptors, which a data set of as many shards would use up.
+# Processes usually may open 1024 files, which a data set of that many shards would use up.
 _MAX_OPEN = 64
 
 
 class Storage(Protocol):
-    """Raises FileNotFoundError for what is not there and OSError for what fails."""
+    """Files of a shard directory.
+
+    Methods raise FileNotFoundError for a missing file and OSError for any other failure.
+    """
 
     def read(self, name: str, offset: int, size: int) -> bytes: ...
 
     def forget(self, name: str) -> None:
-        """Drop handles and copies of a file that gave an error or wrong bytes."""
+        """Drop the handles and copies of a file that gave an error or wrong bytes."""
 
 
 class LocalStorage:
-    """A directory; keeps the files it last read open. One per process."""
+    """A local directory, which keeps the files that it read last open. Each process has its own."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._open = lru_cache(_MAX_OPEN)(_OpenFile.open)
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        file = self._open(self._root / name)  # held, so that it stays open during the read
+        file = self._open(self._root / name)  # this reference keeps it open during the read
         return os.pread(file.descriptor, size, offset)
 
     def forget(self, name: str) -> None:
         self._open.cache_clear()
 
     def __reduce__(self) -> tuple[type[LocalStorage], tuple[Path]]:
-        """A copy for another process opens its own files."""
+        """Pickle without open files; a copy in another process opens its own."""
         return LocalStorage, (self._root,)
 
 
 @dataclass(frozen=True, slots=True)
 class _OpenFile:
-    """Closed when nobody holds it any more: one that others drop can be read to the end."""
+    """An open file that closes with its last reference, so a read can finish after `forget`."""
 
     descriptor: int
 
@@ -61,11 +64,11 @@ class _OpenFile:
 
 
 class RemoteStorage:
-    """Any fsspec URL; every read is one range request."""
+    """A directory at any fsspec URL; every read is one range request."""
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
-        # Made in the process that uses it: connections do not survive a fork.
+        # Each process opens its own on first use, because connections do not survive a fork.
         self._filesystem: Any = None
 
     def read(self, name: str, offset: int, size: int) -> bytes:
@@ -93,7 +96,7 @@ class RemoteStorage:
 
 
 class CachedStorage:
-    """Remote shards read from whole local copies."""
+    """Remote shards, read from whole local copies."""
 
     def __init__(
         self,
@@ -109,7 +112,7 @@ class CachedStorage:
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         record = self._records[name]
-        # Opened anew for every read: another rank may remove the copy at any time.
+        # The file is opened for every read, because another rank may evict the copy at any time.
         with self._cache.open(self._data_set, record, self._remote.download) as file:
             return os.pread(file.fileno(), size, offset)
 
@@ -123,9 +126,9 @@ def is_url(location: Path | str) -> bool:
 
 
 def _http_errors(url: str) -> tuple[type[Exception], ...]:
-    """What fsspec's HTTP back-end raises besides OSError; the others translate theirs."""
+    """Return the errors, besides OSError, that fsspec raises for a URL; only HTTP has any."""
     if not url.startswith("http"):
         return ()
-    import aiohttp  # slow to import, and every loader process would pay for it
+    import aiohttp  # a slow import, which only HTTP needs
 
     return (aiohttp.ClientError,)

@@ -1,4 +1,4 @@
-"""Processes that make batches, deaf to the signals meant for the training process."""
+"""Loader processes that make batches and ignore the signals meant for the training process."""
 
 from __future__ import annotations
 
@@ -26,19 +26,22 @@ from pipeline.data.config import DataConfig
 from pipeline.data.errors import DataError
 from pipeline.data.ring import Ring
 
-# SLURM signals every process of a job step, but only the training process may act on it.
+# SLURM signals every process of a job step, but only the training process may act on these.
 _JOB_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 _Task = tuple[int, list[Request]]
-"""A place of the ring, and what to fill it with."""
+"""A place of the ring, and the requests that fill it."""
 
-# Batches that the trainer may hold while it asks for the next, before clips are copied.
+# The trainer may hold this many batches while it asks for the next, before clips are copied.
 _HELD = 1
 
 
 class WorkerBatches:
-    """Batches made by `config.workers` processes (or here, for 0), in the order of the requests."""
+    """Iterator of batches in the order of the requests, made by `config.workers` processes.
+
+    With 0 workers the training process makes them.
+    """
 
     def __init__(
         self,
@@ -56,7 +59,7 @@ class WorkerBatches:
         in_flight = config.workers * config.prefetch
         self._ring = Ring(in_flight + _HELD + 2, maker.batch_shape(batch_size))
         context = multiprocessing.get_context(config.worker_start)
-        # The fork server imports torch once, in a process that never saw gloo, NCCL or CUDA.
+        # The fork server imports torch once, in a process without any state of gloo, NCCL or CUDA.
         context.set_forkserver_preload([__name__])
         loader: DataLoader[dict[int, str] | DataError] = DataLoader(
             _Filler(maker, self._ring.places),  # type: ignore[arg-type] # needs __getitems__ only
@@ -66,7 +69,7 @@ class WorkerBatches:
             worker_init_fn=partial(_begin, os.getpid()),
             multiprocessing_context=context,
             prefetch_factor=config.prefetch,
-            # Its own generator, so that the training process' random state stays untouched.
+            # With a generator of its own, the loader leaves torch's global random state alone.
             generator=torch.Generator(),
         )
         before = set(multiprocessing.active_children())
@@ -75,7 +78,7 @@ class WorkerBatches:
         self.processes |= set(multiprocessing.active_children()) - before
 
     def _tasks(self) -> Iterator[_Task]:
-        """Drawn in this process, whenever a loader process is given more to do."""
+        """Yield tasks in this process, one whenever a loader process is given more work."""
         for requests in self._requests:
             place = self._ring.take()
             self._sent.append((place, requests))
@@ -100,7 +103,7 @@ class WorkerBatches:
         return as_batch(requests, clips, self._maker.fill(requests, clips))
 
     def close(self) -> None:
-        """End the processes; one that hangs in a read is killed, for it ignores SIGTERM."""
+        """End the processes; one that hangs in a read is killed, because it ignores SIGTERM."""
         self._requests = iter(())
         self._answers = iter(())
         for process in self.processes:
@@ -113,7 +116,7 @@ class WorkerBatches:
 
 @dataclass(frozen=True)
 class _Filler:
-    """What a loader process does with a task."""
+    """The data set of the DataLoader, which fills places of the ring in a loader process."""
 
     maker: ClipMaker
     places: Tensor
@@ -123,7 +126,7 @@ class _Filler:
         try:
             return self.maker.fill(requests, self.places[place])
         except DataError as error:
-            # Returned, not raised: torch would wrap it in a worker's traceback.
+            # The error is returned because torch would wrap a raised one in a worker's traceback.
             return error
 
 
@@ -132,28 +135,31 @@ def _as_is(batch: Any) -> Any:
 
 
 def _begin(trainer: int, _worker: int) -> None:
-    """First thing in a loader process: no signal ends it, the end of its trainer does."""
+    """Set up a loader process to ignore the job's signals and to end when its trainer does."""
     for number in _JOB_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with, args=(trainer,), daemon=True).start()
 
 
 def _leave_with(trainer: int) -> None:
-    # Its parent is the fork server, which waits for its own children: neither would ever end.
-    with suppress(ProcessLookupError):  # it has ended already
+    # The process cannot watch its parent: that is the fork server, which itself waits for its
+    # children to end.
+    with suppress(ProcessLookupError):  # the trainer has ended already
         select.select([os.pidfd_open(trainer)], [], [])
     os._exit(1)
 
 
 @contextmanager
 def _job_signals_blocked() -> Iterator[None]:
-    """Processes started inside inherit the block, so no signal can end one before it ignores them.
+    """Block the job's signals, so that none ends a process started inside before it ignores them.
 
-    A signal for this process itself is delivered when the block ends.
+    Processes that start inside the block inherit this. A signal for this process is delivered when
+    the block ends.
     """
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
     try:
-        # Starting multiprocessing's tracker unblocks two of the signals, so it goes first.
+        # Starting multiprocessing's resource tracker unblocks two of the signals, so it starts
+        # first and the signals are blocked again.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
         yield

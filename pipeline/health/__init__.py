@@ -1,1 +1,1 @@
-"""What ends a run early or proves that it lives: signals, limits, bad numbers, hangs."""
+"""Supervision of a running rank: preflight, heartbeats, stop requests, hangs and failures."""

@@ -1,9 +1,8 @@
-"""What an exception means for the run: the class of its end, and whether it is a consequence."""
+"""Classification of exceptions by the class of the run's end and by whose fault they are."""
 
 from __future__ import annotations
 
 import errno
-import os
 import re
 from pathlib import Path
 
@@ -27,7 +26,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def classify(error: BaseException) -> StopClass:
-    """The class of an exception; the chain of its causes is searched too."""
+    """Return the class of an exception, also considering the chain of its causes."""
     chain = list(_causes(error))
     if any(isinstance(e, OSError) and e.errno in _DISK_FULL for e in chain):
         return StopClass.DISK_FULL
@@ -50,16 +49,17 @@ def classify(error: BaseException) -> StopClass:
 
 
 def timed_out(error: BaseException) -> bool:
-    """Did a collective wait in vain for another rank, which may well be alive?"""
+    """Return whether a collective timed out waiting for another rank, which may be alive."""
     return any(isinstance(e, RuntimeError) and _TIMED_OUT.search(str(e)) for e in _causes(error))
 
 
 def record_failure(
     run_dir: Path, rank: int, error: BaseException, *, consequence: bool = False
 ) -> Failure:
-    """Leave this rank's failure in the run directory; nothing is raised when that is impossible.
+    """Record this rank's failure in the run directory; a failed write is not raised.
 
-    `consequence`: another rank is the cause; the loss of a peer is taken for one anyway.
+    `consequence` says that another rank is the cause. The loss of a peer counts as a consequence in
+    any case.
     """
     elsewhere = isinstance(error, NodeFaultError) and bool(error.ranks) and rank not in error.ranks
     is_consequence = consequence or elsewhere or any(_is_peer_loss(e) for e in _causes(error))
@@ -68,15 +68,10 @@ def record_failure(
     return failure
 
 
-def attempt_id() -> str:
-    """Tells this attempt of a SLURM job from earlier ones; set by `slurm.job`, empty elsewhere."""
-    return os.environ.get("VMP_ATTEMPT", "")
-
-
 def _is_peer_loss(error: BaseException) -> bool:
     if isinstance(error, dist.DistNetworkError | dist.DistStoreError | dist.DistBackendError):
         return True
-    # Ours say what they mean.
+    # The text of this project's own errors must not be matched: their type is precise.
     if isinstance(error, NonFiniteError | HangError | NodeFaultError | SaveError):
         return False
     return isinstance(error, RuntimeError) and bool(_PEER_LOST.search(str(error)))

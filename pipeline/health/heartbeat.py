@@ -1,7 +1,8 @@
-"""The thread that leaves a rank's sign of life, for readers outside the job.
+"""The thread that writes a rank's heartbeat for readers outside the job.
 
-The first rank of a node writes those of all its ranks, every two seconds in a small run and more
-rarely in a large one (`NodeBoard.period_s`); the others tell it through the node's own disk.
+The first rank of a node writes the heartbeats of all ranks there, every two seconds in a small run
+and less often in a large one (`NodeBoard.period_s`). The other ranks pass theirs to it through the
+node's own disk.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from pipeline.health.pulse import Pulse
 from pipeline.rundir import Heartbeat, Phase
 
 EVERY_S = 2.0
-# Create, write, rename.
+# Writing a heartbeat takes a create, a write and a rename.
 _OPERATIONS = 3
 _ROW = "beat-"
 
 
 class HeartbeatWriter:
-    """Use as a context manager around the life of a rank; its last word is the phase "end"."""
+    """Context manager around the life of a rank; its last heartbeat has the phase "end"."""
 
     def __init__(self, run_dir: Path, pulse: Pulse, every_s: float = EVERY_S) -> None:
         self._run_dir = run_dir
@@ -46,7 +47,7 @@ class HeartbeatWriter:
     def __exit__(self, *_: object) -> None:
         self._pulse.enter(Phase.END)
         self._stop.set()
-        self._thread.join(timeout=EVERY_S)  # a dead file system must not hold up the end
+        self._thread.join(timeout=EVERY_S)  # a dead file system must not delay the end
         self._board.leave()
 
     def _run(self) -> None:

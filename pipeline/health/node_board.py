@@ -1,7 +1,8 @@
-"""What the ranks of one node tell each other without the shared file system.
+"""Messages between the ranks of one node that do not load the shared file system.
 
-A directory in the node's own temporary space. The first rank of a node carries what the others
-leave there to the run directory, and back: the shared file system meets one rank per node.
+The ranks exchange files in the node's own temporary directory. The first rank of a node carries
+their content to the run directory and back, so that only one rank per node uses the shared file
+system.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from pathlib import Path
 
 from pipeline.rundir import attempt_id
 
-# Metadata operations per second that a whole run may cost the shared file system: half for signs of
-# life, a quarter for first ranks that look for a call, a quarter for the others, who do so rarely.
+# A whole run may cause this many metadata operations per second on the shared file system: half for
+# heartbeats, a quarter for first ranks that look for a call for stacks, and a quarter for the other
+# ranks, which look less often.
 BUDGET_PER_S = 20.0
 
 
 class NodeBoard:
-    """Texts by name, left by one rank of this node and read by the others; telemetry, never more.
+    """Named texts that one rank of this node writes and the others read, for telemetry only.
 
-    Where there is no such directory (another user's, a full disk), nothing is read and what is put
-    is lost.
+    If the directory cannot be used (another user owns it, or the disk is full), reads return
+    nothing and writes are lost.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -41,11 +43,14 @@ class NodeBoard:
         self._mine: set[Path] = set()
 
     def period_s(self, shortest_s: float, operations: int, share: float) -> float:
-        """How often each first rank may do so many operations, with a share of the budget."""
+        """Return how often, in seconds, each first rank may do `operations` metadata operations.
+
+        `share` is the fraction of `BUDGET_PER_S` that all first ranks together may use.
+        """
         return max(shortest_s, self.nodes * operations / (BUDGET_PER_S * share))
 
     def put(self, name: str, text: str) -> None:
-        """Whole or not at all."""
+        """Write a text under `name`, atomically."""
         with suppress(OSError):
             if self._make():
                 path = self._root / name
@@ -55,28 +60,28 @@ class NodeBoard:
                 self._mine.add(path)
 
     def get(self, name: str) -> str:
-        """ "" when nobody has put it."""
+        """Return the text under `name`; an empty string when there is none."""
         try:
             return (self._root / name).read_text()
         except (OSError, UnicodeDecodeError):
             return ""
 
     def texts(self, prefix: str) -> Iterator[str]:
-        """Of all names that begin so."""
+        """Yield the texts of all names that begin with `prefix`."""
         with suppress(OSError):
             for name in sorted(os.listdir(self._root)):
                 if name.startswith(prefix):
                     yield self.get(name)
 
     def forget(self, prefix: str) -> None:
-        """What a killed attempt has left under names that begin so."""
+        """Delete what a killed attempt left under names that begin with `prefix`."""
         with suppress(OSError):
             for name in os.listdir(self._root):
                 if name.startswith(prefix):
                     (self._root / name).unlink(missing_ok=True)
 
     def leave(self) -> None:
-        """Take away what this rank has put, and the directory with the last of it."""
+        """Delete what this rank wrote, and the directory once it is empty."""
         with suppress(OSError):
             for path in self._mine:
                 path.unlink(missing_ok=True)

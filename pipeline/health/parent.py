@@ -1,4 +1,4 @@
-"""Ranks that end with the launcher that has started them, even when it is killed alone."""
+"""Stopping a rank when its launcher dies, even when the launcher alone is killed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def stop_with_parent() -> None:
-    """Be asked to stop (SIGTERM) when the process that has started this one is gone.
+    """Have the kernel send SIGTERM to this process when its parent dies.
 
-    Without it, the ranks of a launcher that was killed would train on, holding the lock of the run,
-    with nobody to tell.
+    Otherwise the ranks of a killed launcher would train on and hold the lock of the run, with no
+    process left to report to.
     """
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it was faster
+    if os.getppid() != parent:  # the parent died before prctl took effect
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,7 +1,7 @@
-"""Is every node fit for the run? Looked at before anything is built, answered by all ranks alike.
+"""Checks that every node is fit for the run, made before anything is built.
 
-What one rank finds becomes the error of all, because the others would wait for it in their next
-collective; the failure record of the rank that found it counts as the cause.
+A fault that one rank finds is raised on all ranks, because the others would otherwise wait for that
+rank in their next collective. The failure record of the rank that found it counts as the cause.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from pipeline.training.distributed import World, barrier, from_all_ranks, sum_ov
 logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
-# Below this share of free memory another process sits on the device.
+# If less than this fraction of the memory is free, another process is using the device.
 _MIN_FREE_DEVICE_SHARE = 0.5
 _REDUCED_ELEMENTS = 2**18
 
 
 class Finding(NamedTuple):
-    """Something that is wrong with a node."""
+    """A fault of a node."""
 
     text: str
-    """What and where, and what to do."""
+    """What is wrong, where, and what to do about it."""
     disk_full: bool = False
-    """The run directory's disk is full, which another node would not change."""
+    """Whether the run directory's disk is full, which a change of node would not help."""
 
 
 class Report(NamedTuple):
-    """What one rank saw."""
+    """The findings of one rank, and its clock."""
 
     rank: int
     host: str
     clock: float
-    """Seconds since the epoch, read by all ranks at the same moment."""
+    """Seconds since the Unix epoch, read by all ranks right after a barrier."""
     findings: list[Finding]
 
 
 def check(config: RunConfig, run_dir: Path, world: World) -> None:
-    """Look at this node, and at what the other ranks saw of theirs. Collective.
+    """Check this node and gather the findings of all ranks. Collective.
 
-    Raises on every rank alike: OSError (ENOSPC) for a full run directory, else NodeFaultError
-    naming the host of each finding.
+    Raises the same error on every rank: OSError (ENOSPC) for a full run directory, else
+    NodeFaultError, which names the host of each finding.
     """
     reduced_s, wrong_sum = _all_reduce(world)
     findings = [*_look(config, run_dir), *wrong_sum]
@@ -73,7 +73,10 @@ def check(config: RunConfig, run_dir: Path, world: World) -> None:
 
 
 def judge(reports: list[Report], max_clock_skew_s: float) -> None:
-    """Raise the one error that all findings amount to."""
+    """Raise one error for the findings of all reports, if there are any.
+
+    Raises OSError (ENOSPC) for a full run directory, else NodeFaultError.
+    """
     bad = {r.rank: list(r.findings) for r in reports}
     for report, lag in zip(reports, clock_lags(reports), strict=True):
         if abs(lag) > max_clock_skew_s:
@@ -91,13 +94,13 @@ def judge(reports: list[Report], max_clock_skew_s: float) -> None:
 
 
 def _say(faults: list[tuple[Report, Finding]]) -> str:
-    """One line; what several ranks of a host found is said once."""
+    """Return one line in which a finding of several ranks of a host appears once."""
     lines = dict.fromkeys(f"{report.host}: {finding.text}" for report, finding in faults)
     return f"preflight: {'; '.join(lines)}"
 
 
 def clock_lags(reports: list[Report]) -> list[float]:
-    """Seconds by which each clock is ahead of the median."""
+    """Return the seconds by which each rank's clock is ahead of the median."""
     median = statistics.median(report.clock for report in reports)
     return [report.clock - median for report in reports]
 
@@ -118,7 +121,7 @@ def _look(config: RunConfig, run_dir: Path) -> Iterator[Finding]:
 
 
 def low_space(path: Path, min_gib: float) -> str | None:
-    """What to say when less than `min_gib` is free where `path` is."""
+    """Return a message if less than `min_gib` is free where `path` is; None otherwise."""
     try:
         free = shutil.disk_usage(path).free / 2**30
     except OSError as error:
@@ -129,7 +132,7 @@ def low_space(path: Path, min_gib: float) -> str | None:
 def _temporary_directory(run_dir: Path, min_gib: float) -> Iterator[Finding]:
     asked = os.environ.get("TMPDIR")
     temporary = Path(tempfile.gettempdir())
-    if asked and temporary.resolve() != Path(asked).resolve():  # Python takes another in silence
+    if asked and temporary.resolve() != Path(asked).resolve():  # Python uses another without notice
         yield Finding(f"TMPDIR={asked} cannot be written; mount it or unset TMPDIR")
     if temporary.stat().st_dev == run_dir.stat().st_dev:
         return
@@ -138,7 +141,7 @@ def _temporary_directory(run_dir: Path, min_gib: float) -> Iterator[Finding]:
 
 
 def _batch_bytes(config: RunConfig) -> float:
-    """Of all batches that the loader processes of one rank may have ready."""
+    """Return the bytes of all batches that one rank's loader processes may hold ready."""
     size = config.model
     clip = 3 * size.num_frames * size.img_size**2
     batch = config.batch.max_micro * config.data.views * clip
@@ -148,7 +151,7 @@ def _batch_bytes(config: RunConfig) -> float:
 def _devices() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         return
-    # Launchers that show each rank only its own device leave exactly one visible.
+    # Some launchers make only the rank's own device visible, so a count of 1 is no fault.
     if 1 < torch.cuda.device_count() < _local_ranks():
         yield Finding(
             f"{torch.cuda.device_count()} GPUs are visible to {_local_ranks()} ranks: one is lost "
@@ -163,7 +166,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _all_reduce(world: World) -> tuple[float, list[Finding]]:
-    """Seconds for 1 MiB over the network that gradients will take, and whether the sum is right."""
+    """Time an all-reduce of 1 MiB over the gradients' network, in seconds, and check its sum."""
     for _ in range(2):  # the first one connects the ranks
         begin = time.perf_counter()
         tensor = torch.full((_REDUCED_ELEMENTS,), float(world.rank + 1), device=world.device)

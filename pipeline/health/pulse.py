@@ -1,7 +1,7 @@
-"""What this rank is doing at this moment: told by the training loop, read by its watchers.
+"""The current state of a rank, which the training loop sets and the watching threads read.
 
-Plain attributes: the loop never waits for a watcher, and a watcher that reads between two of its
-assignments sees a moment that is at most one step old.
+The state is kept in plain attributes without a lock, so the loop never waits for a watcher. A
+watcher that reads between two assignments sees values that are at most one step old.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RECENT_STEPS = 100
 
 
 class Pulse:
-    """The phase, the step and the pace of one rank."""
+    """Phase, step and step times of one rank."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -35,13 +35,13 @@ class Pulse:
         self.total_steps = 0
         self._step_s: deque[float] = deque(maxlen=_RECENT_STEPS)
         self.beats = 0
-        """Grows whenever something was finished: a step, a batch of an evaluation, a phase."""
+        """Count of finished things: steps, evaluation batches and changes of phase."""
 
     def beat(self) -> None:
         self.beats += 1
 
     def begin(self, step: int, total_steps: int) -> None:
-        """Training starts, or goes on, after `step` of `total_steps` optimizer steps."""
+        """Note that training starts or resumes after `step` of `total_steps` optimizer steps."""
         self.step, self.total_steps = step, total_steps
         self.enter(Phase.TRAIN)
 
@@ -58,7 +58,7 @@ class Pulse:
 
     @contextmanager
     def timed_step(self) -> Iterator[None]:
-        """Around one optimizer step."""
+        """Time one optimizer step and count it."""
         begin = time.perf_counter()
         yield
         self._step_s.append(time.perf_counter() - begin)
@@ -66,22 +66,25 @@ class Pulse:
         self.beat()
 
     def each(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, with a beat for each that the caller is done with."""
+        """Yield the items, with a beat after the caller is done with each."""
         for item in items:
             yield item
             self.beat()
 
     @property
     def is_warm(self) -> bool:
-        """Has a step been done: is everything read, compiled and connected?"""
+        """Whether a step has been done, after which all is read, compiled and connected."""
         return bool(self._step_s)
 
     def step_s(self, percentile: float = 50) -> float | None:
-        """Of the last 100 steps of this rank, in seconds; None before the first."""
+        """Return a percentile of this rank's last 100 step times, in seconds.
+
+        Returns None before the first step.
+        """
         recent = list(self._step_s)
         return float(np.percentile(recent, percentile)) if recent else None
 
     def step_percentiles(self) -> dict[str, float]:
-        """Median and 95th percentile for a row of metrics; {} before the first step."""
+        """Return median and 95th percentile in seconds by metric name; {} before the first step."""
         found = {f"step_s_p{p}": self.step_s(p) for p in (50, 95)}
         return {name: value for name, value in found.items() if value is not None}

@@ -1,7 +1,7 @@
-"""Asking a run to stop: signals and the wall clock set a flag, all ranks act on it together.
+"""Stop requests: signals and the wall clock set a flag, on which all ranks act together.
 
-A signal handler that saved by itself would hang: the save is collective and only some ranks may
-have been signalled. See docs/training.md.
+A signal handler must not save by itself. The save is collective, and it would hang if only some
+ranks received the signal. See docs/training.md.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pipeline.health.config import StopConfig
 from pipeline.rundir import End, StopClass
 from pipeline.rundir.ends import is_near
 
-# USR2: Submitit's time-out and preemption signal. TERM: what clusters without a user signal send.
+# Submitit uses USR2 for time-out and preemption; clusters without a user signal send TERM.
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 class Stopper:
-    """Remembers why this rank was asked to stop. Use as a context manager around training."""
+    """Context manager around training that notes whether and why this rank was asked to stop."""
 
     def __init__(self, config: StopConfig, deadline: float | None = None) -> None:
-        """`deadline`: seconds since the epoch at which the run must begin to save."""
+        """Take the `deadline` in seconds since the Unix epoch, when the run must begin to save."""
         self.end: End | None = None
         self._after_s = config.after_s
         self._started = time.monotonic()
@@ -51,7 +51,7 @@ class Stopper:
 
     @property
     def requested(self) -> bool:
-        """Does this rank want to stop? The others may not know yet."""
+        """Whether this rank was asked to stop; the other ranks may not know yet."""
         if self.end is None and self._deadline is not None and time.time() > self._deadline:
             self.end = End(StopClass.TIME_LIMIT, "the job's time limit is near")
         ran_s = time.monotonic() - self._started

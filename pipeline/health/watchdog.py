@@ -1,12 +1,13 @@
-"""When a rank has hung: the stacks of all ranks on disk, a failure record, and an end.
+"""The watchdog of a rank, which ends a hung run and leaves the stacks of all ranks on disk.
 
-Each rank watches itself. The first to lose patience leaves logs/hang. The first rank of each node
-looks for it and tells the others of its node, who look themselves only rarely (`NodeBoard`), so
-that the dumps show all ranks at the same moment: one of them is where it should not be, the rest
-wait for it in a collective. A hung collective cannot be unwound, hence `os._exit`.
+Each rank watches itself. The first whose time is up creates logs/hang. The first rank of each node
+looks for that file and tells the others of its node, which look for themselves less often
+(`NodeBoard`). The dumps then show all ranks at about the same moment: the rank that hangs, and the
+others, which wait for it in a collective. Nothing can unwind a hung collective, so the process ends
+with `os._exit`.
 
-A hang that holds Python's interpreter lock stops this thread too; there, the time-out of the other
-ranks' collectives ends the run, and SIGQUIT still shows the stack.
+A hang that holds Python's interpreter lock stops the watchdog too. The time-out of the other ranks'
+collectives then ends the run, and SIGQUIT still shows the stack.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ from pipeline.rundir.paths import hang_file, stacks_file
 logger = logging.getLogger(__name__)
 
 _LONGEST_POLL_S = 1.0
-# On a dead file system even the last words may hang.
+# Writing the report can itself hang on a dead file system, so it gets this much time.
 _LAST_WORDS_S = 30.0
 _CALL = "call-for-stacks"
 
 
 class Watchdog:
-    """Use as a context manager around the life of a rank.
+    """Context manager around the life of a rank.
 
-    Besides hangs, logs/stacks-rank00000.txt receives the stacks at SIGQUIT (the run goes on) and at
-    the fatal signals, among them the abort by which NCCL ends a process.
+    logs/stacks-rank00000.txt receives the stacks of a hang. It also receives them at SIGQUIT, after
+    which the run goes on, and at fatal signals, such as the abort by which NCCL ends a process.
     """
 
     def __init__(
@@ -58,16 +59,19 @@ class Watchdog:
         on_hang: Callable[[Failure], None],
         start_timeout_s: float = 0.0,
     ) -> None:
-        """`on_hang` is called after the stacks are written and before the process ends.
+        """Set up the watchdog.
 
-        `start_timeout_s`: the patience until the first step is done, if that is longer.
+        Args:
+            on_hang: called after the stacks are written and before the process ends.
+            start_timeout_s: time limit until the first step is done, used if it is longer than
+                `config.hang_timeout_s`.
         """
         self._run_dir = run_dir
         self._pulse = pulse
         self._timeout_s = config.hang_timeout_s
         self._poll_s = min(_LONGEST_POLL_S, (self._timeout_s or _LONGEST_POLL_S) / 4)
         self._board = NodeBoard(run_dir)
-        # An open for each look. On a node, all but the first rank look as often as the first.
+        # Each look costs one open. The other ranks of a node together look as often as its first.
         look_s = self._board.period_s(self._poll_s, 1, share=0.25)
         self._look_s = look_s if self._board.is_first else look_s * self._board.local_ranks
         self._start_timeout_s = start_timeout_s
@@ -78,7 +82,7 @@ class Watchdog:
         self._stacks_path = stacks_file(run_dir, pulse.rank)
 
     def __enter__(self) -> Watchdog:
-        if self._pulse.rank == 0:  # from an earlier attempt
+        if self._pulse.rank == 0:  # an earlier attempt may have left the file
             hang_file(self._run_dir).unlink(missing_ok=True)
         if self._board.is_first:
             self._board.forget(_CALL)
@@ -100,11 +104,14 @@ class Watchdog:
         self._stacks.close()
 
     def heed_others(self) -> None:
-        """Call it when all ranks have started: logs/hang is from then on of this attempt."""
+        """Start to obey logs/hang. Call this once all ranks have started.
+
+        By then rank 0 has deleted the file of an earlier attempt.
+        """
         self._others_have_started = True
 
     def _run(self) -> None:
-        # Counted in polls, not by the clock: a process that was suspended has not hung.
+        # Time is counted in polls and not by the clock, as a suspended process has not hung.
         seen, idle_s, until_look_s = -1, 0.0, 0.0
         while not self._stop.wait(self._poll_s):
             idle_s = idle_s + self._poll_s if self._pulse.beats == seen else 0.0
@@ -131,8 +138,8 @@ class Watchdog:
         last_words = threading.Thread(target=self._report, args=(reason,), daemon=True)
         last_words.start()
         last_words.join(_LAST_WORDS_S)
-        # A loader process looks whether its fork server lives, and that one whether we do, through
-        # a pipe which the loader process holds as well: both would stay for ever.
+        # The fork server of the loader processes ends when the pipe from this process closes, but
+        # the loader processes hold that pipe open too. Killing them lets the fork server end.
         for child in multiprocessing.active_children():
             child.kill()
         os._exit(exits.FAILED)
@@ -151,19 +158,19 @@ class Watchdog:
         logger.error("%s", error)
         failure = record_failure(self._run_dir, pulse.rank, error, consequence=_in_a_collective())
         self._on_hang(failure)
-        # The launcher ends the others when the first one is gone.
+        # The launcher ends all ranks once one has ended, so this rank waits for the others' dumps.
         first_look_s = self._board.period_s(self._poll_s, 1, share=0.25)
         time.sleep(min(2 * first_look_s, _LAST_WORDS_S - 5))
 
 
 def call_for_stacks(run_dir: Path, caller: str) -> None:
-    """Make every rank that still lives dump its stacks and end; the first call counts."""
+    """Ask every live rank to dump its stacks and end. Only the first call has an effect."""
     with suppress(OSError), hang_file(run_dir).open("x") as marker:
         marker.write(caller)
 
 
 def _in_a_collective() -> bool:
-    """Does the main thread wait for other ranks, rather than the others for it?"""
+    """Return whether the main thread is waiting for other ranks in a collective."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None:
         if frame.f_code.co_filename.endswith("distributed/distributed_c10d.py"):

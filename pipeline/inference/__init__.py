@@ -1,1 +1,1 @@
-"""Trained models at work: evaluation and export. Prediction is `pipeline.predict`."""
+"""Evaluation and export of trained models. Prediction is in `pipeline.predict`."""

@@ -1,4 +1,4 @@
-"""Exact evaluation: every sample counts once, whatever the world size and the number of views."""
+"""Exact evaluation, in which every sample counts once for any world size and number of views."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.training.task import Forward
 
 class EvalResult(NamedTuple):
     top1: float
-    """Share of videos whose label is the most probable class, 0 to 1."""
+    """Fraction of the videos whose label is the most probable class, in [0, 1]."""
     top5: float
     loss: float
     num_samples: int
@@ -29,12 +29,12 @@ class EvalResult(NamedTuple):
 def evaluate(
     forward: Forward, batches: Iterable[Batch], data: DataConfig, device: torch.device
 ) -> EvalResult:
-    """Class probabilities averaged over the views of each video, then counted.
+    """Average the class probabilities over the views of each video, and compute the metrics.
 
-    Collective: call on every rank with the rank's share of the samples. `top5` of fewer than five
-    classes counts every sample.
+    Collective: call on every rank with the rank's share of the samples. With fewer than five
+    classes, `top5` is 1.
     """
-    # float64: sums over millions of samples stay exact counts
+    # In float64, counts of millions of samples stay exact.
     totals = torch.zeros(4, dtype=torch.float64)
     for batch in batches:
         samples, views = batch.clips.shape[:2]

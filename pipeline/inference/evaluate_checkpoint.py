@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint outside training, in one process."""
+"""Evaluation of a checkpoint outside training, in one process."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipeline.training.precision import AUTOCAST, resolve_precision
 
 
 def evaluate_checkpoint(path: Path, data: Path, overrides: Sequence[str] = ()) -> EvalResult:
-    """Accuracy of a run, a checkpoint or exported weights on the validation split of `data`.
+    """Evaluate a run, a checkpoint or exported weights on the validation split of `data`.
 
-    Overrides reach any field: `data.val_split=test`, `eval.clips=4`, `eval.shuffle_frames=true`,
-    `eval.use_ema=false`.
+    Overrides can set any field, such as `data.val_split=test`, `eval.clips=4`,
+    `eval.shuffle_frames=true` or `eval.use_ema=false`.
     Raises CheckpointError, WeightsError, ConfigError or DataError.
     """
     trained = open_trained(path, overrides)

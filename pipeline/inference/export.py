@@ -1,4 +1,4 @@
-"""Weights of a run to give away."""
+"""Export of a run's weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pipeline.inference.trained import open_trained
 
 
 def export_weights(run: Path, out: Path, *, raw: bool = False) -> Path:
-    """Write a run's newest intact checkpoint as safetensors or .pth, as the suffix of `out` says.
+    """Write a run's newest intact checkpoint as .safetensors or .pth, by the suffix of `out`.
 
-    `raw`: the weights themselves where the run kept their moving average.
+    With `raw`, write the last weights even if the run kept their moving average.
     Raises CheckpointError, ConfigError or WeightsError.
     """
     check_suffix(out)

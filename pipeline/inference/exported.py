@@ -1,7 +1,7 @@
-"""Weights to give away, with all that using them takes: one .safetensors or .pth file.
+"""Exported weights, with all that their use requires, in one .safetensors or .pth file.
 
-Beside the tensors and the `ModelConfig` it holds a `Card`: the classes and how clips are made.
-Nothing in it tells where the run or its data were.
+Besides the tensors and the `ModelConfig`, the file holds a `Card` with the classes and the making
+of clips. It does not reveal where the run or its data were.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from model import VideoMamba, load_model, save_model
 from model.containers import read_metadata
 from model.convert import from_pretrained
+from model.invalid import first_problem
 from pipeline.config import RunConfig
 from pipeline.data.config import Positive
 from pipeline.errors import ConfigError
@@ -23,15 +24,15 @@ SUFFIXES = (".safetensors", ".pth")
 
 
 class Card(BaseModel):
-    """What the weights know, and what their clips must look like."""
+    """The classes that the weights distinguish, and how their clips must be made."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     version: Literal[1] = 1
     name: str
-    """Of the run."""
+    """Name of the run."""
     classes: tuple[str, ...] = Field(min_length=1)
-    """Names of the rows of the head."""
+    """Class names, in the order of the rows of the classification head."""
     sampling: Literal["tsn", "dense", "segment"]
     stride: int = Field(ge=1, le=10_000)
     mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
@@ -41,7 +42,7 @@ class Card(BaseModel):
     crops: Literal[1, 3]
     """Spatial views per clip."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """What the run computed in, see `engine.precision`."""
+    """Number format of the run's computation, see `engine.precision`."""
 
     @classmethod
     def of(cls, config: RunConfig, classes: tuple[str, ...]) -> Card:
@@ -51,7 +52,7 @@ class Card(BaseModel):
         return cls.model_validate(own | data | views)
 
     def tree(self, model: dict[str, Any]) -> dict[str, Any]:
-        """A configuration as read from YAML, for weights of that model."""
+        """Return a configuration as read from YAML, for weights of a `model` section."""
         data = self.model_dump(mode="json", include={"sampling", "stride", "mean", "std"})
         views = self.model_dump(mode="json", include={"clips", "crops"})
         return {
@@ -64,20 +65,27 @@ class Card(BaseModel):
 
 
 def check_suffix(path: Path) -> None:
-    """Raises ConfigError for a file that cannot be written as its name says."""
+    """Raise ConfigError if the suffix names a format that cannot be written."""
     if path.suffix not in SUFFIXES:
         why = ": ONNX has no selective scan" if path.suffix == ".onnx" else ""
         raise ConfigError(f"{path}: cannot be written{why}; choose {' or '.join(SUFFIXES)}")
 
 
 def write_exported(path: Path, net: VideoMamba, card: Card) -> None:
-    """Raises ConfigError for a suffix that is none of ours, WeightsError."""
+    """Write weights and card to `path`.
+
+    Raises ConfigError for an unknown suffix, and WeightsError when the file cannot be written.
+    """
     check_suffix(path)
     save_model(path, net, {CARD_METADATA: card.model_dump_json()})
 
 
 def read_exported(path: Path) -> tuple[VideoMamba, Card]:
-    """Raises WeightsError for what are no weights, ConfigError where the card is missing or bad."""
+    """Read weights and card from `path`; the model is on the CPU.
+
+    Raises WeightsError when the file has no valid weights, and ConfigError when the card is missing
+    or invalid.
+    """
     net = load_model(path) if path.suffix == ".safetensors" else from_pretrained(path)
     text = read_metadata(path, CARD_METADATA)
     if text is None:
@@ -88,9 +96,8 @@ def read_exported(path: Path) -> tuple[VideoMamba, Card]:
     try:
         card = Card.model_validate_json(text)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "content"
-        raise ConfigError(f"{path}: {CARD_METADATA} metadata: {where}: {problem['msg']}") from error
+        problem = first_problem(error, Card, whole="content")
+        raise ConfigError(f"{path}: {CARD_METADATA} metadata: {problem}") from error
     if len(card.classes) != net.config.num_classes:
         raise ConfigError(
             f"{path}: names {len(card.classes)} classes, its head has {net.config.num_classes}"

@@ -1,4 +1,4 @@
-"""The samples of an evaluation, in the views that the configuration asks for."""
+"""The loader of an evaluation's samples, in the views that the configuration asks for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.data.shards import Shards
 def evaluation_loader(
     shards: Shards, config: RunConfig, rank: int = 0, world: int = 1
 ) -> EvalLoader:
-    """This rank's share of the samples in the views that `config.eval` asks for."""
+    """Build the loader of this rank's samples, in the views that `config.eval` asks for."""
     return build_eval_loader(
         shards,
         config.data,

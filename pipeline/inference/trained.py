@@ -1,4 +1,4 @@
-"""A trained model, wherever it lies: a run, one of its checkpoints, or a file of `vmp export`."""
+"""Opening a trained model from a run, one of its checkpoints, or a file of `vmp export`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pipeline.inference.exported import read_exported
 
 class Trained(NamedTuple):
     source: Path
-    """The checkpoint or the file."""
+    """The checkpoint or the exported file."""
     model: VideoMamba
-    """On the CPU."""
+    """The model, on the CPU."""
     config: RunConfig
     classes: tuple[str, ...]
-    """Names of the rows of the head."""
+    """Class names, in the order of the rows of the classification head."""
 
 
 def open_trained(path: Path, overrides: Sequence[str] = (), *, raw: bool = False) -> Trained:
-    """Averaged weights where there are any, unless `raw` or `eval.use_ema=false`.
+    """Open a trained model, with averaged weights if kept, unless `raw` or `eval.use_ema=false`.
 
     Raises CheckpointError, WeightsError or ConfigError.
     """

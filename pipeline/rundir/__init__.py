@@ -1,4 +1,4 @@
-"""The run directory as a schema: paths, durable writing, and a record for each thing kept there.
+"""The schema of the run directory: its paths, durable writing, and a record for each file.
 
 `pipeline` and `slurm` both read and write runs through this package, which imports the standard
 library and pydantic only.

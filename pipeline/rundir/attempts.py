@@ -16,32 +16,32 @@ ATTEMPT_VARIABLE = "VMP_ATTEMPT"
 
 
 def attempt_id() -> str:
-    """Tells this attempt of a SLURM job from earlier ones; set by `slurm.job`, empty elsewhere."""
+    """Return the id of this attempt of a SLURM job, which `slurm.job` sets; empty elsewhere."""
     return os.environ.get(ATTEMPT_VARIABLE, "")
 
 
 class Attempt(Record):
-    """One job, or one stay in the queue of a job that was requeued, once it has ended."""
+    """One attempt that has ended: a job, or one start of a job that SLURM requeues."""
 
     job_id: str
     restart: int = 0
-    """How often SLURM had started the job before."""
+    """How many times SLURM had restarted the job."""
     stop_class: str
-    """Of its end, see `StopClass`."""
+    """How the attempt ended, see `StopClass`."""
     reason: str = ""
     node: str | None = None
-    """The node at fault, when one is."""
+    """The node at fault, if there is one."""
     step: int = -1
-    """Of the newest committed checkpoint at the end; -1 = none."""
+    """Step of the newest checkpoint committed by the end; -1 = none."""
     action: str = ""
     time: float = Field(default_factory=time.time)
 
 
 def append_attempt(run_dir: Path, attempt: Attempt) -> None:
-    """Add a line; it is on the disk when this returns."""
+    """Append an attempt; the line is on disk when this returns."""
     records.append(run_dir / ATTEMPTS_FILE, attempt)
 
 
 def read_attempts(run_dir: Path) -> list[Attempt]:
-    """All attempts that have ended, oldest first."""
+    """Return all attempts that have ended, oldest first."""
     return records.read_lines(run_dir / ATTEMPTS_FILE, Attempt)

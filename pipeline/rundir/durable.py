@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever moment the power goes."""
+"""Writing of files that are whole or absent, even after a power cut."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace `path` by `content` in one step: temporary name, fsync, rename, fsync."""
+    """Replace `path` with `content` as JSON, atomically: temporary name, fsync, rename, fsync."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
@@ -26,10 +26,10 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_text_even_on_a_full_disk(path: Path, content: str) -> None:
-    """As `write_text`; where that fails for want of space, over the old content.
+    """Write as `write_text` does or, if the disk is full, over the old content in place.
 
-    A small file that is overwritten needs no new block on most file systems. Half of it would be
-    JSON that nobody can read, which readers take for no record.
+    On most file systems, overwriting a small file needs no new block. If the process dies halfway,
+    the file is invalid JSON, which readers treat as a missing record.
     """
     try:
         write_text(path, content)
@@ -52,7 +52,8 @@ def sync_file(path: Path) -> None:
 
 def rename(source: Path, target: Path) -> None:
     """Rename within one directory and make the new name durable."""
-    # Opened before: who waits for the new name may move the directory as soon as it is there.
+    # The directory is opened first, because a process that waits for the new name may move the
+    # directory as soon as the name appears.
     directory = os.open(target.parent, os.O_RDONLY)
     try:
         source.rename(target)

@@ -1,4 +1,4 @@
-"""How an attempt ends: a class that a policy can act on, and one line for a person."""
+"""The end of an attempt: a class for the policy, and a one-line reason for the user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class StopClass(StrEnum):
-    """Classes of ends; `slurm.policy` and docs/operations.md say what each is answered with."""
+    """Classes of ends; `slurm.policy` and docs/operations.md tell what follows each of them."""
 
     FINISHED = "finished"
     PREEMPTED = "preempted"
@@ -19,11 +19,11 @@ class StopClass(StrEnum):
     """No step for `health.hang_timeout_s`."""
     NON_FINITE = "non_finite"
     CONFIGURATION = "configuration"
-    """Bad input: recipe, data or checkpoint contradict each other."""
+    """Bad input, such as a recipe, data and a checkpoint that do not fit together."""
     OUT_OF_MEMORY = "out_of_memory"
     DISK_FULL = "disk_full"
     CRASH = "crash"
-    """Any other exception: most likely a bug."""
+    """Any other exception, which is most likely a bug."""
 
 
 class End(NamedTuple):
@@ -32,17 +32,20 @@ class End(NamedTuple):
     stop_class: StopClass
     reason: str = ""
     node: str | None = None
-    """The node at fault, when one is."""
+    """The node at fault, if there is one."""
 
 
-# SLURM announces a time limit up to a minute early, and a save takes its time.
+# SLURM may announce a time limit up to a minute early, and a save takes time. A stop this close to
+# the deadline therefore counts as the time limit.
 _EARLY_S = 90.0
 
 
 def is_near(deadline: float | None, now: float) -> bool:
-    """Is the time limit of a job what ends it? The one place that judges it.
+    """Return whether a job that ends at `now` ends because of its time limit.
 
-    `deadline`: when the run must begin to save, in seconds since the epoch: the time limit less the
-    profile's `grace_s`; None = there is no limit.
+    Args:
+        deadline: when the run must begin to save, in seconds since the Unix epoch: the time limit
+            minus the profile's `grace_s`. None = there is no limit.
+        now: seconds since the Unix epoch.
     """
     return deadline is not None and now > deadline - _EARLY_S

@@ -4,4 +4,4 @@ DONE = 0
 FAILED = 1
 BAD_INPUT = 2
 RESUMABLE = 75
-"""Stopped early with a committed checkpoint: the same command goes on."""
+"""The run stopped early with a committed checkpoint; the same command resumes it."""

@@ -1,7 +1,7 @@
 """logs/failure-rank00000.json: how one rank failed.
 
-When one rank dies, the others fail too, in their next collective; `first_failure` tells the cause
-from these consequences.
+When one rank dies, the others fail too, in their next collective. `first_failure` finds the failure
+that caused the others.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from pipeline.rundir.records import Record
 
 
 class Failure(Record):
-    """How one rank failed."""
+    """The failure of one rank."""
 
     stop_class: StopClass
     error: str
     rank: int
     host: str
     time: float
-    """Seconds since the epoch."""
+    """Seconds since the Unix epoch."""
     attempt: str = ""
-    """See `attempt_id`."""
+    """Id of the attempt, see `attempt_id`."""
     consequence: bool
-    """The rank only noticed that another one was gone."""
+    """Whether the rank failed only because another rank was gone."""
     traceback: str
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Failure(Record):
     def of(
         cls, rank: int, error: BaseException, stop_class: StopClass, *, consequence: bool = False
     ) -> Failure:
-        """The failure of this process."""
+        """Build the record of a failure of this process."""
         return cls(
             stop_class=stop_class,
             error=redact(" ".join(f"{type(error).__name__}: {error}".split())),
@@ -54,15 +54,15 @@ class Failure(Record):
         )
 
     def write(self, run_dir: Path) -> None:
-        """Leave it in the run directory; nothing is raised when that is impossible."""
+        """Write the record to the run directory; an OSError is printed, not raised."""
         try:
             records.write(failure_file(run_dir, self.rank), self)
-        except OSError:  # a full disk is one of the failures to record; the log has it as well
+        except OSError:  # a full disk may be the failure to record; the log has it too
             traceback.print_exc()
 
 
 def first_failure(run_dir: Path, attempt: str = "") -> Failure | None:
-    """The failure that caused the others: the earliest of an attempt that is no consequence."""
+    """Return the earliest failure that is no consequence, else the earliest one, else None."""
     paths = of_all_ranks(run_dir, failure_file(run_dir, 0))
     found = (records.read(path, Failure) for path in paths)
     mine = [failure for failure in found if failure is not None and failure.attempt == attempt]
@@ -70,7 +70,7 @@ def first_failure(run_dir: Path, attempt: str = "") -> Failure | None:
 
 
 def forget_failures(run_dir: Path) -> None:
-    """Those of the attempt before. Call it before any rank is started."""
+    """Delete the failures of the previous attempt. Call this before any rank is started."""
     for path in of_all_ranks(run_dir, failure_file(run_dir, 0)):
-        if path.is_symlink() or not path.is_dir():  # a directory is no record of ours
+        if path.is_symlink() or not path.is_dir():  # a directory is not a record
             path.unlink(missing_ok=True)

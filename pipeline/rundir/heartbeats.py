@@ -1,7 +1,7 @@
-"""logs/heartbeat-rank00000.json: signs of life of the ranks of a node, for readers outside.
+"""logs/heartbeat-rank00000.json: what the ranks of a node are doing, for readers outside the job.
 
-One file per node, named by its first rank. It is telemetry: not synced to the disk, and a write
-that fails is made up for by the next one.
+Each node has one file, named after its first rank. The files are telemetry: they are not synced to
+disk, and a failed write does not matter because the next one follows soon.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.rundir.records import Record
 
 
 class Phase(StrEnum):
-    """What a rank is busy with."""
+    """Phase of a rank's life."""
 
     START = "start"
     TRAIN = "train"
@@ -26,22 +26,22 @@ class Phase(StrEnum):
 
 
 class Heartbeat(Record):
-    """What one rank was doing at `time`."""
+    """State of one rank at `time`."""
 
     rank: int
     host: str
     pid: int
     phase: Phase
     step: int
-    """Optimizer steps done."""
+    """Optimizer steps completed."""
     total_steps: int
-    """0 until the data is open."""
+    """Optimizer steps of the whole run; 0 until the data is open."""
     step_s: float | None
-    """Median of the last 100 steps; None before the first."""
+    """Median time of the last 100 steps, in seconds; None before the first step."""
     time: float
-    """Seconds since the epoch, by the clock of `host`."""
+    """Seconds since the Unix epoch, by the clock of `host`."""
     others: tuple[Heartbeat, ...] = ()
-    """Of the other ranks of its node."""
+    """Heartbeats of the other ranks on the same node."""
 
     def write(self, run_dir: Path) -> None:
         path = heartbeat_file(run_dir, self.rank)
@@ -52,14 +52,14 @@ class Heartbeat(Record):
 
 
 def read_heartbeat(run_dir: Path, rank: int = 0) -> Heartbeat | None:
-    """The newest of one rank; None before the first."""
+    """Return the newest heartbeat of the rank's file; None before the first."""
     return records.read(heartbeat_file(run_dir, rank), Heartbeat)
 
 
 def read_heartbeats(run_dir: Path) -> list[Heartbeat]:
-    """The newest of every rank, in the order of the ranks; [] before the first.
+    """Return the newest heartbeat of every rank, ordered by rank; [] before the first.
 
-    A dead rank leaves its last one: compare `time` with the clock.
+    The last heartbeat of a dead rank stays, so compare its `time` with the clock.
     """
     newest: dict[int, Heartbeat] = {}
     for path in of_all_ranks(run_dir, heartbeat_file(run_dir, 0)):
@@ -71,7 +71,7 @@ def read_heartbeats(run_dir: Path) -> list[Heartbeat]:
 
 
 def forget_heartbeats(run_dir: Path, from_rank: int) -> None:
-    """Those of an earlier attempt that had more ranks, or other first ranks."""
+    """Delete the files of first ranks from `from_rank` on, left by an attempt with more ranks."""
     for path in of_all_ranks(run_dir, heartbeat_file(run_dir, 0)):
         first = records.read(path, Heartbeat)
         if first is not None and first.rank >= from_rank:

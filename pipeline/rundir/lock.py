@@ -1,7 +1,7 @@
-"""The lock of a run: one process trains in a directory at a time.
+"""The lock of a run, which lets only one process train in a directory at a time.
 
-A lock of an open file description: the kernel lets go of it however the process ends, and, unlike
-with flock, one can ask who holds it without taking it.
+The lock belongs to an open file description (OFD). The kernel releases it however the process ends
+and, unlike flock, can tell whether it is held without taking it.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from pipeline.rundir.exits import BAD_INPUT
 from pipeline.rundir.paths import LOCK_FILE
 
 _LOST_NODE_S = 150.0
-# struct flock: l_type, l_whence, l_start, l_len (0 = the whole file), l_pid (0 as asked for).
+# The fields of struct flock are l_type, l_whence, l_start, l_len (0 = the whole file) and l_pid,
+# which must be 0 for an OFD lock.
 _FLOCK = "hhqqi4x"
 
 
 class RunInUseError(ValueError):
-    """The run directory belongs to another process that trains in it right now."""
+    """Another process is training in the run directory."""
 
     exit_status = BAD_INPUT
 
 
 @contextmanager
 def exclusive(run_dir: Path) -> Iterator[None]:
-    """Hold the run's lock.
+    """Hold the run's lock inside the block.
 
-    Raises RunInUseError when another process trains in this directory.
+    Raises RunInUseError when another process is training in this directory.
     """
-    # A file server may keep the lock of a node that was lost for a while.
+    # A file server may keep a lost node's lock for a while, so a SLURM job waits for it.
     patience_s = _LOST_NODE_S if attempt_id() else 0.0
     deadline = time.monotonic() + patience_s
     with (run_dir / LOCK_FILE).open("a+") as lock:
@@ -47,13 +48,13 @@ def exclusive(run_dir: Path) -> Iterator[None]:
 
 
 def refuse_active(run_dir: Path) -> None:
-    """Raises RunInUseError when a process trains in the directory. Call it before `prepare_run`."""
+    """Raise RunInUseError if a process trains in the directory. Call this before `prepare_run`."""
     if is_active(run_dir):
         raise _in_use(run_dir)
 
 
 def is_active(run_dir: Path) -> bool:
-    """Does a process train in the directory right now? The lock is not touched."""
+    """Return whether a process is training in the directory, without touching the lock."""
     try:
         descriptor = os.open(run_dir / LOCK_FILE, os.O_RDONLY)
     except OSError:
@@ -68,7 +69,7 @@ def is_active(run_dir: Path) -> bool:
 
 @contextmanager
 def waiting_for(path: Path) -> Iterator[None]:
-    """Hold a lock on the file `path`, which is made if need be, once nobody else does."""
+    """Wait for a lock on the file `path`, created if need be, and hold it inside the block."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

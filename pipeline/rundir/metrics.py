@@ -1,4 +1,4 @@
-"""metrics.jsonl: the record of a run that is always there, whatever the tracking server does."""
+"""metrics.jsonl: the metrics of a run, kept whether or not the tracking server works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Row(BaseModel):
-    """What a line must be to count as a row: so that readers need not look at a value twice."""
+    """Schema of a row, checked here so that readers need not check values again."""
 
     model_config = ConfigDict(extra="allow", strict=True)
     __pydantic_extra__: dict[str, int | float]
@@ -30,10 +30,10 @@ class _Row(BaseModel):
 
 
 class MetricsLog:
-    """Appends one JSON object per line: `step`, `kind` ("train" or "eval"), `time`, the values."""
+    """Writer of rows: a JSON object a line with `step`, `kind` (train or eval), `time`, values."""
 
     def __init__(self, run_dir: Path, resume_step: int) -> None:
-        """Rows after `resume_step`, logged by an attempt that died later, are dropped."""
+        """Open the log and drop the rows after `resume_step`, which a dead attempt wrote."""
         self.path = run_dir / METRICS_FILE
         if self.path.exists():
             kept = [row for row in read_metrics(run_dir) if row["step"] <= resume_step]
@@ -55,9 +55,10 @@ class MetricsLog:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All rows, oldest first; lines that are none are left out and counted in the log.
+    """Return all rows, oldest first; [] when there is no such file.
 
-    [] when there is no such file. A last line cut short by a kill is no news.
+    Lines that are not rows are left out, and a warning counts them. The last line is not counted,
+    because a kill can cut it short.
     """
     rows: list[dict[str, Any]] = []
     path = run_dir / METRICS_FILE

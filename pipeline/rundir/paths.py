@@ -1,4 +1,4 @@
-"""The names of what lies in runs/<name>/, and beside it in runs/; no other module spells them."""
+"""Names of the files in runs/<name>/ and next to it in runs/; no other module spells them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ ATTEMPTS_FILE = "attempts.jsonl"
 JOB_FILE = "job.json"
 TRACKING_ID_FILE = "mlflow_run_id"
 TRACKING_PENDING_FILE = "mlflow_pending"
-"""Exists while the store lacks rows of a run that has ended."""
+"""File that exists while the MLflow store lacks rows of a run that has ended."""
 LOCK_FILE = ".lock"
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"
 CODE = "code"
 
-# Beside the runs, for all of them.
+# These lie next to the run directories and serve all runs.
 NODE_LEDGER = "bad_nodes.jsonl"
 SNAPSHOTS = ".code"
 ARRAY_LOGS = ".arrays"
@@ -28,7 +28,7 @@ TRACKING_STORE = "mlflow.db"
 TRACKING_ARTIFACTS = "mlartifacts"
 
 MARKER = "COMMITTED"
-"""In a checkpoint: it is whole."""
+"""File that marks a checkpoint as complete."""
 _STEP = re.compile(r"step-(\d{8})")
 _STAGING = re.compile(r"step-\d{8}\.tmp")
 
@@ -58,17 +58,17 @@ def samples_file(run_dir: Path, rank: int) -> Path:
 
 
 def hang_file(run_dir: Path) -> Path:
-    """There when a rank has asked all others for their stacks."""
+    """Return the path of the file that exists once a rank has asked all others for their stacks."""
     return run_dir / LOGS / "hang"
 
 
 def collective_traces(run_dir: Path) -> Path:
-    """What the names of NCCL's dumps begin with; absolute, for processes that change directory."""
+    """Return the path prefix of NCCL's dumps, absolute because a process may change directory."""
     return (run_dir / LOGS / "nccl-trace-rank").resolve()
 
 
 def of_all_ranks(run_dir: Path, example: Path) -> list[Path]:
-    """The files of every rank that are named as `example`, one of them, by rank."""
+    """Return the files of all ranks that are named as `example`, the file of one rank, by rank."""
     pattern = re.sub(r"rank\d{5}", "rank[0-9]*", example.name)
     return sorted((run_dir / LOGS).glob(pattern))
 
@@ -78,13 +78,13 @@ def checkpoint_name(step: int) -> str:
 
 
 def step_of(path: Path) -> int | None:
-    """The step of a checkpoint by its name; None when it is the name of something else."""
+    """Return the step in a checkpoint's name; None when the name is not that of a checkpoint."""
     match = _STEP.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def is_unfinished(path: Path) -> bool:
-    """Has a killed run left this in the directory of checkpoints? Anything of a user's is not."""
+    """Return whether `path` is a checkpoint that a killed run left unfinished."""
     if path.is_symlink() or not path.is_dir():
         return False
     if _STAGING.fullmatch(path.name):
@@ -93,9 +93,9 @@ def is_unfinished(path: Path) -> bool:
 
 
 def committed(checkpoints: Path) -> list[Path]:
-    """The checkpoints of a directory that carry their marker, oldest first; links are not followed.
+    """Return the checkpoints with a marker, oldest first; [] when there is no such directory.
 
-    [] when there is no such directory.
+    Symbolic links are left out.
     """
     if not checkpoints.is_dir():
         return []
@@ -107,6 +107,6 @@ def committed(checkpoints: Path) -> list[Path]:
 
 
 def newest_step(run_dir: Path) -> int:
-    """Step of the newest committed checkpoint, -1 without any."""
+    """Return the step of the newest committed checkpoint; -1 when there is none."""
     found = committed(run_dir / CHECKPOINTS)
     return max((step_of(path) or 0 for path in found), default=-1)

@@ -1,10 +1,10 @@
-"""Records as JSON: one strict writer, one tolerant reader.
+"""Records as JSON, with one strict writer and one tolerant reader.
 
 A file may be cut short by a full disk or a power cut, edited by a person, or written by a newer
-version. A reader takes what is no record for one that is not there: it must not keep the supervisor
-from its work, nor one broken run from the list of all. Numbers that are not finite are written as
-Python's `json` writes them (NaN, Infinity) and read back as such; null, which earlier versions
-wrote for them, is read as NaN.
+version. A reader treats an invalid record as a missing one: a damaged file must not stop the
+supervisor, and one damaged run must not break the list of all runs. Non-finite numbers are written
+as Python's `json` writes them (NaN, Infinity) and read back as such. Earlier versions wrote null
+for them, which is read as NaN.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pipeline.rundir import durable
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-"""A float that need not be finite."""
+"""A float that may be NaN or infinite."""
 
 
 class Record(BaseModel):
-    """Base of all records; keys that this version does not know are ignored."""
+    """Base class of all records; keys that this version does not know are ignored."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -37,12 +37,12 @@ R = TypeVar("R", bound=BaseModel)
 
 
 def write(path: Path, record: BaseModel) -> None:
-    """Replace `path` by the record in one step."""
+    """Replace `path` with the record, atomically."""
     durable.write_text(path, record.model_dump_json(indent=1) + "\n")
 
 
 def read(path: Path, kind: type[R]) -> R | None:
-    """The record in `path`; None when there is none, or not a whole one."""
+    """Return the record in `path`; None when it is missing or invalid."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
@@ -50,12 +50,12 @@ def read(path: Path, kind: type[R]) -> R | None:
 
 
 def append(path: Path, record: BaseModel) -> None:
-    """Add a line to a .jsonl file; it is on the disk when this returns."""
+    """Append a line to a .jsonl file; it is on disk when this returns."""
     text = record.model_dump_json() + "\n"
     with path.open("ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
-            # Half a line at the end would take this one with it.
+            # A partial last line would make this one invalid too, so it is closed first.
             if file.read(1) != b"\n":
                 text = "\n" + text
         file.write(text.encode())
@@ -64,7 +64,7 @@ def append(path: Path, record: BaseModel) -> None:
 
 
 def read_lines(path: Path, kind: type[R]) -> list[R]:
-    """The records of a .jsonl file, oldest first; lines that are none are left out."""
+    """Return the records of a .jsonl file, oldest first; invalid lines are left out."""
     rows = []
     for line in lines(path):
         try:
@@ -75,10 +75,10 @@ def read_lines(path: Path, kind: type[R]) -> list[R]:
 
 
 def lines(path: Path) -> list[bytes]:
-    """The lines of a file that are not empty; [] when there is no such file."""
+    """Return the lines of a file that are not empty; [] when the file cannot be read."""
     try:
         content = path.read_bytes()
     except OSError:
         return []
-    # Of bytes: a text would also be split at every Unicode line separator in a reason.
+    # Bytes are split, since splitlines() on text would also split at Unicode line separators.
     return [line for line in content.split(b"\n") if line.strip()]

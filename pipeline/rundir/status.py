@@ -1,4 +1,4 @@
-"""status.json: what a run is doing, or how its last attempt ended."""
+"""status.json: the state of a run, and how its last attempt ended."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from pipeline.rundir.records import Record
 
 
 class State(StrEnum):
-    """All states of a run. The last three are never written: a reader concludes them."""
+    """States of a run. The last three are never written; readers infer them."""
 
     QUEUED = "queued"
-    """Its job was requeued and has not started again."""
+    """The run's job was requeued and has not started again."""
     RUNNING = "running"
     FINISHED = "finished"
     STOPPED = "stopped"
-    """Early, with a committed checkpoint."""
+    """The run stopped early with a committed checkpoint."""
     CANCELLED = "cancelled"
-    """Killed by a person."""
+    """A user killed the run."""
     FAILED = "failed"
     NEW = "never started"
     LOST = "lost"
-    """It was queued or running, but there is no job any more."""
+    """The run was queued or running, but its job no longer exists."""
     UNREADABLE = "unreadable"
 
 
@@ -40,23 +40,23 @@ def _known_class(value: object) -> object:
 
 
 class RunStatus(Record):
-    """What status.json holds."""
+    """The content of status.json."""
 
     state: State
     pid: int = 0
-    """Of the process that wrote it."""
+    """Process id of the writer."""
     attempt: str = ""
-    """See `attempt_id`."""
+    """Id of the attempt, see `attempt_id`."""
     updated: str = Field(
         default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"),
     )
     exit_status: int | None = None
-    """Of the run; None while it has none."""
+    """Exit status of the run; None while it is not over."""
     stop_class: Annotated[StopClass | None, BeforeValidator(_known_class)] = None
     reason: str = ""
 
     def of_attempt(self, attempt: str) -> RunStatus:
-        """This, or that of a run that never started when it was written in another attempt."""
+        """Return this status if `attempt` wrote it, else the status of a run that never started."""
         return self if self.attempt == attempt else NEVER_STARTED
 
 
@@ -71,7 +71,7 @@ def write_status(
     exit_status: int | None = None,
     attempt: str | None = None,
 ) -> None:
-    """Replace the status of a run; `end` and `exit_status` when an attempt of it is over."""
+    """Replace the status of a run. Give `end` and `exit_status` once the attempt is over."""
     status = RunStatus(
         state=state,
         pid=os.getpid(),
@@ -84,7 +84,7 @@ def write_status(
 
 
 def restore_status(run_dir: Path, status: RunStatus) -> None:
-    """Put back a status that was read before, if there was one."""
+    """Write back a status that was read before; without a readable one, delete the file."""
     if status.state in (State.NEW, State.UNREADABLE):
         forget_status(run_dir)
         return
@@ -93,12 +93,12 @@ def restore_status(run_dir: Path, status: RunStatus) -> None:
 
 def _write(run_dir: Path, status: RunStatus) -> None:
     text = status.model_dump_json(indent=1, exclude_none=True) + "\n"
-    # A full disk may be what ended the run: "running" must not stay behind.
+    # A full disk may have ended the run, and the file must not go on saying "running".
     durable.write_text_even_on_a_full_disk(run_dir / STATUS_FILE, text)
 
 
 def read_status(run_dir: Path) -> RunStatus:
-    """The last status; its state is NEW before the first, UNREADABLE when there is no whole one."""
+    """Return the last status. Its state is NEW without a file, UNREADABLE if that is invalid."""
     status = records.read(run_dir / STATUS_FILE, RunStatus)
     if status is not None:
         return status
@@ -107,5 +107,5 @@ def read_status(run_dir: Path) -> RunStatus:
 
 
 def forget_status(run_dir: Path) -> None:
-    """Before a new job: the last one's status must not be taken for how this one ended."""
+    """Delete the status before a new job, so that the last job's end is not taken for its own."""
     (run_dir / STATUS_FILE).unlink(missing_ok=True)

@@ -11,25 +11,25 @@ from pipeline.rundir.records import Number, Record
 
 
 class Summary(Record):
-    """What a run has come to."""
+    """The result of a finished run."""
 
     top1: Number
-    """Share of the validation videos whose label is the most probable class, 0 to 1."""
+    """Fraction of the validation videos whose label is the most probable class, in [0, 1]."""
     top5: Number = math.nan
     loss: float | None = None
-    """Mean over the validation videos; None in summaries of earlier versions."""
+    """Mean loss over the validation videos; None in summaries of earlier versions."""
     num_samples: int
-    """Validation videos."""
+    """Number of validation videos."""
     steps: int
     epochs: Number = math.nan
     checkpoint: Path
-    """The last one, where it was when the run ended."""
+    """Path of the last checkpoint at the time when the run ended."""
     mlflow_run_id: str | None = None
     wall_s: Number = math.nan
-    """Training time of all attempts."""
+    """Training time of all attempts, in seconds."""
 
     def line(self, run_dir: Path) -> str:
-        """For the user who asks for the run again."""
+        """Return a line for a user who starts the run again."""
         lost = self.loss is not None and not math.isfinite(self.loss)
         doubt = f", with a validation loss of {self.loss}" if lost else ""
         return (
@@ -43,5 +43,5 @@ def write_summary(run_dir: Path, summary: Summary) -> None:
 
 
 def read_summary(run_dir: Path) -> Summary | None:
-    """None before the end of the run, or when the file is not whole."""
+    """Return the summary; None before the end of the run, or when the file is invalid."""
     return records.read(run_dir / SUMMARY_FILE, Summary)

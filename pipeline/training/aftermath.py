@@ -1,4 +1,4 @@
-"""What is written when a run stays down and its own ranks could not say why."""
+"""Record why a run ended when its own ranks could not do so themselves."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _DELIVER_S = 20.0
 
 
 def explain(run_dir: Path) -> str:
-    """Why the ranks have ended: what rank 0 said, or the failure elsewhere that it suffered from.
+    """Return why the ranks ended: rank 0's own reason, or the failure elsewhere that caused it.
 
-    Leaves that in status.json. Call it when all ranks are gone.
+    A failure elsewhere is also written to status.json. Call this once all ranks are gone.
     """
     status = rundir.read_status(run_dir)
     stop_class, reason = status.stop_class, status.reason
@@ -35,7 +35,7 @@ def explain(run_dir: Path) -> str:
 
 
 def settle(run_dir: Path, end: End) -> None:
-    """Leave the end in status.json and in the MLflow run, when rank 0 has not done so."""
+    """Record the end in status.json and in the MLflow run, unless rank 0 has done so."""
     status = rundir.read_status(run_dir).of_attempt(attempt_id())
     if status.exit_status is not None and status.stop_class is end.stop_class:
         return
@@ -48,7 +48,7 @@ def settle(run_dir: Path, end: End) -> None:
     )
     config = read_config(run_dir).tracking.model_copy(update={"flush_timeout_s": _DELIVER_S})
     tracker = Tracker(config, run_dir, params={}, tags={})
-    if tracker.run_id is None:  # it never began: there is nothing to mark
+    if tracker.run_id is None:  # no MLflow run was ever created, so none can be marked
         return
     tracker.note_end(end)
     tracker.close("KILLED" if stopped else "FAILED")

@@ -1,4 +1,4 @@
-"""Puts a trainer together from a configuration, and takes it to where its run left off."""
+"""Build a trainer from a configuration and restore it to where its run left off."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def assemble(
     pulse: Pulse,
     stack: ExitStack,
 ) -> Trainer:
-    """All collaborators of a run, resumed from its newest intact checkpoint if it has one.
+    """Build a run's trainer, resumed from the newest intact checkpoint if there is one.
 
-    Collective: call on every rank. What needs closing is registered on `stack`.
-    Raises ConfigError, DataError, CheckpointError on every rank alike.
+    Collective: call on every rank. Everything that needs closing is registered on `stack`.
+    Raises ConfigError, DataError or CheckpointError, the same on every rank.
     """
     determinism.configure(
         config.seed, deterministic=config.deterministic, threads=config.launch.threads_per_rank
@@ -60,7 +60,7 @@ def assemble(
     train_shards, val_shards = open_data(config)
     micro_batch, accumulation = config.batch_split(world.size)
     checkpoint = distributed.on_main(lambda: newest_valid(run_dir / rundir.CHECKPOINTS))
-    # The weights that a run has begun with may be gone by the time it is resumed.
+    # A resumed run must not need `init_from`: those weights may be gone by now.
     model = initial_model(config) if checkpoint is None else create_model(config.model)
     engine = build_engine(config, model, world, micro_batch, accumulation)
     saver = CheckpointSaver(run_dir / rundir.CHECKPOINTS, config.checkpoint, world)
@@ -111,7 +111,7 @@ def assemble(
 
 
 def _dataset_use(context: str, shards: Shards) -> DatasetUse:
-    # A bucket's address may carry a user and a key.
+    # The address of a bucket may contain a user name and a key, which MLflow must not store.
     parts = urlsplit(shards.location)
     address = shards.location
     if parts.scheme and parts.netloc:
@@ -123,7 +123,7 @@ def _dataset_use(context: str, shards: Shards) -> DatasetUse:
 def build_engine(
     config: RunConfig, model: VideoMamba, world: World, micro_batch: int, accumulation: int
 ) -> Engine:
-    """`model` and its AdamW as `config` says. Collective: call on every rank."""
+    """Wrap `model` and its AdamW in an engine as `config` says. Collective: call on every rank."""
     allow_tf32(config.engine.tf32, world.device)
     if not config.engine.compile:
         do_without_compiler()
@@ -163,7 +163,7 @@ def build_task(config: RunConfig, device: torch.device) -> ClassificationTask:
 
 
 def initial_model(config: RunConfig) -> VideoMamba:
-    """Fresh weights from the seed, or those of `init_from` adapted to the model's shape.
+    """Build a model with fresh weights, or with those of `init_from` fitted to its shape.
 
     Collective: call on every rank. Raises WeightsError or CheckpointError.
     """
@@ -172,7 +172,8 @@ def initial_model(config: RunConfig) -> VideoMamba:
         return create_model(config.model)
     if not source.is_dir():
         return from_pretrained(source, config=config.model)
-    # Rank 0 chooses for all: a run that still trains may have a newer one at any moment.
+    # Rank 0 chooses for all ranks: if `source` is still training, its newest checkpoint may
+    # change between two looks.
     checkpoint = distributed.on_main(lambda: find_checkpoint(source))
     model, report = fit_model(read_weights(checkpoint), config.model, checkpoint)
     logger.info("weights of %s:\n%s", checkpoint, report)
@@ -182,10 +183,12 @@ def initial_model(config: RunConfig) -> VideoMamba:
 def resume(
     config: RunConfig, engine: Engine, guard: NonFiniteGuard, path: Path, digest: str
 ) -> Progress:
-    """Load a checkpoint of this run, the same on every rank. Collective.
+    """Load a checkpoint of this run and return its progress. Collective.
 
-    `digest`: of the data, see `data_digest`.
-    Raises CheckpointError when it belongs to another run.
+    Args:
+        path: the checkpoint, the same on every rank.
+        digest: digest of the run's data, from `data_digest`.
+    Raises CheckpointError when the checkpoint belongs to another run.
     """
     state, tensors = read_full_state(path)
     check_same_run(state, config, path, digest)
@@ -208,7 +211,7 @@ def resume(
 
 
 def check_same_run(state: RunState, config: RunConfig, path: Path, digest: str) -> None:
-    """Raises CheckpointError when the checkpoint is of other data or of another configuration."""
+    """Raise CheckpointError when the checkpoint has other data or another configuration."""
     if state.data_digest != digest:
         raise CheckpointError(
             f"checkpoint {path} was trained on other data (digest {state.data_digest[:12]}, "

@@ -1,4 +1,4 @@
-"""How a run trains: its sections of the configuration. Imports without torch."""
+"""Configuration sections for training. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ class _Section(BaseModel):
 
 
 class BatchConfig(_Section):
-    """Videos per optimizer step, and how they are cut to the devices at hand."""
+    """Number of videos per optimizer step, and how they are split over the devices."""
 
     global_size: int = Field(default=256, gt=0)
     """Videos per optimizer step over all ranks; never changes with the number of GPUs."""
     max_micro: Annotated[int, OPERATIONAL] = Field(default=16, gt=0)
-    """Videos that one device takes at once; accumulation fills up to `global_size`."""
+    """Largest number of videos that one device processes at once; gradient accumulation makes up
+    the rest of `global_size`."""
 
     def split(self, world_size: int, multiple_of: int = 1) -> tuple[int, int]:
-        """(micro-batch per rank, accumulation steps) for `world_size` ranks.
+        """Return (micro-batch per rank, accumulation steps) for `world_size` ranks.
 
-        The micro-batch is the largest up to `max_micro` that fits and is a multiple as asked
-        (mixing pairs samples: 2). Raises ConfigError when the global batch cannot be dealt out.
+        The micro-batch is the largest divisor of a rank's share that is at most `max_micro` and
+        a multiple of `multiple_of` (2 with mixing, which pairs samples).
+        Raises ConfigError when the global batch cannot be split this way.
         """
         if self.global_size % world_size:
             raise ConfigError(
@@ -48,36 +50,36 @@ class BatchConfig(_Section):
 
 
 class LaunchConfig(_Section):
-    """Processes on this machine, where no launcher has made them already."""
+    """Processes to start on this machine when no launcher has started them already."""
 
     ranks_per_node: int | None = Field(default=None, gt=0)
-    """null = one per GPU, or one on a machine without."""
+    """Ranks on each machine; null = one per GPU, or one on a machine without GPUs."""
     threads_per_rank: int | None = Field(default=None, gt=0)
-    """CPU threads of each rank; null = the cores divided by the ranks."""
+    """CPU threads per rank; null = the number of cores divided by the number of ranks."""
 
 
 class OptimConfig(_Section):
-    """AdamW as every published VideoMamba recipe uses it.
+    """AdamW, which every published VideoMamba recipe uses.
 
-    `profile` decides what the published code left to accident: `parity` decays A_log and the
-    convolutions and multiplies the embeddings' learning rate by `layer_decay ** (depth + 1)`, as
-    the authors' script in effect does; `corrected` decays matrices only and leaves the rate alone.
+    `profile` settles two side effects of the published code. `parity` keeps them: it decays A_log
+    and the convolutions, and multiplies the learning rate of the embeddings by
+    `layer_decay ** (depth + 1)`. `corrected` decays only matrices and uses one learning rate.
     """
 
     lr: float = Field(default=8e-4, gt=0)
-    """Peak learning rate at the recipe's global batch; never rescaled behind your back."""
+    """Peak learning rate; it is never rescaled, whatever the global batch size."""
     weight_decay: float = Field(default=0.05, ge=0)
-    """Decoupled weight decay of the matrices."""
+    """Decoupled weight decay of the decayed parameters; see `profile`."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """Decay rates of the first and second moment."""
+    """Decay rates of Adam's first and second moments."""
     eps: float = Field(default=1e-8, gt=0)
-    """Added to the root of the second moment."""
+    """Term added to the square root of the second moment to avoid division by zero."""
     clip_grad: float | None = Field(default=None, gt=0)
-    """Largest global gradient norm; null = no clipping."""
+    """Maximum global gradient norm; null = no clipping."""
     profile: Literal["corrected", "parity"] = "corrected"
-    """What is decayed, and the rate of the embeddings; see the section."""
+    """Which parameters are decayed, and how the learning rate of the embeddings is scaled."""
     layer_decay: float = Field(default=0.75, gt=0, le=1)
-    """Base of the factor of the embeddings' learning rate (parity only)."""
+    """Base of the factor on the embeddings' learning rate; used by `parity` only."""
 
 
 class ScheduleConfig(_Section):
@@ -86,9 +88,9 @@ class ScheduleConfig(_Section):
     epochs: float = Field(default=50, gt=0)
     """Passes over the training split."""
     warmup_epochs: float = Field(default=5, ge=0)
-    """Epochs of linear warm-up, part of `epochs`."""
+    """Epochs of linear warm-up; they count toward `epochs`."""
     warmup_lr: float = Field(default=1e-6, ge=0)
-    """Learning rate of the first step."""
+    """Learning rate at the start of the warm-up."""
     min_lr: float = Field(default=1e-6, ge=0)
     """Learning rate at the end of the cosine."""
     max_steps: int | None = Field(default=None, gt=0)
@@ -104,24 +106,25 @@ class ScheduleConfig(_Section):
 
 
 class EngineConfig(_Section):
-    """How DeepSpeed holds the model."""
+    """How DeepSpeed partitions, computes and synchronizes the model."""
 
     zero_stage: Annotated[Literal[0, 1, 2, 3], OPERATIONAL] = 1
-    """What ranks share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too."""
+    """What the ranks partition: 0 nothing, 1 the optimizer state, 2 also the gradients, 3 also the
+    parameters."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """bf16 and fp16 = autocast around fp32 parameters (never DeepSpeed's own modes, which would
-    round A_log, D and the dt bias); fp16 with a dynamic loss scale. auto = bf16 on CUDA, fp32 on
-    CPU."""
+    """Number format of the computation; auto = bf16 on CUDA, fp32 on the CPU. bf16 and fp16 run
+    under autocast with fp32 parameters, since DeepSpeed's own modes would round A_log, D and the
+    dt bias; fp16 adds a dynamic loss scale."""
     tf32: Annotated[bool, OPERATIONAL] = False
-    """Let CUDA round the factors of fp32 matrix products to 10 bits of mantissa."""
+    """Allow TF32 on CUDA, which rounds the factors of fp32 products to 10 bits of mantissa."""
     compile: Annotated[bool, OPERATIONAL] = False
-    """torch.compile what surrounds the scan in each block; the first step then takes minutes.
-    Equal to eager up to rounding; not at ZeRO stage 3."""
+    """Compile the parts of each block that surround the scan with torch.compile. Results equal
+    eager execution up to rounding; the first step takes longer. Not available at ZeRO stage 3."""
     init_timeout_s: Annotated[float, OPERATIONAL] = Field(default=1800, gt=0)
-    """Collective time-out while ranks start, compile and read their checkpoint."""
+    """Time-out of collectives while ranks start, compile and read their checkpoint."""
     step_timeout_s: Annotated[float, OPERATIONAL] = Field(default=600, gt=0)
-    """Collective time-out from the end of the first step on: how long ranks may wait for the
-    slowest of them, evaluation and saving included, before they take it for lost."""
+    """Time-out of collectives after the first step: how long ranks wait for the slowest of them,
+    evaluation and saving included, before they treat it as lost."""
 
     @model_validator(mode="after")
     def _stage_3_is_eager(self) -> EngineConfig:
@@ -133,22 +136,22 @@ class EngineConfig(_Section):
 
 
 class EmaConfig(_Section):
-    """Moving average of the weights, kept beside them."""
+    """Exponential moving average of the weights, kept next to the weights themselves."""
 
     decay: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the average that stays in each step, such as 0.9999; null = no average is kept.
-    Costs 4 bytes per parameter, divided by the ranks at ZeRO >= 1."""
+    """Fraction of the average that each step keeps, such as 0.9999; null = no average. The average
+    takes 4 bytes per parameter, divided by the number of ranks at ZeRO stage 1 and up."""
 
 
 class GuardConfig(_Section):
-    """What a loss or gradient that is not finite does to the run."""
+    """What happens when a loss or a gradient is not finite."""
 
     max_skipped_in_a_row: int = Field(default=0, ge=0)
-    """Steps with NaN or infinity that are skipped before the run stops with an error."""
+    """How many steps in a row with NaN or infinity are skipped before the run fails."""
 
 
 class LossConfig(_Section):
     """Cross-entropy with label smoothing."""
 
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the target that is spread evenly over all classes."""
+    """Fraction of the target probability that is spread evenly over all classes."""

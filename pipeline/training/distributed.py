@@ -1,4 +1,4 @@
-"""Ranks, devices and agreement between them. All ranks decide together before they act."""
+"""Ranks, their devices, and the collectives by which all ranks decide before they act."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torch.distributed import distributed_c10d
 from pipeline.errors import ConfigError, NodeFaultError
 from pipeline.training import store
 
-# What is set already stays: see docs/environment.md.
+# A variable that is already set keeps its value: see docs/environment.md.
 _NCCL_DEFAULTS = {
-    # 3: end the process. Aborting the communicator first (1) can hang as well.
+    # 3 ends the process at once; 1 aborts the communicator first, which can itself hang.
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
-    # The flight recorder: the last collectives of every rank, on disk when one times out.
+    # The flight recorder writes the last collectives of every rank to disk when one times out.
     "TORCH_FR_BUFFER_SIZE": "2000",
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
 }
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among the ranks of the run."""
+    """The place of this process among the ranks of the run, and its device."""
 
     rank: int
     size: int
@@ -47,9 +47,14 @@ class World:
 def join(*, timeout_s: float, traces: Path | None = None) -> World:
     """Enter the process group described by RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
 
-    Collective: call on every rank. The environment comes from torchrun, `slurm.job`,
-    `slurm.ranks` or `pipeline.training.spawn`; without it this process is a world of one. The names
-    of NCCL's dumps begin with `traces`.
+    Collective: call on every rank. torchrun, `slurm.job`, `slurm.ranks` and
+    `pipeline.training.spawn` set these variables; without them this process is a world of one.
+
+    Args:
+        timeout_s: time-out of the group's collectives, in seconds.
+        traces: path prefix of the dumps that NCCL's flight recorder writes.
+    Raises ConfigError when the variables are incomplete or this rank has no device, and
+    NodeFaultError when fewer GPUs work than SLURM granted.
     """
     rank = int(os.environ.get("RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -57,7 +62,7 @@ def join(*, timeout_s: float, traces: Path | None = None) -> World:
     device = _select_device(local_rank)
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        # DeepSpeed takes the number of NUMA nodes for the number of devices unless told.
+        # Without LOCAL_SIZE, DeepSpeed takes the number of NUMA nodes for the number of devices.
         os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", str(size)))
     for name, value in {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local_rank}.items():
         os.environ.setdefault(name, str(value))
@@ -88,7 +93,7 @@ def join(*, timeout_s: float, traces: Path | None = None) -> World:
 def _select_device(local_rank: int) -> torch.device:
     granted = int(os.environ.get("SLURM_GPUS_ON_NODE", "0")) if torch.version.cuda else 0
     visible = torch.cuda.device_count()
-    # Each rank finds this out before there is anybody to agree with.
+    # There is no process group yet, so each rank raises this error by itself.
     if granted and (not torch.cuda.is_available() or 1 < visible < granted):
         raise NodeFaultError(
             f"SLURM granted {granted} GPUs on {socket.gethostname()}, {visible} work: see "
@@ -96,7 +101,7 @@ def _select_device(local_rank: int) -> torch.device:
         )
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    # Launchers that show each rank only its own device leave exactly one visible: index 0.
+    # Some launchers make only the rank's own device visible; its index is then 0.
     index = 0 if visible == 1 else local_rank
     if index >= visible:
         raise ConfigError(
@@ -108,32 +113,32 @@ def _select_device(local_rank: int) -> torch.device:
 
 
 def limit_collectives(timeout_s: float) -> None:
-    """From now on, a collective of any group, DeepSpeed's included, fails after `timeout_s`.
+    """Set the time-out of the collectives of all groups, DeepSpeed's included, to `timeout_s`.
 
-    Call it on every rank, right after one of them.
+    Call this on every rank, right after a collective.
     """
     for group in list(distributed_c10d._world.pg_map):
         distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
 def leave() -> None:
-    """Collective: call on every rank."""
+    """Leave the process group, if there is one. Collective: call on every rank."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _alone() -> bool:
-    """Is there nobody to agree with? True outside a process group as well."""
+    """Return whether this is the only rank, which is also true outside a process group."""
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
 def any_rank(flag: bool) -> bool:
-    """True on every rank when it is true on one. Collective; runs on the CPU, never syncs a GPU."""
+    """Return whether `flag` is true on any rank. Collective; it never waits for a GPU."""
     return max_over_ranks(int(flag)) > 0
 
 
 def max_over_ranks(value: int) -> int:
-    """The largest of the ranks' values. Collective."""
+    """Return the largest of the ranks' values. Collective."""
     if _alone():
         return value
     tensor = torch.tensor([value])
@@ -142,14 +147,14 @@ def max_over_ranks(value: int) -> int:
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """Element-wise sum, in place. Collective."""
+    """Sum a tensor element by element over all ranks, in place. Collective."""
     if not _alone():
         dist.all_reduce(tensor)
     return tensor
 
 
 def from_main(value: T) -> T:
-    """Rank 0's value on every rank. Collective."""
+    """Return rank 0's value on every rank. Collective."""
     if _alone():
         return value
     box = [value]
@@ -158,7 +163,7 @@ def from_main(value: T) -> T:
 
 
 def from_all_ranks(value: T) -> list[T]:
-    """The values of all ranks, in their order, on every rank. Collective."""
+    """Return the values of all ranks, ordered by rank, on every rank. Collective."""
     if _alone():
         return [value]
     values: list[T | None] = [None] * dist.get_world_size()
@@ -167,9 +172,10 @@ def from_all_ranks(value: T) -> list[T]:
 
 
 def on_main(decide: Callable[[], T]) -> T:
-    """Rank 0's result of `decide` on every rank, or its exception on every rank. Collective.
+    """Call `decide` on rank 0 and return its result, or raise its error, on every rank.
 
-    A rank-0-only exception would leave the other ranks waiting in their next collective.
+    Collective. An exception on rank 0 alone would leave the others waiting in their next
+    collective.
     """
     value: T | None = None
     error: Exception | None = None
@@ -185,12 +191,12 @@ def on_main(decide: Callable[[], T]) -> T:
 
 
 def barrier() -> None:
-    """Collective: call on every rank."""
+    """Wait until every rank has come here. Collective: call on every rank."""
     max_over_ranks(0)
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
+    """Return a TCP port on which no process listens at this moment."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])

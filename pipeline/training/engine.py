@@ -1,8 +1,9 @@
-"""DeepSpeed behind a small surface; the only module that imports it.
+"""A small interface to DeepSpeed; no other module imports it.
 
-What the trainer needs: forward, backward, gradient norm, step, and the ZeRO-sharded state.
-DeepSpeed itself neither clips nor casts nor checks: its norm is a float64 copy of every gradient
-and waits for the device, where ours is one fused launch that the verdict of the step reads.
+The interface has what the trainer needs: forward, backward, gradient norm, step, and the state that
+ZeRO partitions. Clipping, casting and the finite check are done here and not by DeepSpeed, whose
+norm copies every gradient to float64 and waits for the device. The norm here is one fused launch,
+and the verdict of the step reads its result.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pipeline.training.startup import absent
 from pipeline.training.zero_state import ZeroState
 
 _LARGEST_BUCKET = 50_000_000
-# A gradient norm of zero must not divide by zero; the value is that of torch and DeepSpeed.
+# This avoids a division by a zero norm; torch and DeepSpeed use the same value.
 _CLIP_EPS = 1e-6
 
 
@@ -54,12 +55,12 @@ class Engine:
         if config.compile:
             compile_blocks(model)
         if self.precision in AUTOCAST:
-            # Never DeepSpeed's own mixed precision, see docs/training.md.
+            # docs/training.md explains why DeepSpeed's own mixed precision is not used.
             autocast = torch.autocast(world.device.type, AUTOCAST[self.precision])
             model.forward = autocast(model.forward)
         if self.stage == 3 and hasattr(model, "zero3_leaf_modules"):
             deepspeed.utils.set_z3_leaf_modules(model, list(cast(Any, model).zero3_leaf_modules))
-        with absent("triton"):  # for layers of experts, which we have not
+        with absent("triton"):  # DeepSpeed needs it only for expert layers
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=model,
                 optimizer=optimizer,
@@ -72,35 +73,37 @@ class Engine:
         self.state = ZeroState(
             self.module, self._optimizer, stage=self.stage, world=world, ema_decay=ema_decay
         )
-        # DeepSpeed makes groups of its own, with torch's defaults.
+        # DeepSpeed creates groups of its own, which have torch's default time-out.
         limit_collectives(config.init_timeout_s)
 
     def _deepspeed_config(
         self, micro_batch: int, accumulation: int, num_parameters: int
     ) -> dict[str, Any]:
-        # Stages 1 and 2 refuse an odd bucket, as of a small model with 51 or 101 classes.
+        # Stages 1 and 2 reject an odd bucket size, which a small model with 51 or 101 classes has.
         bucket = min(num_parameters + num_parameters % 2, _LARGEST_BUCKET)
         return {
             "train_batch_size": micro_batch * accumulation * self.world.size,
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": 0.0,  # `step` does it
+            "gradient_clipping": 0.0,  # `Engine.step` clips
             "zero_optimization": {
                 "stage": self.stage,
-                # Stage 3 knows no way without.
+                # Stage 3 cannot step without its own norm.
                 "compute_grad_norm": self.stage == 3 or self.stage == 0,
                 "overlap_comm": self.world.device.type == "cuda",
-                # The default of 5e8 elements is allocated anew in every step: 2 GB for any model.
+                # DeepSpeed allocates a bucket in every step; the default of 5e8 elements would
+                # take 2 GB for a model of any size.
                 "reduce_bucket_size": bucket,
                 "allgather_bucket_size": bucket,
-                # Small models: partition every parameter, so that stage 3 is the same at any size.
+                # Every parameter is partitioned, so that small models take the same path in
+                # stage 3 as large ones.
                 "stage3_param_persistence_threshold": 0,
             },
             "steps_per_print": 2**31,
         }
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Forward pass; under ZeRO-3 collective."""
+        """Run the forward pass. Collective at ZeRO stage 3."""
         output: torch.Tensor = self._engine(*args, **kwargs)
         return output
 
@@ -110,17 +113,18 @@ class Engine:
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradients of one micro-batch.
 
-        `loss` is the micro-batch mean; DeepSpeed divides by the accumulation steps itself.
-        Collective on the last micro-batch of a step.
+        `loss` is 0-dim, the mean over the micro-batch; DeepSpeed divides it by the number of
+        accumulation steps. Collective on the last micro-batch of a step.
         """
         self._engine.backward(loss * self.loss_scale.value if self.loss_scale.is_on else loss)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # only advances DeepSpeed's micro-step counter
 
     def squared_grad_norm(self) -> torch.Tensor:
-        """0-dim float64 on the device: this rank's share of the squared norm, scaled as the loss.
+        """Return this rank's share of the squared gradient norm: 0-dim float64 on the device.
 
-        The shares of all ranks add up to the whole. Not collective; waits for nothing.
+        The shares of all ranks sum to the squared norm, which includes the loss scale. Not
+        collective; the call does not wait for the device.
         """
         gradients = list(self._local_gradients())
         if not gradients:
@@ -140,7 +144,7 @@ class Engine:
     def step(self, lr: float, grad_norm: float) -> None:
         """Apply the accumulated gradients with learning rate `lr`. Collective.
 
-        `grad_norm`: of all ranks, from `squared_grad_norm`; decides about clipping.
+        `grad_norm` is the norm over all ranks, loss scale included; clipping uses it.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
@@ -151,16 +155,16 @@ class Engine:
         self.state.update_average()
 
     def unscaled(self, grad_norm: float) -> float:
-        """A norm of gradients as it is without the loss scale."""
+        """Remove the loss scale from a gradient norm."""
         return grad_norm / self.loss_scale.value
 
     def learning_rates(self, lr: float) -> dict[str, float]:
-        """`lr`, and what groups with another scale get of it, by name."""
+        """Return metric name -> learning rate: `lr`, and one entry per other `lr_scale`."""
         scales = {group["lr_scale"] for group in self._optimizer.param_groups} - {1.0}
         return {"lr": lr} | {f"lr_x{scale:.3g}": lr * scale for scale in sorted(scales)}
 
     def discard_gradients(self) -> None:
-        """Forget the accumulated gradients; parameters, moments and Adam's step stay."""
+        """Drop the accumulated gradients; parameters, moments and Adam's step count stay."""
         self._optimizer.zero_grad(set_to_none=True)
         self._engine.zero_grad()
         if self.stage > 0:
@@ -173,40 +177,40 @@ class Engine:
 
 
 def clip_factor(grad_norm: float, largest: float | None) -> float:
-    """What gradients of norm `grad_norm` are multiplied by, so that it is `largest` at most."""
+    """Return the factor that brings a gradient norm of `grad_norm` down to at most `largest`."""
     return 1.0 if largest is None else min(1.0, largest / (grad_norm + _CLIP_EPS))
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """torch.compile each block of a backbone in place: its parameters keep their names.
+    """Apply torch.compile to each block of a backbone in place; parameters keep their names.
 
-    The scan stays a call of its own; what surrounds it is fused.
+    The scan remains a separate call; the operators around it are fused.
     """
     for block in cast(Any, model).layers:
         block.compile(dynamic=False)
 
 
 def _import_deepspeed(device: torch.device) -> Any:
-    """Import DeepSpeed without its hidden C++ builds, its chatter and its MPI discovery."""
+    """Import DeepSpeed without its C++ builds, its log messages and its MPI discovery."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*is deprecated.*", category=FutureWarning)
-    with absent("mlflow"):  # its autotuner would import it, on every rank
+    with absent("mlflow"):  # DeepSpeed's autotuner would import it on every rank
         import deepspeed
     import deepspeed.ops
     from deepspeed.runtime import compiler
     from deepspeed.utils import logger
 
-    # The Muon optimizer is asked about in every step and compiles its kernels when it is imported.
-    # The decorator is DeepSpeed's own, for a torch without a compiler.
+    # DeepSpeed imports its Muon optimizer in every step, and that import compiles kernels. We
+    # import it here with the decorator that DeepSpeed has for a torch without a compiler.
     compile_kernels, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
     import deepspeed.runtime.zero.muon.original_muon
 
     compiler.compile = compile_kernels
 
     logger.setLevel(logging.WARNING)
-    # Only its inference all-reduce uses this op, yet CPU start-up would compile it for a minute,
-    # and hang for ever on a lock file left by a killed build.
+    # Only DeepSpeed's inference all-reduce uses this op. On the CPU, start-up would compile it for
+    # a minute, and would hang forever on the lock file of a killed build.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="gloo" if device.type == "cpu" else "nccl",

@@ -1,4 +1,4 @@
-"""Non-finite loss or gradients: the same decision on every rank, before any weight is touched."""
+"""The decision, before any weight changes, to skip a step that is not finite or to fail."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pipeline.training.config import GuardConfig
 
 
 class NonFiniteGuard:
-    """Counts the steps that had to be skipped."""
+    """Counter of skipped steps, which fails the run when too many follow one another."""
 
     def __init__(self, config: GuardConfig) -> None:
         self.config = config
@@ -15,13 +15,15 @@ class NonFiniteGuard:
         self.skipped = 0
 
     def rejects(self, step: int, finite: bool, *, overflow: bool = False) -> bool:
-        """True when the step must be discarded.
+        """Return whether the step must be discarded, the same on every rank.
 
         Args:
-            finite: what the ranks agreed on, see `Verdict`.
-            overflow: the loss scale of fp16 was too high and has been lowered: skipped, no fault.
+            step: index of the optimizer step, for the message.
+            finite: whether all ranks found loss and gradients finite, see `Verdict`.
+            overflow: whether the fp16 loss scale was too high. Such a step is skipped but does
+                not count as a fault.
 
-        Raises NonFiniteError when too many steps in a row were bad.
+        Raises NonFiniteError when more than `max_skipped_in_a_row` faulty steps follow one another.
         """
         if finite:
             self.skipped_in_a_row = 0

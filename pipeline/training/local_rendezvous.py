@@ -1,4 +1,4 @@
-"""Where torch's elastic launcher and its ranks on this machine meet: a store on loopback."""
+"""The loopback store at which torch's elastic launcher and its ranks on this machine meet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TIMEOUT = timedelta(minutes=10)
 
 
 class LoopbackRendezvous(RendezvousHandler):
-    """A group of one launcher, which is complete at once and stays as it is."""
+    """A rendezvous of one launcher: complete at once, and never changing."""
 
     def __init__(self, parameters: RendezvousParameters) -> None:
         self._run_id = parameters.run_id
@@ -31,7 +31,7 @@ class LoopbackRendezvous(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        """The ranks use this store; none of them serves another."""
+        """Tell the ranks to use this store, so that none of them serves its own."""
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
@@ -56,5 +56,5 @@ class LoopbackRendezvous(RendezvousHandler):
 
 
 def register() -> None:
-    """Makes the backend known to torch's launcher; again is no harm."""
+    """Make the backend known to torch's launcher. A second call changes nothing."""
     rendezvous_handler_registry.register(BACKEND, LoopbackRendezvous)

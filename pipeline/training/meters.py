@@ -1,4 +1,4 @@
-"""What a step cost and what it achieved, accumulated on the device and read every few steps."""
+"""Metrics and phase times of training steps, summed on the device and read every few steps."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipeline.training.task import Report
 
 
 class Meters:
-    """Sums since the last `flush`. Spans time the phases of a step by their names."""
+    """Sums of metrics and of named phase times since the last `flush`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.own_time = OwnTime(0.0, 0.0)
-        """Of this rank, over the steps before the last flush."""
+        """Mean own time per step of this rank, over the steps before the last flush."""
         self._reset()
 
     def _reset(self) -> None:
@@ -33,14 +33,14 @@ class Meters:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """A phase that this process waits for."""
+        """Time a phase on the host."""
         begin = time.perf_counter()
         yield
         self._span_s[name] += time.perf_counter() - begin
 
     @contextmanager
     def device_span(self, name: str) -> Iterator[None]:
-        """A phase that the device works on; it is measured there and read at the next flush."""
+        """Time a phase on the device by events, which the next flush reads."""
         if self._device.type != "cuda":
             with self.span(name):
                 yield
@@ -56,17 +56,20 @@ class Meters:
         self._sums += torch.stack(report)
 
     def add_grad_norm(self, norm: float) -> None:
-        """Of all ranks, before clipping, of a step that was applied."""
+        """Add the gradient norm, over all ranks and before clipping, of an applied step."""
         self._grad_norms.append(norm)
 
     def count_step(self) -> None:
         self._steps += 1
 
     def flush(self) -> dict[str, float]:
-        """Means over the steps since the last flush, over all ranks. Collective."""
+        """Return metric name -> mean since the last flush, and start anew. Collective.
+
+        Loss, top-1 and clips per second cover all ranks; times and memory are those of this rank.
+        """
         loss, correct, weight = sum_over_ranks(self._sums.cpu()).tolist()
         elapsed = time.perf_counter() - self._started
-        for name, begin, end in self._device_spans:  # complete: reading the sums waited for them
+        for name, begin, end in self._device_spans:  # reading the sums waited for these events
             self._span_s[name] += begin.elapsed_time(end) / 1000
         steps = max(self._steps, 1)
         self.own_time = OwnTime(self._span_s["data"] / steps, self._span_s["forward"] / steps)

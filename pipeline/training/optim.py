@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from pipeline.training.config import OptimConfig
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
 
 EMBEDDINGS = ("patch_embed.", "pos_embed", "temporal_pos_embedding", "cls_token")
 
@@ -24,11 +19,11 @@ def parameter_groups(
     no_weight_decay: Iterable[str],
     depth: int,
 ) -> list[dict[str, object]]:
-    """Groups for AdamW, each with `names`, `weight_decay` and `lr_scale`.
+    """Build the parameter groups for AdamW, each with `names`, `weight_decay` and `lr_scale`.
 
     Args:
-        no_weight_decay: names that the `corrected` profile leaves undecayed.
-        depth: number of blocks, for the `parity` profile's embedding rate.
+        no_weight_decay: names of the parameters that the `corrected` profile does not decay.
+        depth: number of blocks, which sets the embeddings' learning rate in the `parity` profile.
     """
     undecayed = frozenset(no_weight_decay)
     groups: dict[tuple[float, float], dict[str, object]] = {}
@@ -39,7 +34,7 @@ def parameter_groups(
         if config.profile == "corrected":
             decayed = name not in undecayed
         else:
-            # The published rule: vectors and the listed embeddings are not decayed, all else is.
+            # The published code decays everything but vectors and the listed embeddings.
             decayed = parameter.ndim > 1 and not name.startswith(EMBEDDINGS[1:])
             if name.startswith(EMBEDDINGS):
                 lr_scale = config.layer_decay ** (depth + 1)
@@ -56,9 +51,10 @@ def parameter_groups(
 def build_adamw(
     groups: list[dict[str, object]], config: OptimConfig, device: torch.device
 ) -> torch.optim.AdamW:
-    """Torch's own AdamW: DeepSpeed's fused one would compile C++ for minutes on first use.
+    """Build torch's own AdamW; DeepSpeed's fused one would compile C++ for minutes on first use.
 
-    On CUDA one kernel updates all parameters; on the CPU torch's fused form has other bits.
+    The fused form, one kernel for all parameters, is used on CUDA only: on the CPU its results
+    differ in the last bits.
     """
     fused = True if device.type == "cuda" else None
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)

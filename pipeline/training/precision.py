@@ -1,4 +1,4 @@
-"""In what numbers a device computes: autocast, TF32, and the loss scale of fp16."""
+"""Number formats of the computation: autocast, TF32, and the loss scale of fp16."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.checkpoint.layout import LossScaleState
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""fp32 is computed without autocast."""
+"""Precision -> autocast dtype; fp32 runs without autocast."""
 
 _FIRST_SCALE = 2.0**16
 _GROWS_EVERY = 2000
@@ -24,9 +24,9 @@ def resolve_precision(precision: Literal["auto"] | Precision, device: torch.devi
 
 
 def allow_tf32(allowed: bool, device: torch.device) -> None:
-    """Let CUDA round the factors of fp32 products to 10 bits of mantissa, or forbid it.
+    """Allow or forbid TF32, which rounds the factors of fp32 products to 10 bits of mantissa.
 
-    Torch's own defaults forbid it for matrix products and allow it for cuDNN's convolutions.
+    By default torch forbids TF32 for matrix products and allows it for cuDNN's convolutions.
     """
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = allowed
@@ -36,8 +36,9 @@ def allow_tf32(allowed: bool, device: torch.device) -> None:
 class LossScale:
     """A power of two by which fp16 losses are multiplied, so that small gradients do not vanish.
 
-    Halved after a step whose gradients overflowed, doubled after 2000 that did not. Multiplying by
-    a power of two rounds nothing, and all ranks hold the same value, as all hear the same verdict.
+    The scale is halved after a step whose gradients overflow and doubled after 2000 steps without
+    overflow. Multiplying by a power of two rounds nothing. All ranks receive the same verdicts, so
+    all hold the same scale.
     """
 
     def __init__(self, precision: Precision) -> None:
@@ -46,11 +47,11 @@ class LossScale:
         self._good_steps = 0
 
     def overflows(self, finite: bool) -> bool:
-        """Is a step that is not finite explained by a scale that can still be lowered?"""
+        """Return whether a scale that can still be lowered explains a non-finite step."""
         return self.is_on and not finite and self.value > 1
 
     def note(self, finite: bool) -> None:
-        """Take a step's verdict, for the steps to come."""
+        """Update the scale for the next step from the verdict of this one."""
         if not self.is_on:
             return
         self._good_steps = self._good_steps + 1 if finite else 0
@@ -62,7 +63,7 @@ class LossScale:
 
     @property
     def state(self) -> LossScaleState | None:
-        """None where there is nothing to keep."""
+        """State for a checkpoint; None when the precision is not fp16."""
         if not self.is_on:
             return None
         return LossScaleState(value=self.value, good_steps=self._good_steps)

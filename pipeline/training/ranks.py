@@ -1,4 +1,4 @@
-"""How many ranks a run has, as far as it is known before any of them starts. Light: no torch."""
+"""The number of ranks of a run before any rank starts, found without importing torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pipeline.training.config import LaunchConfig
 
-# NVIDIA's driver (on a server, under WSL, on a Jetson board) and AMD's.
+# These are the device files of NVIDIA's driver (on a server, under WSL, on a Jetson) and of AMD's.
 _DEVICE_FILES = ("nvidia[0-9]*", "dxg", "nvhost-gpu", "kfd")
 
 
 def num_gpus(devices: Path = Path("/dev")) -> int:
-    """GPUs of this machine. Torch, which counts them, is imported only where a driver is."""
+    """Count this machine's GPUs; torch, which counts them, is imported only if a driver exists."""
     if "torch" not in sys.modules and not any(
         next(devices.glob(pattern), None) for pattern in _DEVICE_FILES
     ):
@@ -24,20 +24,20 @@ def num_gpus(devices: Path = Path("/dev")) -> int:
 
 
 def ranks_here(launch: LaunchConfig) -> int:
-    """`launch.ranks_per_node`, by default one per GPU."""
+    """Return `launch.ranks_per_node`, or by default one rank per GPU and at least one."""
     return launch.ranks_per_node or max(1, num_gpus())
 
 
 def inside_launcher() -> bool:
-    """Has torchrun or a job script made the ranks already?"""
+    """Return whether torchrun or a job script has already started the ranks."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def rank_by_environment() -> int:
-    """The rank that this process will have. Answers before ranks join and after a failure in it."""
+    """Return this process's rank, also before it joins the others and when joining failed."""
     return int(os.environ.get("RANK", "0"))
 
 
 def num_ranks(launch: LaunchConfig) -> int:
-    """Ranks in all: those that the launcher made, or those that this machine is going to start."""
+    """Return the launcher's world size, or the number of ranks that this machine will start."""
     return int(os.environ["WORLD_SIZE"]) if inside_launcher() else ranks_here(launch)

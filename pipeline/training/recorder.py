@@ -1,4 +1,4 @@
-"""Where measurements go: metrics.jsonl first, MLflow from there, the sample log if asked."""
+"""Recording of metrics in metrics.jsonl and from there in MLflow, and of samples if asked."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 
 _SAMPLE = re.compile(rb"(\d+)\t([!-~]+)")
-# In metrics.jsonl and in MLflow; a line of the log is for the eye.
+# These values go to metrics.jsonl and MLflow only, so that a log line stays short enough to read.
 _UNSHOWN = ("step_s", "step_s_p50", "step_s_p95", "save_s", "save_blocked_s", "memory_peak_gib")
 
 
 class Pace(NamedTuple):
-    """How far a run has come; in the log "/1870, 0:05:40 left,"."""
+    """Progress of a run, shown in the log as "/1870, 0:05:40 left,"."""
 
     total_steps: int
     left_s: float
@@ -42,8 +42,10 @@ class Pace(NamedTuple):
 
 
 class Recorder:
-    """Rank 0 writes rows, which reach the disk before MLflow hears of them; every rank may keep a
-    log of its samples."""
+    """Writer of metrics on rank 0, and of a sample log on every rank if the configuration asks.
+
+    A row reaches the disk before it is sent to MLflow.
+    """
 
     def __init__(
         self,
@@ -53,7 +55,7 @@ class Recorder:
         resume_step: int,
         datasets: Iterable[DatasetUse] = (),
     ) -> None:
-        """Collective. What an attempt that died logged after `resume_step` is dropped."""
+        """Open the logs and drop what a dead attempt logged after `resume_step`. Collective."""
         self._run_dir = run_dir
         self._rows: MetricsLog | None = None
         self._samples: SampleLog | None = None
@@ -67,19 +69,20 @@ class Recorder:
                 tags=_tags(run_dir),
                 datasets=datasets,
             )
-            # What an earlier attempt could not deliver; MLflow is asked what it has already.
+            # An earlier attempt may have failed to deliver rows; the tracker skips those that
+            # MLflow already has.
             self._tracker.log_rows(read_metrics(run_dir))
             self._tracker.log_artifact(run_dir / rundir.CONFIG_FILE)
             if (run_dir / rundir.ATTEMPTS_FILE).exists():
                 self._tracker.log_artifact(run_dir / rundir.ATTEMPTS_FILE)
-        from_main(None)  # nobody appends before rank 0 has cut the sample logs
+        from_main(None)  # no rank may append before rank 0 has cut the sample logs
         if config.log_samples:
             self._samples = SampleLog(run_dir, world)
 
     def record(
         self, step: int, kind: str, values: dict[str, float], *, pace: Pace | None = None
     ) -> None:
-        """One row of metrics; only rank 0's call writes. `pace` is for the log alone."""
+        """Write one row of metrics. Only rank 0 writes; `pace` appears in the log alone."""
         if self._rows is None:
             return
         self._tracker.log_rows([self._rows.write(step, kind, values)])
@@ -88,23 +91,26 @@ class Recorder:
         logger.info("step %d%s %s  %s", step, pace or "", kind, shown)
 
     def samples(self, step: int, keys: list[str]) -> None:
-        """The samples that this rank trains on in `step`."""
+        """Log the keys of the samples that this rank trains on in `step`."""
         if self._samples is not None:
             self._samples.write(step, keys)
 
     def sync(self) -> None:
-        """Bring what was recorded so far to the disk, before a checkpoint that builds on it."""
+        """Force the records to disk. Call this before saving a checkpoint that relies on them."""
         for log in (self._rows, self._samples):
             if log is not None:
                 log.sync()
 
     def note_end(self, end: End) -> None:
-        """Why the attempt ends early, as tags of the MLflow run."""
+        """Record why the attempt ends early as tags of the MLflow run."""
         if self._rows is not None:
             self._tracker.note_end(end)
 
     def mlflow_run_id(self) -> str | None:
-        """Rank 0 only; None when no store has answered in `tracking.flush_timeout_s`."""
+        """Return the id of the MLflow run. Rank 0 only.
+
+        Returns None when the store does not answer within `tracking.flush_timeout_s`.
+        """
         return self._tracker.await_run_id()
 
     def close(
@@ -113,7 +119,7 @@ class Recorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End of the attempt; the arguments are those of `__exit__`."""
+        """End the attempt's records; the arguments are those of `__exit__`."""
         if self._samples is not None:
             self._samples.close()
         if self._rows is None:
@@ -131,9 +137,9 @@ class Recorder:
 
 
 class SampleLog:
-    """Which sample was trained on in which step: `step<TAB>key` lines, one file per rank.
+    """Log of the samples of each step, as `step<TAB>key` lines in one file per rank.
 
-    The proof that no sample was lost or repeated.
+    The files prove that no sample was lost or repeated.
     """
 
     def __init__(self, run_dir: Path, world: World) -> None:
@@ -141,7 +147,7 @@ class SampleLog:
 
     def write(self, step: int, keys: list[str]) -> None:
         self._file.writelines(f"{step}\t{key}\n" for key in keys)
-        self._file.flush()  # a rank that is killed must not take what a checkpoint counts as seen
+        self._file.flush()  # a killed rank must not lose lines that a checkpoint counts
 
     def sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -151,14 +157,14 @@ class SampleLog:
 
 
 def drop_samples_from(run_dir: Path, step: int) -> None:
-    """Forget the sample log from `step` on, in the files of every rank."""
+    """Drop the lines of `step` and later from the sample logs of every rank."""
     for path in of_all_ranks(run_dir, samples_file(run_dir, 0)):
         kept = [f"{at}\t{key}\n" for at, key in _sample_lines(path) if at < step]
         durable.write_text(path, "".join(kept))
 
 
 def read_samples(run_dir: Path) -> dict[int, list[str]]:
-    """Step -> the keys of its global batch, sorted."""
+    """Return step -> the sorted keys of its global batch."""
     steps: dict[int, list[str]] = {}
     for path in of_all_ranks(run_dir, samples_file(run_dir, 0)):
         for step, key in _sample_lines(path):
@@ -167,7 +173,7 @@ def read_samples(run_dir: Path) -> dict[int, list[str]]:
 
 
 def _sample_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(step, key) of every whole line; a power cut may leave anything at the end."""
+    """Yield (step, key) of every whole line; a power cut can leave a damaged last line."""
     *whole, _ = path.read_bytes().split(b"\n")
     for line in whole:
         found = _SAMPLE.fullmatch(line)
@@ -176,7 +182,7 @@ def _sample_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _tags(run_dir: Path) -> dict[str, str]:
-    """Provenance as MLflow tags, and what fills MLflow's own columns."""
+    """Return the provenance as MLflow tags, with the tags that fill MLflow's own columns."""
     record = durable.read_json(run_dir / rundir.PROVENANCE_FILE)
     tags = {f"provenance.{key}": str(value) for key, value in flatten(record)}
     program, *arguments = map(str, record.get("argv") or ["vmp"])
@@ -184,6 +190,6 @@ def _tags(run_dir: Path) -> dict[str, str]:
     tags |= {"mlflow.source.name": source, "mlflow.source.type": "LOCAL"}
     if record.get("git"):
         tags["mlflow.source.git.commit"] = str(record["git"]["commit"])
-    with suppress(OSError, KeyError):  # a container may run as a number without a name
+    with suppress(OSError, KeyError):  # a container's user id may have no name
         tags["mlflow.user"] = getpass.getuser()
     return tags

@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step: nothing to save, nothing to replay."""
+"""The learning rate as a pure function of the step, so that no state is saved or replayed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.training.config import ScheduleConfig
 
 
 class Schedule:
-    """Resolves a `ScheduleConfig` against the number of steps in an epoch."""
+    """The schedule of a `ScheduleConfig` for a given number of steps per epoch."""
 
     def __init__(self, config: ScheduleConfig, peak_lr: float, steps_per_epoch: int) -> None:
         self.config = config
@@ -19,7 +19,7 @@ class Schedule:
         self.warmup_steps = round(warmup_share * self.total_steps)
 
     def lr(self, step: int) -> float:
-        """Learning rate of optimizer step `step`, counted from 0."""
+        """Return the learning rate of optimizer step `step`, counted from 0."""
         if step < self.warmup_steps:
             share = (step + 1) / self.warmup_steps
             return self.config.warmup_lr + share * (self.peak_lr - self.config.warmup_lr)

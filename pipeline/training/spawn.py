@@ -16,7 +16,7 @@ from pipeline.training import aftermath, local_rendezvous
 
 
 def run_ranks(run_dir: Path, ranks: int) -> int:
-    """Train a prepared run with `ranks` local processes; returns the exit status of the run."""
+    """Train a prepared run with `ranks` local processes and return the exit status of the run."""
     local_rendezvous.register()
     config = LaunchConfig(
         min_nodes=1,
@@ -30,7 +30,7 @@ def run_ranks(run_dir: Path, ranks: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-P", "-m", "pipeline.training.train", str(run_dir))
     except (ChildFailedError, SignalException):
-        # Rank 0 left the status of the run, but another rank's failure may be behind its own.
+        # Rank 0 wrote the status of the run, but another rank's failure may have caused its own.
         say(f"run {run_dir} ended: {aftermath.explain(run_dir)}", err=True)
         status = rundir.read_status(run_dir).exit_status
         return exits.FAILED if status is None else status

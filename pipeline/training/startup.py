@@ -1,6 +1,6 @@
-"""What a rank can do without before its first step: two imports that take longer than the rest.
+"""Ways to keep slow imports that training does not need out of a rank's start-up.
 
-`tests/pipeline/training/test_startup.py` holds the modules that a rank has loaded after a step.
+`tests/pipeline/training/test_startup.py` checks which modules a rank has loaded after a step.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def do_without_compiler() -> None:
     """Let a process that never calls torch.compile run without torch._dynamo.
 
     Torch hides the methods of optimizers and the kernels of custom operators from its compiler with
-    a wrapper that imports torch._dynamo at its first call. Where nothing is compiled there is
-    nothing to hide from, so each wrapper is told that it has done its work. Call this after the
-    operators are defined and before an optimizer is made.
+    a wrapper that imports torch._dynamo at its first call. Where nothing is compiled the wrapper
+    has no use, so this function sets the attribute by which the wrapper knows that its work is
+    done. Call it after the operators are defined and before an optimizer is created.
     """
     hidden: list[Callable[..., Any]] = [
         Optimizer.add_param_group,
@@ -40,9 +40,9 @@ def do_without_compiler() -> None:
 
 
 def step_without_compiler(optimizer: Optimizer) -> None:
-    """Let `optimizer.step` run without torch._dynamo, which it imports to end a graph before it.
+    """Let `optimizer.step` run without torch._dynamo, which its wrapper imports.
 
-    Hooks on the optimizer's step are passed over; we register none.
+    The wrapper also calls the hooks on the step; this project registers none.
     """
     step = torch.no_grad()(inspect.unwrap(type(optimizer).step))
     optimizer.step = functools.partial(step, optimizer)  # type: ignore[method-assign]
@@ -50,7 +50,7 @@ def step_without_compiler(optimizer: Optimizer) -> None:
 
 @contextmanager
 def absent(module: str) -> Iterator[None]:
-    """Within, importing `module` raises ImportError, unless it was imported before."""
+    """Make imports of `module` fail inside the block, unless it has been imported already."""
     if module in sys.modules:
         yield
         return

@@ -1,6 +1,7 @@
-"""The key-value store at which the ranks meet. It listens where they are, never on all interfaces.
+"""The key-value store at which the ranks meet, listening on one address only.
 
-Whoever reaches the store of a run can stop or steer it, and torch's own listens everywhere.
+Torch's own store listens on all interfaces, and anyone who can reach the store of a run can stop
+or steer the run.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ _BACKLOG = 4096
 
 
 def serve(address: str, port: int, *, ranks: int | None, timeout: timedelta) -> TCPStore:
-    """A store that listens at `address` alone; with port 0 at a free one, see `TCPStore.port`.
+    """Start a store that listens on `address` alone.
 
-    With `ranks` it waits until so many have come, this one included.
-    Raises ConfigError when `address` is none of this machine, or the port is taken.
+    Args:
+        port: TCP port; 0 takes a free one, which `TCPStore.port` tells.
+        ranks: number of ranks to wait for, this one included; None = do not wait.
+    Raises ConfigError when `address` is not one of this machine or the port is taken.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
@@ -39,14 +42,14 @@ def serve(address: str, port: int, *, ranks: int | None, timeout: timedelta) -> 
         is_master=True,
         timeout=timeout,
         wait_for_workers=ranks is not None,
-        master_listen_fd=listener.detach(),  # the store closes it
+        master_listen_fd=listener.detach(),  # the store closes the socket
     )
 
 
 def meet(rank: int, ranks: int, timeout: timedelta) -> Store | None:
-    """The store of the run at MASTER_ADDR and MASTER_PORT, served by rank 0.
+    """Return the run's store at MASTER_ADDR and MASTER_PORT, which rank 0 serves.
 
-    Collective. None under a launcher: its own store is used.
+    Collective. Returns None under a launcher that provides its own store.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return None
@@ -59,10 +62,11 @@ def meet(rank: int, ranks: int, timeout: timedelta) -> Store | None:
 
 
 def own_address(host: str) -> str:
-    """The numeric address of this machine by which others know it as `host`.
+    """Return the numeric address at which other machines reach this one as `host`.
 
-    Some systems give the machine's own name a loopback address, which no other node reaches: then
-    it is the address of the interface that traffic leaves by.
+    Some systems resolve the machine's own name to a loopback address, which no other node can
+    reach. The result is then the address of the interface that outgoing traffic uses.
+    Raises ConfigError when `host` does not resolve.
     """
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
@@ -73,7 +77,7 @@ def own_address(host: str) -> str:
         return address
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # of RFC 5737: nobody; a datagram socket sends nothing
+            probe.connect(("192.0.2.1", 9))  # RFC 5737: no host; UDP connect sends nothing
         except OSError:
             return address
         return str(probe.getsockname()[0])

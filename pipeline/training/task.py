@@ -1,4 +1,4 @@
-"""The objective: a batch and a model in, a loss and its report out. Knows nothing of the loop."""
+"""The training objective: from a batch and a model to a loss and its report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Forward = Callable[..., Tensor]
 
 
 class Report(NamedTuple):
-    """Sums over a micro-batch, on the device: adding them needs no synchronisation."""
+    """0-dim sums over a micro-batch, kept on the device so that adding them never waits."""
 
     loss: Tensor
     correct: Tensor
@@ -29,7 +29,7 @@ class Report(NamedTuple):
 
 
 class ClassificationTask:
-    """Cross entropy over the views of labelled clips."""
+    """Cross-entropy over the views of labelled clips."""
 
     def __init__(
         self,
@@ -47,10 +47,10 @@ class ClassificationTask:
         self.device = device
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Report]:
-        """Mean loss of the micro-batch for backward, and its sums for the meters.
+        """Return the 0-dim mean loss of the micro-batch for backward, and sums for the meters.
 
-        The mean divides by the number of clips, zero-weight ones included: the gradient of a
-        sample then never depends on which rank or micro-batch its neighbours are in.
+        The mean divides by the number of clips, zero-weight ones included. The gradient of a sample
+        then does not depend on the rank or micro-batch in which the other samples are.
         """
         views = batch.clips.shape[1]
         clips = normalize(to_device(batch.clips, self.device), self.data.mean, self.data.std)
@@ -83,7 +83,10 @@ class ClassificationTask:
         return Mix(*(to_device(tensor, self.device) for tensor in mix))
 
     def _drop_path_keep(self, batch: Batch, views: int) -> Tensor | None:
-        """Which blocks each clip passes through: a pure function of (seed, epoch, key, view)."""
+        """Draw the blocks that each clip passes through, from (seed, epoch, key, view) alone.
+
+        Returns (B * views, depth) bool, or None when no block is ever dropped.
+        """
         if not any(self.drop_path_rates):
             return None
         draws = [

@@ -1,6 +1,6 @@
-"""From a prepared run directory to its outcome.
+"""The entry point of a rank: train the run of a prepared directory and record how it ends.
 
-`python -m pipeline.training.train RUN_DIR` is one rank.
+`python -m pipeline.training.train RUN_DIR` runs one rank.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ logger = logging.getLogger(__name__)
 
 
 def train(run_dir: Path, deadline: float | None = None) -> End:
-    """Train, or go on training, the run of a prepared directory. Collective: call on every rank.
+    """Start or resume the run of a prepared directory. Collective: call on every rank.
 
-    Rank 0 holds the lock of the run: `rundir.exclusive`.
+    Rank 0 must hold the lock of the run, `rundir.exclusive`.
 
     Args:
-        deadline: when to stop and save, in seconds since the epoch; null = never.
-    Returns how the attempt ended: FINISHED, or what it was stopped for.
+        deadline: when to stop and save, in seconds since the Unix epoch; None = never.
+    Returns how the attempt ended: FINISHED, or why it was stopped.
     """
     config = read_config(run_dir)
     set_umask(private=config.private)
@@ -83,7 +83,7 @@ def train(run_dir: Path, deadline: float | None = None) -> End:
 
 
 def summary_of(trainer: Trainer) -> Summary:
-    """The result of a finished run. Rank 0 only."""
+    """Return the result of a finished run. Rank 0 only."""
     state = trainer.state()
     metrics = state.metrics
     return Summary(
@@ -104,9 +104,10 @@ def _result(metrics: dict[str, float]) -> str:
 
 
 def run(run_dir: Path, deadline: float | None = None, *, launched: bool = False) -> int:
-    """`train` as an exit status; rank 0 leaves the state of the run in status.json.
+    """Call `train` and return an exit status; rank 0 records the run's state in status.json.
 
-    `launched`: the parent process is a launcher that waits for this one, which must not outlive it.
+    `launched` says that the parent is a launcher that waits for this process. The process then
+    ends when its parent does.
     """
     if launched:
         stop_with_parent()
@@ -116,18 +117,18 @@ def run(run_dir: Path, deadline: float | None = None, *, launched: bool = False)
 
 def _run(run_dir: Path, deadline: float | None, lock: ExitStack) -> int:
     rank = rank_by_environment()
-    if logging.lastResort is not None:  # which speaks until the logs are started
+    if logging.lastResort is not None:  # it is the only handler until the logs start
         logging.lastResort.setFormatter(SafeFormatter())
     try:
         if rank == 0:
-            # Only the owner of the lock writes, from the first word to the last.
+            # Only the owner of the lock may write to the run directory, so rank 0 takes it first.
             lock.enter_context(rundir.exclusive(run_dir))
             rundir.write_status(run_dir, State.RUNNING)
         end = train(run_dir, deadline)
-    except Exception as error:  # the boundary of the process: report, then fail
+    except Exception as error:  # the process ends here: report the error, then fail
         if isinstance(error, RunInUseError) and not attempt_id():
             say(f"error: {one_line(str(error))}", err=True)
-            return exits.BAD_INPUT  # a SLURM job owes its supervisor a record, nobody else does
+            return exits.BAD_INPUT  # only a SLURM job must leave a record, for its supervisor
         bad_input = exits.is_bad_input(error)
         if bad_input:
             say(f"error: {one_line(str(error))}", err=True)
@@ -150,18 +151,20 @@ def _leave_failure(run_dir: Path, failure: Failure) -> None:
 
 
 def _leave_word(run_dir: Path, rank: int, state: State, end: End, exit_status: int) -> int:
-    """Rank 0 says how the attempt ended; returns the exit status."""
+    """Record on rank 0 how the attempt ended, and return `exit_status`."""
     if rank == 0:
         try:
             rundir.write_status(run_dir, state, end, exit_status=exit_status)
-        except OSError:  # a full disk may be what ended the run: the log and the status have it
+        except OSError:  # a full disk may have ended the run; the exit status still tells
             traceback.print_exc()
     return exit_status
 
 
 def _start_logs(world: World, run_dir: Path) -> None:
-    """What rank 0 has to say goes to stderr, and the warnings of all; logs/rank00000.log has the
-    rank's own share whatever has launched it."""
+    """Send the log of rank 0 and the warnings of all ranks to stderr, and each rank's to its file.
+
+    The file, logs/rank00000.log for rank 0, is complete whatever launched the rank.
+    """
     shown = logging.StreamHandler(sys.stderr)
     shown.setLevel(logging.INFO if world.is_main else logging.WARNING)
     kept = logging.FileHandler(rank_log_file(run_dir, world.rank))
@@ -174,7 +177,7 @@ def _start_logs(world: World, run_dir: Path) -> None:
 
 
 def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:
-    """Libraries tell how they call the compiler, and worse."""
+    """Keep this project's records and all warnings; libraries log too much at INFO."""
     ours = record.name.partition(".")[0] in ("model", "pipeline", "slurm", "data_prep", "__main__")
     return ours or record.levelno >= logging.WARNING
 

@@ -35,24 +35,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """What moves while a run goes on."""
+    """The values that change as a run proceeds and that a checkpoint restores."""
 
     step: int = 0
     position: int = 0
     elapsed_s: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of the last evaluation."""
+    """Metrics of the last evaluation."""
     evaluated_step: int = -1
     """Step of the last evaluation."""
     best_top1: float = -1.0
-    """Of all evaluations so far."""
+    """Best top-1 accuracy, in [0, 1], of all evaluations so far."""
     best_step: int = -1
-    """Step of the evaluation that gave it."""
+    """Step of the evaluation that gave `best_top1`."""
     saved_step: int = -1
-    """Step of the newest checkpoint that was begun."""
+    """Step of the newest checkpoint whose saving has begun."""
 
     def note_evaluation(self, metrics: dict[str, float]) -> None:
-        """The metrics, the same on every rank, of the weights of this step."""
+        """Record the metrics, the same on every rank, of the weights at this step."""
         self.metrics = metrics
         self.evaluated_step = self.step
         if metrics["top1"] > self.best_top1:
@@ -61,7 +61,7 @@ class Progress:
 
 @dataclass
 class Trainer:
-    """All collaborators of a run; `fit` is the story. Every rank runs the same code."""
+    """The training loop, `fit`, with the objects that it uses. Every rank runs the same code."""
 
     config: RunConfig
     world: World
@@ -91,10 +91,10 @@ class Trainer:
     def fit(self) -> End:
         """Train to the end of the schedule or until any rank is asked to stop. Collective.
 
-        Either way a checkpoint is committed, and the end is the same on every rank.
+        In both cases a checkpoint is committed, and the returned end is the same on every rank.
 
-        Raises NonFiniteError or SaveError on every rank alike. A DataError (too many
-        unreadable samples) rises on the rank that met it; the others lose it and fail.
+        Raises NonFiniteError or SaveError on every rank. A DataError (too many unreadable samples)
+        is raised only on the rank that met it; the other ranks then lose that rank and fail.
         """
         self.pulse.begin(self.progress.step, self.schedule.total_steps)
         if self.progress.step and self._evaluation_is_due() and not self._evaluate():
@@ -116,7 +116,7 @@ class Trainer:
         return End(StopClass.FINISHED, self._doubt())
 
     def _train_step(self) -> bool:
-        """One optimizer step; True when any rank asked to stop meanwhile. Collective."""
+        """Do one optimizer step, and return whether any rank was asked to stop. Collective."""
         step = self.progress.step
         self.engine.train()
         losses = torch.zeros((), device=self.world.device)
@@ -149,7 +149,10 @@ class Trainer:
         return verdict.stop
 
     def _warm_up_is_over(self) -> None:
-        """After the first step all is compiled, connected and allocated: now slow means broken."""
+        """Shorten the time-out of collectives: after the first step, a slow rank is a broken one.
+
+        By then every rank has compiled, connected and allocated all it needs.
+        """
         self._warming_up = False
         limit_collectives(self.config.engine.step_timeout_s)
 
@@ -177,14 +180,17 @@ class Trainer:
         self.recorder.record(step, "train", values, pace=self._pace())
 
     def _pace(self) -> Pace:
-        """At the mean pace of this attempt, its evaluations and saves included."""
+        """Estimate the time left from the attempt's mean pace, evaluations and saves included."""
         total = self.schedule.total_steps
         done = self.progress.step - self._first_step
         elapsed_s = time.monotonic() - self._attempt_started
         return Pace(total, (total - self.progress.step) * elapsed_s / done)
 
     def _evaluate(self) -> bool:
-        """False when a rank was asked to stop meanwhile: the next attempt begins with it."""
+        """Evaluate, and return whether the evaluation was completed. Collective.
+
+        It is cut short when any rank is asked to stop; the next attempt then begins with it.
+        """
         began = time.monotonic()
         self.engine.train(False)
         averaged = self.engine.state.averaged_weights(self.config.eval.use_ema)
@@ -199,7 +205,7 @@ class Trainer:
         return True
 
     def _evaluation_batches(self) -> Iterator[Batch]:
-        """All batches, or those before any rank was asked to stop. Collective."""
+        """Yield the validation batches until any rank is asked to stop. Collective."""
         for batch in self.pulse.each(self.eval_loader):
             if any_rank(self.stopper.requested):
                 return
@@ -219,7 +225,7 @@ class Trainer:
             self.saver.finish()
 
     def _doubt(self) -> str:
-        """What a finished run must not keep to itself; empty when all is well."""
+        """Return a warning about the result of a finished run, or an empty string."""
         loss = self.progress.metrics.get("loss", 0.0)
         if math.isfinite(loss):
             return ""
@@ -235,12 +241,12 @@ class Trainer:
         return end
 
     def _why(self) -> End:
-        """What stopped the run, the same on every rank. Collective."""
+        """Return what stopped the run, the same on every rank. Collective."""
         asked = [end for end in from_all_ranks(self.stopper.end) if end is not None]
         return asked[0] if asked else End(StopClass.DISK_FULL, "a checkpoint failed")
 
     def state(self) -> RunState:
-        """What a checkpoint of this moment records beside the tensors."""
+        """Return what a checkpoint of this moment records besides the tensors."""
         attempt_s = time.monotonic() - self._attempt_started
         return RunState(
             step=self.progress.step,

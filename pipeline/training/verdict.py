@@ -1,4 +1,4 @@
-"""What all ranks must know before a step is applied: one reduction, one read of the device."""
+"""The agreement of all ranks on a step before it is applied: one reduction, one device read."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from pipeline.training.distributed import World, sum_over_ranks
 
 
 class Verdict(NamedTuple):
-    """The same on every rank."""
+    """The ranks' common judgement of a step, the same on every rank."""
 
     finite: bool
-    """Are loss and gradients finite on every rank?"""
+    """Whether loss and gradients are finite on every rank."""
     grad_norm: float
-    """Global L2 norm of the gradients, in the units of `squared_norm`; NaN or infinity if not."""
+    """Global L2 norm of the gradients, with the scale of `squared_norm`; it may not be finite."""
     stop: bool
-    """Does any rank ask to stop?"""
+    """Whether any rank asks to stop."""
 
 
 def reach_verdict(loss: Tensor, squared_norm: Tensor, *, stop: bool, world: World) -> Verdict:
-    """Whether this step may be applied and whether it is the last. Collective.
+    """Agree on whether this step may be applied and whether it is the last. Collective.
 
     Args:
-        loss: 0-dim; not finite when that of any micro-batch of this rank is not.
-        squared_norm: 0-dim; this rank's share of the squared norm of the reduced gradients. The
-            shares of all ranks add up to it, and one NaN or infinity among the gradients spoils it.
-        stop: does this rank ask to stop?
+        loss: 0-dim sum of this rank's losses; not finite if the loss of any micro-batch is not.
+        squared_norm: 0-dim share of this rank in the squared norm of the reduced gradients. The
+            shares of all ranks sum to it; a NaN or infinity in any gradient makes it non-finite.
+        stop: whether this rank asks to stop.
     """
     double = {"dtype": torch.float64, "device": world.device}
-    # A fill on the device, unlike a copy of a host's tensor, waits for nothing.
+    # A fill on the device does not wait, unlike a copy of a host tensor.
     flag = torch.full((), float(stop), **double)  # type: ignore[call-overload]
     sums = torch.stack([squared_norm.double(), loss.detach().isfinite().logical_not(), flag])
     squares, bad_losses, stops = sum_over_ranks(sums).tolist()

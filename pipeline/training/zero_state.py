@@ -1,8 +1,8 @@
-"""The state that ZeRO has dealt to the ranks, as named fragments.
+"""The state that ZeRO partitions over the ranks, as named fragments.
 
-Any other number of ranks and any other stage can take the fragments back, which DeepSpeed's own
-checkpoints cannot. What is read here of DeepSpeed's optimizers are attributes, not an interface:
-tests/dist/test_engine.py holds them to it.
+The fragments can be loaded on any number of ranks and at any stage, which DeepSpeed's own
+checkpoints do not allow. This module reads attributes of DeepSpeed's optimizers that are not a
+public interface; tests/dist/test_engine.py fails if they change.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from pipeline.training.ema import Ema
 
 STATE_KEYS = ("param", "exp_avg", "exp_avg_sq")
 EMA_KEY = "ema"
-"""A fourth key, where an average of the weights is kept."""
+"""Fourth key, present when a moving average of the weights is kept."""
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """A flat slice of one parameter's fp32 state, as one rank owns it."""
+    """A flat slice of one parameter's fp32 state that one rank owns.
+
+    `start` is the offset of the slice in the flattened parameter, in elements.
+    """
 
     name: str
     start: int
@@ -34,7 +37,7 @@ class Fragment:
 
 
 class ZeroState:
-    """Parameters, Adam's moments and the average of the weights, wherever ZeRO keeps them."""
+    """Access to parameters, Adam's moments and the averaged weights at every ZeRO stage."""
 
     def __init__(
         self,
@@ -45,7 +48,7 @@ class ZeroState:
         world: World,
         ema_decay: float | None,
     ) -> None:
-        """`optimizer`: DeepSpeed's, or AdamW itself at stage 0."""
+        """Take DeepSpeed's `optimizer`, or AdamW itself at stage 0."""
         self._module = module
         self._optimizer = optimizer
         self._stage = stage
@@ -57,7 +60,7 @@ class ZeroState:
 
     @property
     def adam_steps(self) -> int:
-        """Optimizer steps applied so far, as AdamW's bias correction counts them."""
+        """Number of optimizer steps applied so far, as AdamW's bias correction counts them."""
         for state in self._adam().state.values():
             if "step" in state:
                 return int(state["step"])
@@ -65,14 +68,14 @@ class ZeroState:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every trained parameter, whole even where ZeRO-3 has cut it up."""
+        """Name -> full shape of every trained parameter, also where ZeRO-3 partitions it."""
         return {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in self._trainable()}
 
     def fragments(self) -> Iterator[Fragment]:
-        """This rank's share of the state; over all ranks each element exactly once.
+        """Yield this rank's share of the state; the ranks together yield each element once.
 
-        Not collective; the tensors are views: copy before the next step. Stage 0 holds everything
-        on every rank, so rank 0 gives all of it.
+        Not collective. The tensors are views, so copy them before the next step. At stage 0 every
+        rank holds the whole state, and rank 0 alone yields it.
         """
         if self._stage == 0 and not self._world.is_main:
             return
@@ -88,13 +91,12 @@ class ZeroState:
             yield Fragment(name, start, tensors)
 
     def load(self, full: Mapping[str, Mapping[str, torch.Tensor]], steps: int) -> None:
-        """Take over the state that `fragments` gave on any number of ranks at any stage.
+        """Load a state that was saved from any number of ranks at any stage. Collective.
 
         Args:
             full: parameter name -> `STATE_KEYS` -> the whole fp32 tensor (any shape, on the CPU).
-                Without `EMA_KEY`, an average begins anew at the loaded weights.
+                Without `EMA_KEY`, the moving average restarts from the loaded weights.
             steps: Adam's step count.
-        Collective.
         """
         self._create_adam_state(steps)
         for name, parameter in self._trainable():
@@ -112,15 +114,16 @@ class ZeroState:
     # --- average of the weights ------------------------------------------------------------------
 
     def update_average(self) -> None:
-        """Call it after each step that was applied."""
+        """Update the moving average, if one is kept. Call this after each applied step."""
         if self._ema is not None:
             self._ema.update()
 
     @contextmanager
     def averaged_weights(self, wanted: bool = True) -> Iterator[None]:
-        """Within, the model computes with the average of its weights, if one is kept. Collective.
+        """Let the model use its averaged weights, if kept, inside the block. Collective.
 
-        After an exception the average stays in place: the ranks could not agree to restore.
+        After an exception the averages stay in place, because restoring the weights is collective
+        and the other ranks may not take part.
         """
         if self._ema is None or not wanted:
             yield
@@ -132,18 +135,18 @@ class ZeroState:
         self._publish_weights()
 
     def _publish_weights(self) -> None:
-        """Make the model compute with the fp32 shares that the ranks hold. Collective."""
+        """Copy the fp32 shares of the ranks into the weights that the model uses. Collective."""
         if self._stage in (1, 2):
             self._optimizer.update_lp_params()
         elif self._stage == 3:
-            self._optimizer.empty_partition_cache()  # whole copies of what was there before
+            self._optimizer.empty_partition_cache()  # the cache holds copies of the old weights
             for _, parameter in self._trainable():
                 parameter.ds_tensor.data.copy_(self._z3_partition(parameter, "param"))
 
     # --- where ZeRO keeps things -----------------------------------------------------------------
 
     def _share(self, parameter: Any, key: str = "param") -> tuple[int, torch.Tensor]:
-        """(offset in the flattened parameter, flat view of the slice that this rank holds)."""
+        """Return (offset in the flattened parameter, flat view of this rank's slice)."""
         if self._stage == 3:
             partition = self._z3_partition(parameter, key)
             start = self._world.rank * partition.numel()
@@ -159,7 +162,7 @@ class ZeroState:
         return 0, whole.detach().view(-1)
 
     def _z3_partition(self, parameter: Any, key: str) -> torch.Tensor:
-        """A view of the flat fp32 partition, padding included, that ZeRO-3 keeps on this rank."""
+        """Return a view of this rank's flat fp32 partition under ZeRO-3, padding included."""
         view: torch.Tensor
         view, _ = self._optimizer._get_fp32_opt_state_partition(
             parameter,
@@ -169,13 +172,14 @@ class ZeroState:
         return view.detach()
 
     def _create_adam_state(self, steps: int) -> None:
-        """AdamW makes its state in the first step; a resumed run needs it before."""
+        """Create AdamW's state, which a resumed run needs before the first step creates it."""
         adam = self._adam()
         for group in adam.param_groups:
             parameters = group["params"]
             for parameter in parameters:
                 adam.state[parameter] = {
-                    # One tensor each: sharing it would advance it once per parameter.
+                    # Each parameter needs a counter of its own: AdamW would advance a shared one
+                    # once per parameter.
                     "step": _step_count(group, parameter, steps),
                     "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                     "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
@@ -192,8 +196,8 @@ class ZeroState:
                 }
 
     def _link_moments(self) -> None:
-        # DeepSpeed links moments to parameters once, after stepping its first parameter group,
-        # when the other groups have none yet.
+        # DeepSpeed links moments to parameters only once, after the step of its first parameter
+        # group, when the other groups have no moments yet. Clearing the flag links them again.
         self._optimizer._hp_optimizer_states_linked = False
         self._optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -208,6 +212,6 @@ class ZeroState:
 
 
 def _step_count(group: Mapping[str, Any], parameter: torch.Tensor, steps: int) -> torch.Tensor:
-    """Adam's own counter: beside the parameter where the update is fused, else on the CPU."""
+    """Return Adam's step counter, on the parameter's device if fused and else on the CPU."""
     device = parameter.device if group.get("fused") else "cpu"
     return torch.tensor(float(steps), device=device)

@@ -1,4 +1,4 @@
-"""What others wrote: tars without a seal, and seals whose names lead elsewhere."""
+"""Shards written by others: tars without a seal, and seals whose names lead elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ADVICE = "unpack them and run `vmp data shard --format csv`"
 
 
 def test_tars_of_other_tools_say_what_to_do(tmp_path: Path) -> None:
-    """As video2dataset lays them out: tars and statistics, no manifest."""
+    """Tars and statistics without a manifest, as video2dataset lays them out."""
     with tarfile.open(tmp_path / "00000.tar", "w") as tar:
         tar.add(__file__, "000000000.mp4")
     (tmp_path / "00000_stats.json").write_text("{}")
@@ -42,7 +42,7 @@ def test_tars_of_other_tools_say_what_to_do(tmp_path: Path) -> None:
     ["../../victim/.bashrc", "/etc/passwd", "a/b.tar", "..", "", ".tar", "x.tar\n", "x\0.tar", "x"],
 )
 def test_names_of_shards_cannot_lead_elsewhere(tmp_path: Path, name: str) -> None:
-    """Whoever wrote the manifest chose them, and sealed it properly."""
+    """The writer of the manifest chose these names, and sealed it properly."""
     record = {"name": name, "split": "train", "samples": 1, "bytes": 1, "sha256": "0" * 64}
     content: dict[str, object] = {"dataset": "d", "classes": ["a"], "splits": {"train": 1}}
     content |= {"settings": {}, "index_sha256": "0" * 64}
@@ -55,7 +55,7 @@ def test_names_of_shards_cannot_lead_elsewhere(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize("field", ["digest", "index_sha256"])
 def test_digests_are_digests(tmp_path: Path, field: str) -> None:
-    """They name directories of caches, and stand in the page of the report."""
+    """Digests name directories of caches and appear in the report."""
     content = {"dataset": "d", "classes": ["a"], "splits": {}, "settings": {}, "shards": []}
     content |= {"index_sha256": "0" * 64, field: "<script>alert(1)</script>"}
     (tmp_path / "manifest.json").write_text(json.dumps(content))

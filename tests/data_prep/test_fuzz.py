@@ -1,4 +1,4 @@
-"""Readers of annotations, records, plans and sidecars: a value, or the package's own error."""
+"""Readers of annotations, records, plans and sidecars: a value or the package's own error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listings and layouts that cannot be meant as they are: refused, or named line by line."""
+"""Listings and layouts that must be mistakes are refused, or named line by line."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_every_video_is_listed_somewhere(tmp_path: Path) -> None:
 def test_a_directory_that_may_not_be_read_is_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rights do not bind root, so the refusal is made up."""
+    """Permissions do not bind root, so the refusal is simulated."""
     _touch(tmp_path, "a/y.mp4", "closed/x.mp4")
     scan = os.scandir
 
@@ -237,7 +237,7 @@ def test_a_validation_split_by_video(tmp_path: Path) -> None:
 
 
 def test_losses_while_decoding_count(csv_config: ShardConfig, tmp_path: Path) -> None:
-    """Four of twelve are broken: refused, until the bound allows them; nothing is made twice."""
+    """Four of twelve are broken and refused until the bound allows them; nothing is made twice."""
     videos = tmp_path / "videos"
     videos.mkdir()
     rows = []

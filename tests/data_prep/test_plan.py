@@ -38,7 +38,7 @@ def test_every_row_is_planned_once_or_a_problem(rows: list[Annotation], size: in
 def test_the_order_of_rows_does_not_matter(
     rows: list[Annotation], size: int, random: Random
 ) -> None:
-    """Of rows that are all usable; of repeats the first stays, by design."""
+    """Holds for rows that are all usable and distinct; of repeats, the first stays by design."""
     unique = {(row.path, row.trim_start_s): row for row in rows}
     usable = [row for row in unique.values() if row.label in CLASSES]
     shuffled = list(usable)
@@ -73,6 +73,6 @@ def test_problems_are_named() -> None:
 
 
 def test_keys_are_stable() -> None:
-    """Written down: a change would orphan every existing shard."""
+    """The key is written down here, because a change would orphan every existing shard."""
     assert clip_key("k400", "a/b.mp4", 0.0, None) == "9ccac77c0a46833c22c86652aa01e74a"
     assert clip_key("k400", "a/b.mp4", 0.0, 10.0) != clip_key("k400", "a/b.mp4", 0.0, None)

@@ -1,4 +1,4 @@
-"""Videos in, sealed shards out: the whole of `vmp data shard` on one machine."""
+"""`vmp data shard` on one machine, from videos to sealed shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""More than forty files that break video pipelines, through the whole of `vmp data shard`.
+"""`vmp data shard` on more than forty files that break video pipelines.
 
 Each is in the shards, upright and with the right frame count, or in the quarantine for the right
 reason. `VMP_UPDATE_DOCS=1 pytest <this file>` rewrites the table in docs/data.md.

@@ -1,4 +1,4 @@
-"""DeepSpeed's state as portable fragments: any ZeRO stage to any other, groups and steps intact."""
+"""DeepSpeed's state moves as portable fragments from any ZeRO stage to any other."""
 
 from __future__ import annotations
 

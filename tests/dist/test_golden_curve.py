@@ -28,7 +28,7 @@ RECIPE = [
 
 
 def curves(world: World, precisions: list[str], steps: int) -> dict[str, list[float]]:
-    """Losses of every step in each precision, on eight clips of noise that are learnt by heart."""
+    """Losses of every step in each precision, on eight clips of noise that the model memorises."""
     found: dict[str, list[float]] = {}
     for precision in precisions:
         config = load_config("demo", [*RECIPE, f"engine.precision={precision}"])

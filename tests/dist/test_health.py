@@ -20,7 +20,7 @@ pytestmark = pytest.mark.dist
 
 @pytest.fixture
 def stalled(tmp_path: Path) -> Iterator[list[psutil.Process]]:
-    """Processes that a test has stopped; they are ended with it."""
+    """Processes that a test has stopped; the fixture ends them with the test."""
     stopped: list[psutil.Process] = []
     yield stopped
     for process in stopped:

@@ -1,4 +1,4 @@
-"""Who can reach a run over the network: on one host, nobody from outside."""
+"""A run on one host cannot be reached from outside over the network."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _listening(process: psutil.Process) -> set[tuple[str, int]]:
 def test_ranks_of_one_host_listen_on_loopback(
     tmp_path: Path, glyph_shards: Path, command: str
 ) -> None:
-    """Watched in /proc while the run lasts: the launcher's store, the run's, gloo's pairs."""
+    """Watches /proc during the run for listening stores and gloo pairs."""
     arguments = runs.overrides(tmp_path, glyph_shards, "x", schedule__max_steps=1)
     started = runs.start(command, *arguments, "launch.ranks_per_node=2")
     seen: set[tuple[str, int]] = set()

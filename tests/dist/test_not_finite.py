@@ -1,4 +1,4 @@
-"""A run whose numbers are lost says so, and what it has left can be read."""
+"""A run whose numbers are no longer finite says so and leaves readable files."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.dist
 
 
 def unfinished_copy(undisturbed: Path, root: Path) -> Path:
-    """The undisturbed run in another place, with its checkpoints, as if it had not ended."""
+    """A copy of the undisturbed run and its checkpoints, as if it had not ended."""
     run_dir = root / undisturbed.name
     shutil.copytree(undisturbed, run_dir)
     for file in ("summary.json", "mlflow_run_id"):

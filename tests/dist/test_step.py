@@ -1,4 +1,4 @@
-"""The step on several ranks: its verdict, clipping and the loss scale, beside plain torch."""
+"""The step on several ranks: verdict, clipping and loss scale, compared with plain torch."""
 
 from __future__ import annotations
 

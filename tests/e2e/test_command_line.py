@@ -139,7 +139,7 @@ def test_real_clips_in_class_folders_are_sharded_trained_on_and_evaluated(
 def test_class_folders_end_in_a_number_on_videos_that_were_held_out(
     glyph_videos: Path, tmp_path: Path
 ) -> None:
-    """The road of README's "Your own videos", with a smaller model."""
+    """Follow README's "Your own videos" with a smaller model."""
     with (glyph_videos / "annotations.csv").open() as file:
         for row in csv.DictReader(file):
             folder = tmp_path / "videos" / row["label"]

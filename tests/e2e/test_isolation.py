@@ -1,4 +1,4 @@
-"""Files of the user's that have the names of our modules, in the folder where `vmp` is called."""
+"""User files with the names of our modules, in the folder where `vmp` is called, do no harm."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ NAMES = ("model", "pipeline", "slurm", "data_prep", "videomambapro_recipe", "ran
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A working directory full of traps, each of which tells who fell into it."""
+    """A working directory full of traps, each of which records the process that imported it."""
     for name in NAMES:
         (tmp_path / f"{name}.py").write_text(TRAP.format(log=str(tmp_path / "executed")))
     return tmp_path
 
 
 def _vmp(folder: Path, *arguments: str) -> None:
-    """What the installed script does, with an empty entry in PYTHONPATH, as it often has one."""
+    """Run the installed script with an empty entry in PYTHONPATH, which is common."""
     script = "import sys; del sys.path[0]; from videomambapro.command import main; main()"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(["", str(ROOT)])}
     environment.pop("PYTHONSAFEPATH", None)

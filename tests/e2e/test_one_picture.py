@@ -1,4 +1,4 @@
-"""One colour in, the same out of shard, loader, cache, report and prediction.
+"""One colour goes in and comes out of shard, loader, cache, report and prediction unchanged.
 
 The samples are computed here from the matrices of the standards, not by FFmpeg.
 """

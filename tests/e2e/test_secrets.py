@@ -1,4 +1,4 @@
-"""A password in tracking.uri reaches the server, and nothing else."""
+"""A password in tracking.uri reaches the server and nobody else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Refusing(BaseHTTPRequestHandler):
-    """Notes who asks, and answers with an error that quotes the whole request."""
+    """Records requests, and answers with an error that quotes the whole request."""
 
     server: _Server
 

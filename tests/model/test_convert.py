@@ -1,4 +1,4 @@
-"""Weights in every shape they are published in, made here; none may run code or vanish unseen."""
+"""Weights in every published layout, made here; none runs code or is lost silently."""
 
 import argparse
 import os

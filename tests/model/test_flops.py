@@ -16,7 +16,8 @@ from model.flops import (
     published_flops,
     training_flops,
 )
-from model.scan import op
+from model.scan import chunked
+from model.scan.cuda import plan
 from model.scan.native import library
 from tests.conftest import require
 
@@ -59,7 +60,7 @@ def test_forward_flops_are_what_torch_counts_plus_the_scan(layout: str) -> None:
 
 
 def test_the_scan_keeps_a_state_as_often_as_the_estimate_says() -> None:
-    assert op.kernels("chunked").CHUNK == SCAN_CHUNK
+    assert plan.CHUNK == SCAN_CHUNK
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
@@ -88,10 +89,10 @@ def test_activation_bytes_agree_with_what_autograd_keeps(layout: str, setting: A
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         net(torch.randn(batch, 3, 8, 32, 32)).sum()
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / batch
-    estimated = activation_bytes(config, compute_bytes=4)
+    estimated = activation_bytes(config, compute_bytes=4, scan_chunk=chunked.CHUNK)
     if setting != "none":
         # The estimate also has the block that backward recomputes, not yet there.
         depths = [resolve_config(config, depth=d, activation_checkpointing="none") for d in (1, 2)]
-        one, two = (activation_bytes(c, compute_bytes=4) for c in depths)
+        one, two = (activation_bytes(c, compute_bytes=4, scan_chunk=chunked.CHUNK) for c in depths)
         estimated -= two - one
     assert measured == pytest.approx(estimated, rel=0.15)

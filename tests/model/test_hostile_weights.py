@@ -1,4 +1,4 @@
-"""Weight files that nobody should have made: one line each, soon, and in little memory."""
+"""Hostile weight files are refused with one line, quickly and in little memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ State = dict[str, Tensor]
 
 @pytest.fixture(autouse=True)
 def _little_memory() -> Iterator[None]:
-    """A file of a few kilobytes has no business with 16 GB of address space more than now."""
+    """Limit the address space to 16 GB more than now; a file of a few kilobytes needs far less."""
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (in_use + 16 * 2**30, before[1]))
@@ -211,7 +211,7 @@ BOUNDED = settings(
 def test_damage_anywhere_ends_in_a_model_or_in_one_line(
     tmp_path: Path, data: st.DataObject
 ) -> None:
-    """Bytes of a real file overwritten, in the header and pickle above all."""
+    """Overwrites bytes of a real file, mostly in the header and the pickle."""
     suffix = data.draw(st.sampled_from([".pth", ".safetensors"]))
     path = tmp_path / f"w{suffix}"
     if suffix == ".pth":

@@ -51,6 +51,10 @@ def vmp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         ("data cache x --out x --quality 500", "--quality"),
         ("bench scan --frames 0", "--frames"),
         ("bench scan --dtype foo", "--dtype"),
+        ("bench rows --size xx", "--size"),
+        ("bench loader --rounds 0", "--rounds"),
+        ("bench order --samples 0", "--samples"),
+        ("bench plan --videos 0", "--videos"),
         ("ui --port 99999", "--port"),
     ],
 )
@@ -64,6 +68,8 @@ def test_an_option_out_of_range_is_named(vmp: Vmp, command: str, option: str) ->
     ("command", "line"),
     [
         ("bench scan --size xx", "--size xx: unknown; one of ti, s, m"),
+        ("bench gpu --parts right,all", "--parts all: unknown; some of right,clean,fast"),
+        ("bench gpu --parts ,", "--parts: names no part; some of right,clean,fast"),
         ("bench shard --videos nosuch", "--videos nosuch: no such directory"),
         ("bench shard --videos .", "--videos .: holds no video; expected <class>/<file>"),
         (
@@ -80,11 +86,17 @@ def test_bad_input_is_one_line(
     assert (status, err) == (2, f"error: {line}\n")
 
 
-def test_cuda_without_cuda(vmp: Vmp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_without_cuda(vmp: Vmp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    status, _, err = vmp("bench", "scan", "--device", "cuda")
-    assert status == 2
-    assert err.startswith("error: --device cuda: there is no CUDA device here")
+    for command in ("scan", "rows"):
+        status, _, err = vmp("bench", command, "--device", "cuda")
+        assert status == 2
+        assert err.startswith("error: --device cuda: there is no CUDA device here")
+    monkeypatch.chdir(tmp_path)
+    status, _, err = vmp("bench", "gpu")
+    needed = "it needs an NVIDIA GPU and a CUDA build of torch"
+    assert (status, err) == (2, f"error: vmp bench gpu cannot run here: {needed}\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_model_of_options_refuses_is_one_line() -> None:
@@ -149,7 +161,7 @@ def test_the_version_is_the_one_that_is_installed(vmp: Vmp) -> None:
 
 
 def _silent(command: Any, path: str) -> list[str]:
-    """Options and arguments below a command that say nothing about themselves."""
+    """Options and arguments below a command that have no help text."""
     own = [f"{path} {p.name}" for p in command.params if not getattr(p, "help", None)]
     children = getattr(command, "commands", {})
     return own + [

@@ -1,4 +1,4 @@
-"""The front door is light: what does not train does not import torch."""
+"""Commands that do not train do not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known before the run directory exists is said before it exists."""
+"""Errors known before the run directory exists are reported before it exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets of URIs, in whatever text they stand."""
+"""Secrets of URIs are redacted in any text."""
 
 from __future__ import annotations
 

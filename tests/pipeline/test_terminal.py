@@ -1,4 +1,4 @@
-"""Text from elsewhere on a terminal: shown, never obeyed."""
+"""Text from elsewhere is shown on a terminal and never interpreted."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pipeline.training.distributed import free_port
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The migrations of a fresh database take seconds: once is enough."""
+    """A fresh database, made once because its migrations take seconds."""
     database = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(f"sqlite:///{database}").search_experiments()
     return database

@@ -62,7 +62,7 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> list[str]:
-    """Programs of the Debian packages slurm-wlm and munge that are not here."""
+    """The programs of the Debian packages slurm-wlm and munge that are missing."""
     return [name for name in (*_DAEMONS, *_CLIENTS) if _which(name) is None]
 
 
@@ -145,7 +145,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _cancel_all(environment: dict[str, str]) -> None:
-    """Step daemons are nobody's children: they go when their jobs have gone."""
+    """Cancel all jobs and wait for their step daemons, which are not our children."""
 
     def ask(*command: str) -> str:
         return subprocess.run(command, env=environment, capture_output=True, text=True).stdout

@@ -1,4 +1,4 @@
-"""One SLURM for all tests of this folder, and the run that disturbed ones are compared with."""
+"""One SLURM for all tests of this folder, and an undisturbed run for comparison."""
 
 from __future__ import annotations
 

@@ -21,13 +21,13 @@ TWO_NODES = ("--cluster", "slurm", "--nodes", "2", "--gpus-per-node", "0")
 
 
 def overrides(root: Path, shards: Path, name: str, steps: int, **fields: object) -> list[str]:
-    """A tiny run of so many steps, of which eight are an epoch."""
+    """Overrides of a tiny run of `steps` steps, eight of them to an epoch."""
     length = {"schedule__epochs": steps / 8, "schedule__max_steps": steps}
     return runs.overrides(root, shards, name, **length, **fields)
 
 
 def arguments(root: Path, shards: Path, name: str, steps: int, **fields: object) -> list[str]:
-    """Arguments of `vmp submit` for it on two nodes, one rank each."""
+    """Arguments of `vmp submit` for the tiny run on two nodes with one rank each."""
     own = {"launch__ranks_per_node": 1, "checkpoint__every_steps": 1000, **fields}
     return [*TWO_NODES, *overrides(root, shards, name, steps, **own)]
 
@@ -94,7 +94,7 @@ def ranks(run_dir: Path) -> dict[int, psutil.Process]:
 
 @contextmanager
 def suspended(run_dir: Path) -> Iterator[None]:
-    """The run's ranks stand still; signals reach them afterwards."""
+    """Hold the run's ranks still; signals reach them afterwards."""
     stopped = ranks(run_dir).values()
     for rank in stopped:
         rank.suspend()
@@ -110,7 +110,7 @@ def node_of(process: psutil.Process) -> str:
 
 
 def bring_back(node: str) -> None:
-    """Make a node usable that was set down, unless it has come back by itself."""
+    """Make a node that was set down usable, unless it has come back by itself."""
     state = slurm("sinfo", "-h", "-N", "-n", node, "-o", "%T").split()[0]
     if state.startswith(("down", "drain")):
         slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
@@ -140,7 +140,7 @@ def finish(process: subprocess.Popen[str], run_dir: Path, expect: int = 0) -> st
 
 
 def assert_same_run(undisturbed: Path, other: Path, steps: int) -> None:
-    """The same bits, the same samples in every global batch, each step logged once."""
+    """Check for the same bits, the same samples in every global batch, each step logged once."""
     runs.assert_bitwise_equal(runs.final_state(undisturbed), runs.final_state(other))
     assert read_samples(other) == read_samples(undisturbed)
     logged = [row["step"] for row in read_metrics(other) if row["kind"] == "train"]

@@ -1,4 +1,4 @@
-"""What is submitted together: code as it was, sweeps, chains, containers."""
+"""Tests of what is submitted together: a snapshot of the code, sweeps, chains, containers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to jobs, on a real SLURM: each run ends with the bits of the undisturbed one."""
+"""Faults of jobs on a real SLURM: each run ends with the bits of the undisturbed one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each rule of the judgement alone, and their order; test_supervise has them on real files."""
+"""Each rule of the judgement alone, and their order; test_supervise uses real files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger of nodes, and how much of it a job can heed."""
+"""The ledger of bad nodes, and how many of them a job may exclude."""
 
 from __future__ import annotations
 

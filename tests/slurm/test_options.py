@@ -1,4 +1,4 @@
-"""Every spelling of an option that a profile may not touch."""
+"""Every spelling of an option that a profile must not set is refused."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_profile_that_holds_more_than_it_seems(tmp_path: Path, text: str) -> N
 
 
 def test_job_files_are_not_written_by_everybody(tmp_path: Path) -> None:
-    """Even where the umask lets them: what a pickle says is done."""
+    """Others may not write, whatever the umask, because loading a pickle runs code."""
     import os
 
     before = os.umask(0)

@@ -1,4 +1,4 @@
-"""Which rank a task of a person's own srun is."""
+"""Finds the rank of a task that a user starts with srun."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ ATTEMPT = "7.0"
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As such a run lies there when rank 700 has failed and the others with it."""
+    """The run directory after rank 700 has failed and taken the others with it."""
     root = tmp_path_factory.mktemp("runs")
     run_dir = prepare_run(load_config("demo", [f"runs_dir={root}", "name=large"]))
     for node in range(NODES):
@@ -67,12 +67,12 @@ def beat(rank: int) -> Heartbeat:
 
 
 def plain(path: Path, text: str) -> None:
-    """Without the two syncs of the real writer, which a thousand files would wait for."""
+    """Write without the two syncs of the real writer, which are slow for a thousand files."""
     path.write_text(text)
 
 
 def assert_once(seen: list[str], at_most: int) -> None:
-    """No file more than once, listings aside, and not too many."""
+    """Check that no file is opened twice, listings aside, and that there are few operations."""
     files = Counter(path for path in seen if not Path(path).is_dir())
     repeated = {Path(path).name: count for path, count in files.items() if count > 1}
     assert not repeated

@@ -1,4 +1,4 @@
-"""Sharding as a SLURM array: the manifest of a local run, whatever dies."""
+"""Sharding as a SLURM array gives the manifest of a local run, whichever process dies."""
 
 from __future__ import annotations
 

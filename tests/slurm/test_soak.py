@@ -1,4 +1,4 @@
-"""Many faults in one run, whatever and whenever: it ends where the undisturbed one ends."""
+"""A run with many random faults ends with the result of the undisturbed run."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def log_of(run_dir: Path) -> str:
 
 
 def wait_for_step(run_dir: Path, step: int) -> None:
-    """Until the run trains again and has done `step`."""
+    """Wait until the run trains again and has done `step`."""
     deadline = time.monotonic() + 180
     while drive.steps_done(run_dir) < step or len(drive.ranks(run_dir)) < 2:
         assert launch.find_running(run_dir) is not None, log_of(run_dir)

@@ -38,7 +38,7 @@ def test_two_nodes_end_with_the_bits_of_two_local_ranks(
 def test_a_signalled_run_is_requeued_once_and_ends_with_the_same_bits(
     slurm: Path, root: Path, glyph_shards: Path, undisturbed: Path
 ) -> None:
-    """USR2 here; SIGTERM is one of the faults of test_soak.py."""
+    """Sends USR2; SIGTERM is one of the faults of test_soak.py."""
     run_dir = root / "preempted"
     process = runs.start("submit", *arguments(root, glyph_shards, run_dir.name))
     wait_until(lambda: is_training(run_dir), process)

@@ -1,4 +1,4 @@
-"""What the batch script makes of what the ranks have left. The whole of it: test_faults.py."""
+"""The batch script's judgement of what the ranks left; test_faults.py runs all of it."""
 
 from __future__ import annotations
 

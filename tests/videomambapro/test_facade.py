@@ -1,4 +1,4 @@
-"""The Python API as a user's script meets it, files of the same names beside it included."""
+"""The Python API in a user's script, also beside files of the same names."""
 
 from __future__ import annotations
 

@@ -4,12 +4,12 @@ import torch
 
 from model.scan.constant import constant_under_compile
 
-_OLDEST = (8, 0)  # sm_80: what the kernels' bf16 conversions need
+_OLDEST = (8, 0)  # the kernels' bf16 conversions need sm_80
 
 
 @constant_under_compile
 def is_available(device: str) -> bool:
-    """Whether the kernels can be compiled for and run on a type of device."""
+    """Whether the kernels can be compiled for a type of device and run on it."""
     return why_unavailable(device) is None
 
 

@@ -1,10 +1,10 @@
 """Compiles the CUDA kernels ahead of time: `python -m model.scan.cuda [sm_90 ...]`.
 
-For the GPUs that are here when no architecture is named, else for all that continuous integration
-compiles for. It needs no GPU. What training runs use is compiled: bf16, fp16 and fp32 activations
-with 16 states, 4 taps and the widths of Ti, S and M; anything else is compiled when it is first
-used. Prints what each kernel takes per thread; the exit status is 1 when something does not
-compile.
+Without a name it compiles for the GPUs of this machine, or, where there is none, for all
+architectures that continuous integration compiles for. It needs no GPU. It compiles what training
+runs use: bf16, fp16 and fp32 activations with 16 states, 4 taps and the widths of Ti, S and M.
+Other variants are compiled on first use. It prints the registers and spills of each kernel. The
+exit status is 1 when something does not compile.
 """
 
 import sys
@@ -36,15 +36,16 @@ def _units(shared: int) -> Iterator[tuple[str, Macros]]:
 def main(named: list[str]) -> int:
     """Compile for the architectures ``named``; see the module."""
     here = [architecture(i) for i in range(torch.cuda.device_count())]
-    wrong = [name for name in (*named, *here) if name not in ARCHITECTURES]
+    chosen = dict.fromkeys(named or here or ARCHITECTURES)
+    wrong = [name for name in chosen if name not in ARCHITECTURES]
     if wrong:
         print(f"{wrong[0]}: no architecture; name some of {' '.join(ARCHITECTURES)}")
         return 2
     try:
-        for name in dict.fromkeys(named or here or ARCHITECTURES):
-            for source, chosen in _units(ARCHITECTURES[name]):
-                cubin = build_cubin(source, chosen, name)
-                print(name, source, *(f"{key}={value}" for key, value in chosen.items()))
+        for name in chosen:
+            for source, variant in _units(ARCHITECTURES[name]):
+                cubin = build_cubin(source, variant, name)
+                print(name, source, *(f"{key}={value}" for key, value in variant.items()))
                 for kernel in resources(cubin):
                     print(
                         f"    {kernel.kernel}: {kernel.registers} registers, "

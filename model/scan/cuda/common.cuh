@@ -7,7 +7,7 @@
 constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 constexpr uint32_t ALL_LANES = 0xffffffffu;
 
-// Activations in memory. Arithmetic is in float32.
+// Element types of activations in memory. Arithmetic is in float32.
 struct bf16 {
   uint16_t bits;
 };
@@ -37,14 +37,14 @@ template <class T> struct Strided {
   }
   __device__ __forceinline__ T* at(int b, uint32_t d, uint32_t t) const { return column(b, d).at(t); }
 };
-// The tokens of a channel in a float32 (B, L, D) that is dense.
+// The tokens of a channel in a dense float32 tensor (B, L, D).
 __device__ __forceinline__ Column<float> dense_column(float* from, uint32_t channels) {
   return {(const char*)from, channels * 4};
 }
 
 __device__ __forceinline__ float sigmoid(float x) { return rcp(1.f + ex2(-x * LOG2E)); }
 
-// log(1 + exp(x)); x itself beyond 20, as torch has it. A series where 1 + exp(x) would round.
+// log(1 + exp(x)). Beyond 20 it is x itself, as in torch; where 1 + exp(x) would round, a series.
 __device__ __forceinline__ float softplus(float x) {
   float e = ex2(fminf(x, 20.f) * LOG2E);
   float large = LN2 * lg2(1.f + e);

@@ -25,15 +25,15 @@ ARCHITECTURES = {
     "sm_100": 228 * 1024,
     "sm_120": 100 * 1024,
 }
-"""What continuous integration compiles for, with a multiprocessor's bytes of shared memory. NVRTC
-takes any architecture that it knows."""
+"""The architectures that continuous integration compiles for, each with the bytes of shared memory
+of a multiprocessor. NVRTC also takes others that it knows."""
 
 Macros = Mapping[str, str | int]
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What ptxas says of one kernel: per thread, and spills in bytes."""
+    """What ptxas reports for one kernel, per thread; the stack and spills are in bytes."""
 
     kernel: str
     registers: int
@@ -48,13 +48,11 @@ def build_cubin(source: str, macros: Macros, architecture: str) -> Path:
     Its neighbour ``.ptxas`` holds what the assembler said, for ``resources``.
 
     Raises:
-        BuildError: no cuda-core, no NVRTC, or it failed.
+        BuildError: cuda-core or NVRTC is missing, or the compilation failed.
     """
     name = f"{Path(source).stem}-{architecture}-{_fingerprint(source, macros, architecture)}"
-    said = ""
 
     def make_code(path: Path) -> None:
-        nonlocal said
         code, said = _compile(source, macros, architecture)
         path.write_bytes(code)
         path.with_name(f"{name}.ptxas").write_text(said)
@@ -92,7 +90,7 @@ def _nvrtc_version() -> str:
         from cuda.bindings import nvrtc
 
         status, major, minor = nvrtc.nvrtcVersion()
-    except Exception as error:  # a broken installation raises what it likes
+    except Exception as error:  # a broken installation can raise anything
         raise BuildError(
             "scan: the CUDA kernels cannot be compiled: cuda-core or NVRTC is missing or broken "
             f"({type(error).__name__}: {error}); pip install 'videomambapro[gpu]'"
@@ -109,7 +107,7 @@ def _options(macros: Macros, architecture: str) -> dict[str, object]:
         "include_path": [str(SOURCES)],
         "define_macro": [(name, str(value)) for name, value in sorted(macros.items())],
         "ptxas_options": ["-v"],
-        "device_as_default_execution_space": True,  # for generic lambdas
+        "device_as_default_execution_space": True,  # generic lambdas need it
     }
 
 
@@ -122,7 +120,6 @@ def _fingerprint(source: str, macros: Macros, architecture: str) -> str:
 
 
 def _compile(source: str, macros: Macros, architecture: str) -> tuple[bytes, str]:
-    _nvrtc_version()
     from cuda.core import Program, ProgramOptions
 
     log = io.StringIO()
@@ -130,7 +127,7 @@ def _compile(source: str, macros: Macros, architecture: str) -> tuple[bytes, str
     try:
         options = ProgramOptions(name=source, **_options(macros, architecture))
         code = Program(text, "c++", options).compile("cubin", logs=log).code
-    except Exception as error:  # cuda-core has a type of exception per library below it
+    except Exception as error:  # cuda-core raises another type for each library below
         lines = [*log.getvalue().splitlines(), *str(error).splitlines()]
         first = next((line for line in lines if "error" in line), lines[-1] if lines else "")
         raise BuildError(f"scan: NVRTC failed on {source} for {architecture}: {first}") from error

@@ -1,13 +1,14 @@
 // Depthwise causal convolution + bias + SiLU: see model/scan/conv.py. Its anti-causal direction is
 // the causal one over rows in the opposite order: the launcher passes negative strides.
 //
-// A lane owns V neighbouring channels and walks a segment of tokens, GROUP at a time; while a group
-// is computed, the next one is on its way. A ring of registers holds what the taps look back at.
+// A lane owns V neighbouring channels and walks a segment of tokens, GROUP at a time. While a group
+// is computed, the next one is being loaded. A ring of registers holds the tokens that the taps look
+// back at.
 // Macros: TYPE of the activations, PARAMETER of weight and bias, WIDTH (V) and TAPS.
 #include "vector.cuh"
 
 constexpr int V = WIDTH, K = TAPS, WARPS = 4;
-constexpr int GROUP = K < 4 ? 4 : K;  // indices into the rings are then known to the compiler
+constexpr int GROUP = K < 4 ? 4 : K;  // so that the compiler knows indices into the rings
 
 // A (B, D, L) tensor whose channels are neighbours. Repeated by _Rows in conv.py.
 struct Rows {
@@ -60,7 +61,7 @@ struct Filter {
   }
 };
 
-// Reads tokens in their order, a group at a time; those outside of the sequence are zero.
+// Reads tokens in order, a group at a time. Tokens outside the sequence are zero.
 struct Reader {
   const TYPE* from;
   long long stride;
@@ -144,7 +145,7 @@ __device__ __forceinline__ void write_partials(
   }
 }
 
-// The walk goes K - 1 tokens beyond the segment: its last tokens need the gradients of those.
+// The walk goes K - 1 tokens beyond the segment, whose last tokens need the gradients there.
 KERNEL(conv_backward, Convolution, 32 * WARPS, 4) {
   int owned = q.groups * GROUP - (K - 1);
   Place at = place(q, owned);
@@ -162,7 +163,7 @@ KERNEL(conv_backward, Convolution, 32 * WARPS, 4) {
   Reader next(q.x, at, at.begin, q.length), dnext(q.dout, at, at.begin, q.length);
   next.read();
   dnext.read();
-  int token = at.begin - (K - 1);  // whose gradient is complete
+  int token = at.begin - (K - 1);  // the token whose gradient is complete
   TYPE* dx = q.out.data + at.sample * q.out.batch + at.channel + token * q.out.token;
 #pragma unroll 1
   for (int g = 0; g < q.groups; g++) {

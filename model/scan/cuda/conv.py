@@ -10,10 +10,10 @@ from model.scan.cuda.elements import TYPES, are_aligned
 from model.scan.cuda.launch import Int, Long, Pointer
 from model.scan.problem import token_major
 
-_WARPS = 4  # of a block, each with a segment of tokens
+_WARPS = 4  # per block; each walks a segment of tokens
 _LANES = 32
-# Enough segments for the warps of a large GPU, else as long as pays: a segment of backward computes
-# K - 1 tokens of the next one, too. A function of the shapes alone, as are then the results.
+# Segments are cut until a large GPU has enough warps, and no further, because a segment of backward
+# also computes K - 1 tokens of the next one. Shapes alone decide the cut, and thus the results.
 _MOST_TOKENS, _LEAST_TOKENS, _ENOUGH_WARPS = 64, 16, 2048
 
 
@@ -58,7 +58,7 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradient of x, in the dtype of x, and those of weight and bias as one float32 row.
 
-    The row holds D * K elements of the weight's, then D of the bias's, whether there is one or not.
+    The row holds D * K elements for the weight, then D for the bias, even when there is no bias.
     The gradient of x is written into ``dx`` where that is given: (B, D, L) with neighbouring
     channels, such as half of a wider buffer.
     """
@@ -73,7 +73,7 @@ def backward(
 
 
 class _Call:
-    """A job, the kernels for it, and what it points to, kept alive."""
+    """A job and its kernels; keeps alive the tensors that the job points to."""
 
     def __init__(
         self,

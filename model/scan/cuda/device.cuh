@@ -1,5 +1,5 @@
-// What the kernels need of a GPU beyond plain C++. tests/model/scan/cuda_host has the same names
-// for the CPU, so that the kernels run, unchanged, where there is no GPU.
+// Everything that the kernels need of a GPU beyond plain C++. tests/model/scan/cuda_host defines the
+// same names for the CPU, so that the unchanged kernels run where there is no GPU.
 #pragma once
 
 using uint32_t = unsigned int;
@@ -58,7 +58,8 @@ __device__ __forceinline__ float f16_value(uint16_t bits) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
   return x;
 }
-// base + index * step, in bytes, an address of global memory. Unsigned, this is one instruction.
+// base + index * step, in bytes, an address of global memory. Unsigned arithmetic makes this one
+// instruction.
 __device__ __forceinline__ const char* address(const char* base, uint32_t index, uint32_t step) {
   const char* at = base + (unsigned long long)index * step;
   __builtin_assume(__isGlobal(at));

@@ -1,10 +1,10 @@
-"""What the launchers of row-wise kernels share: names of types, and how wide a word may be."""
+"""The kernels' names of dtypes, and how many elements may be moved at once."""
 
 import torch
 from torch import Tensor
 
 TYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "f16"}
-"""The kernels' name of each dtype that they take."""
+"""The dtypes that the kernels take, and what the kernels call them."""
 
 
 def are_aligned(width: int, *tensors: Tensor) -> bool:

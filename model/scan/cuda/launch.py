@@ -20,7 +20,7 @@ Int = ctypes.c_int
 Long = ctypes.c_longlong
 Unsigned = ctypes.c_uint
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-_LARGE_SHARED = 48 * 1024  # more than this per block must be asked for
+_LARGE_SHARED = 48 * 1024  # a block gets more than this only on request
 
 
 class Strided(ctypes.Structure):
@@ -37,7 +37,7 @@ class Strided(ctypes.Structure):
 
 
 class Kernels(Protocol):
-    """Compiled kernels that can be launched. Tests have one that runs them on the CPU."""
+    """Compiled kernels that can be launched. Tests have an implementation for the CPU."""
 
     def launch(
         self, name: str, blocks: int, threads: int, shared: int, parameters: ctypes.Structure
@@ -52,13 +52,13 @@ def load(source: str, macros: Macros, device: torch.device) -> Kernels:
 
 
 def architecture(index: int) -> str:
-    """sm_XY of a CUDA device."""
+    """The architecture sm_XY of a CUDA device."""
     major, minor = torch.cuda.get_device_capability(index)
     return f"sm_{major}{minor}"
 
 
 class Card(NamedTuple):
-    """What the cut of a problem into blocks depends on. An H100 unless said otherwise."""
+    """What decides how a problem is cut into blocks; the defaults are those of an H100."""
 
     multiprocessors: int = 132
     shared: int = 228 * 1024
@@ -67,7 +67,7 @@ class Card(NamedTuple):
 
 @functools.cache
 def card(device: torch.device) -> Card:
-    """What a device has; an H100 where there is none, for tests."""
+    """The properties of ``device``; those of an H100 for a CPU, on which tests run kernels."""
     if device.type != "cuda":
         return Card()
     properties = torch.cuda.get_device_properties(device)
@@ -118,7 +118,10 @@ class _OnDevice:
 
 
 def _make_context_current(index: int) -> None:
-    """A thread of autograd's may have no context yet when its tensors come from torch's cache."""
+    """Give the thread torch's context: a thread of autograd may have none yet.
+
+    That happens when all its tensors come from torch's cache.
+    """
     context, device = Pointer(), Int()
     _check(_driver().cuCtxGetCurrent(ctypes.byref(context)), "find its context")
     if context:

@@ -2,8 +2,8 @@
 //
 // A warp owns a row at a time and keeps it in registers: memory is read and written once. The weight
 // comes from the L1 cache for each row. Backward adds up the weight's gradient over a warp's rows.
-// Macros: TYPE of the branch, PARAMETER of the weight, WIDTH (elements of a vector), VECTORS of such
-// that a lane holds of a row, and BLOCKS that a multiprocessor must have registers for.
+// Macros: TYPE of the branch, PARAMETER of the weight, WIDTH (elements of a vector), VECTORS (how many
+// of a row a lane holds) and BLOCKS (how many a multiprocessor must have registers for).
 #include "vector.cuh"
 
 constexpr int V = WIDTH, WARPS = 4;
@@ -109,7 +109,7 @@ KERNEL(norm_backward, Norm, 32 * WARPS, BLOCKS) {
     dx.save(q.dresidual + row, q.columns);
     if (q.dx) dx.save(q.dx + row, q.columns);
   }
-  // The warps' sums, added up in the order of the warps.
+  // The block adds up the warps' sums in the order of the warps.
   SHARED_MEMORY(memory);
   float* sums = reinterpret_cast<float*>(memory);  // (WARPS, VECTORS, V, 32)
   constexpr int HELD = VECTORS * V * 32;

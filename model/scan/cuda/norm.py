@@ -9,10 +9,10 @@ from model.scan.cuda import launch
 from model.scan.cuda.elements import TYPES, are_aligned
 from model.scan.cuda.launch import Int, Pointer
 
-_WARPS = 4  # of a block, each with a row at a time
+_WARPS = 4  # per block; each takes a row at a time
 _LANES = 32
 _MOST_HELD = {4: 32, 1: 20}  # elements of a row in a lane's registers, by width of a vector
-# Rows that a warp walks in backward before it writes its sums: enough that these bytes are few.
+# Rows that a warp walks in backward before it writes its sums, so that few bytes are written.
 _ROWS_PER_WARP = 16
 
 
@@ -26,7 +26,7 @@ class _Job(ctypes.Structure):
 
 
 def fits(columns: int) -> bool:
-    """Whether a row of so many elements fits into the registers of a warp."""
+    """Whether a row of ``columns`` elements fits into the registers of a warp."""
     width = 1 if columns % 4 else 4
     return columns <= _MOST_HELD[width] * _LANES
 
@@ -34,7 +34,7 @@ def fits(columns: int) -> bool:
 def macros(
     dtype: torch.dtype, parameter: torch.dtype, columns: int, width: int
 ) -> dict[str, str | int]:
-    """What norm.cu is compiled with for rows of ``columns`` elements, ``width`` to a vector."""
+    """Macros of norm.cu for rows of ``columns`` elements, ``width`` to a vector."""
     vectors = -(-columns // (width * _LANES))
     return {
         "TYPE": TYPES[dtype],

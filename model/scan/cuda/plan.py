@@ -1,6 +1,7 @@
-"""How a scan is cut into blocks for a GPU, and what its kernels are compiled with.
+"""How a scan is cut into blocks for a GPU, and the macros of its kernels.
 
-Pure functions of shapes and the card: nothing is timed, so results are the same bits every time.
+All are pure functions of shapes and the card. Nothing is timed, so results are the same bits every
+time.
 """
 
 import math
@@ -15,8 +16,9 @@ from model.scan.cuda.launch import Card
 MAX_STATES = 64
 CHUNK = 16  # tokens between kept states
 _MIN_SEGMENT_CHUNKS = 8
-# By padded state size: warps per direction of a block of the backward kernel, and how many such
-# blocks share a multiprocessor where shared memory allows; the registers fit without spilling.
+# For each padded state size: the warps per direction that a block of the backward kernel may have,
+# and for each how many such blocks share a multiprocessor without spilling registers, where shared
+# memory allows it.
 _BACKWARD_BLOCKS = {8: {3: 3, 1: 9}, 16: {4: 2, 3: 3, 1: 9}, 32: {3: 2, 1: 6}, 64: {3: 2, 1: 6}}
 
 
@@ -26,7 +28,7 @@ def padded(size: int) -> int:
 
 
 def chunks_of(length: int) -> int:
-    return (length + CHUNK - 1) // CHUNK
+    return ceil_div(length, CHUNK)
 
 
 class Plan(NamedTuple):
@@ -35,7 +37,7 @@ class Plan(NamedTuple):
     forward_segments: int
     backward_segments: int
     backward_warps: int
-    """Per direction of a block."""
+    """Warps per direction of a block of the backward kernel."""
 
     @classmethod
     def of(
@@ -51,9 +53,9 @@ class Plan(NamedTuple):
         """Segments multiply the warps where batch and channels give few.
 
         They cost a pass over the tokens that finds each segment's start: 0.8 of the work of the
-        forward scan, 0.3 of backward's, so that forward is split later than backward. A block's
-        warps are chosen for the fewest rounds of blocks and the most warps at a time; each warp
-        adds sums for B and C to the fewer.
+        forward scan, but 0.3 of backward's. Forward is therefore split only when it has fewer
+        warps. The warps of a block are chosen for few rounds of blocks and many warps at a time;
+        a block's sums for B and C count as 0.2 of a warp.
         """
         per_group = channels // groups
         chunks = chunks_of(length)
@@ -90,14 +92,14 @@ def backward_shared(size: int, warps: int, directions: int = 2) -> int:
 
 def backward_blocks(size: int, warps: int, shared: int) -> int:
     """How many blocks of the backward kernel share a multiprocessor."""
-    fit = shared // (backward_shared(size, warps) + 1024)  # the system takes 1 KiB of each block's
+    fit = shared // (backward_shared(size, warps) + 1024)  # CUDA reserves 1 KiB of each block
     return max(1, min(fit, _BACKWARD_BLOCKS[padded(size)][warps]))
 
 
 def macros(
     dtype: torch.dtype, size: int, warps: int, shared: int, states_given: bool = False
 ) -> dict[str, str | int]:
-    """What the sources are compiled with, for a multiprocessor's ``shared`` memory."""
+    """Macros of scan.cu for a multiprocessor with ``shared`` bytes of shared memory."""
     return {
         "ACTIVATION": TYPES[dtype],
         "STATES": padded(size),

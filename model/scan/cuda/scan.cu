@@ -3,8 +3,8 @@
 #include "scan_forward.cuh"
 #include "scan_reduce.cuh"
 
-// Enough blocks per multiprocessor that 16 samples of VideoMambaPro-M are resident at once. For
-// sm_100 and later the same source takes more registers, which must not spill.
+// Enough blocks per multiprocessor that 16 samples of VideoMambaPro-M are resident at once. On
+// sm_100 and later the same source takes more registers, so fewer blocks fit without spilling.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int BLOCKS = BACKWARD_BLOCKS > 2 ? BACKWARD_BLOCKS - 1 : BACKWARD_BLOCKS;
 #else

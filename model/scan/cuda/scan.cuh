@@ -9,8 +9,7 @@
 // going forward and k * CHUNK + CHUNK - 1 - p in reverse. Chunks are cut alike for both, so that the
 // directions can meet: each writes partial results in the half of the segment that it visits first
 // and adds the other's to its own in the half that it visits second. Tokens beyond the end have a
-// step of zero, which leaves the state as it is; what is read for them is some token's, not memory
-// that is not ours.
+// step of zero, which leaves the state as it is; reads for them are clamped to tokens that exist.
 #pragma once
 #include "common.cuh"
 
@@ -43,7 +42,7 @@ struct Scan {
   float* last;         // (B, directions, D, N): the state after the last token
   const float *start, *dlast;  // (B, D, N) of one direction, or null: the state before the first
   float* dstart;               // token, and the gradients of the last state and of that one
-  float *ends, *steps; // (B, directions, segments, NP / 4, D, 4) and (.., D): see `scan_walk`
+  float *ends, *steps; // (B, directions, segments, NP / 4, D, 4) and (.., D): see `Mode`
   float *dBC;          // (B, directions, tiles, L, 2 NP): partial sums
   float *dA, *dD;      // (B, directions, segments, D, NP) and (.., 2, D): D's, then the bias's
   int batch, channels, length, states, groups;
@@ -54,7 +53,7 @@ struct Scan {
 // The part of the problem that a block owns.
 struct Part {
   int tile, b, segment, group, channel, end;  // channels from `channel` to `end`
-  int first_chunk, last_chunk;                // of the segment; the last one is not in it
+  int first_chunk, last_chunk;                // of the segment, which excludes the last one
 };
 template <int Channels> __device__ __forceinline__ Part part_of_block(const Scan& q) {
   Part part;
@@ -80,7 +79,7 @@ struct Way {
   __device__ __forceinline__ int token(int p) const { return max(start + way * p, 0); }
 };
 
-// What stages and adds up rows of 2 NP numbers per token: lane -> column(s) and row(s) of a warp.
+// How the lanes of a warp divide rows of 2 NP numbers per token when they stage or add them up.
 constexpr int COLUMNS = 2 * NP < 32 ? 2 * NP : 32, ROWS_AT_ONCE = 32 / COLUMNS;
 
 // B and C of a chunk as float32, a row of 2 NP per position, shared out among some warps.
@@ -115,7 +114,7 @@ __device__ __forceinline__ void zero_padding(float* rows, const Scan& q, int thr
     if (i % NP >= q.states) rows[i] = 0.f;
 }
 
-// The first token of a masked scan, which reads nothing; -1 when there is none.
+// The first token of a masked scan, whose read-out is zero; -1 when the scan has no mask.
 __device__ __forceinline__ int unread_token(const Scan& q, const Direction& d) {
   return d.masked ? (d.reverse ? q.length - 1 : 0) : -1;
 }

@@ -34,7 +34,7 @@ class _Rows(ctypes.Structure):
 
     @classmethod
     def of(cls, tensor: Tensor) -> "_Rows":
-        """(B, groups, N, L)."""
+        """The structure of a tensor (B, groups, N, L)."""
         size = tensor.element_size()
         return cls(tensor.data_ptr(), *(size * stride for stride in tensor.stride()))
 
@@ -220,11 +220,11 @@ class _Call:
         return self._alive[-1]
 
     def strided(self, tensor: Tensor) -> Strided:
-        """An activation as the kernels take it, copied only when its type is another."""
+        """An activation as the kernels take it, copied only when its dtype or strides don't fit."""
         return Strided.of(self._kept(tensor))
 
     def memory(self, name: str, into: Mapping[str, Tensor] | None) -> Tensor | None:
-        """Where a gradient shall go, when the kernels can write there."""
+        """The memory for a gradient, when the kernels can write there; else None."""
         tensor = (into or {}).get(name)
         return tensor if tensor is not None and tensor.dtype == self.dtype else None
 
@@ -242,7 +242,7 @@ class _Call:
         return token_major(self.batch, self.channels, self.length, self._like, torch.float32)
 
     def activation(self) -> Tensor:
-        """The same in the type of the activations."""
+        """A (B, D, L) in the dtype of the activations, its memory laid out (B, L, D)."""
         return token_major(self.batch, self.channels, self.length, self._like, self.dtype)
 
     def cut(self, segments: int) -> None:
@@ -286,7 +286,7 @@ def within_reach(tensor: Tensor) -> Tensor:
 
 
 def _common_dtype(scan: Scan) -> torch.dtype:
-    """Of the activations where they agree; float32 otherwise."""
+    """The dtype of the activations where they agree; float32 otherwise."""
     activations = ((n, t) for n, t in scan.tensors() if t.dim() >= 3 and n != "initial_state")
     dtypes = {tensor.dtype for _, tensor in activations}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
@@ -321,7 +321,7 @@ class _Reducer:
         return grads
 
     def _rows(self, partial: Tensor, owner: str, of: list[int], offset: int) -> Tensor:
-        """dB or dC (B, groups, N, L), over tiles and directions."""
+        """Queue the sum over tiles and directions that is dB or dC (B, groups, N, L)."""
         call = self._call
         groups, tiles = int(call.job.groups), partial.shape[2]
         shape = (call.batch, call.length, groups, call.size)
@@ -343,7 +343,7 @@ class _Reducer:
         return out.permute(0, 2, 3, 1)
 
     def _parameter(self, partial: Tensor, of: list[int], offset: int, n: int, row: int) -> Tensor:
-        """(D, n) over the batch, directions and segments."""
+        """Queue the sum over batch, directions and segments that is a gradient (D, n)."""
         call = self._call
         out = call.floats(call.channels, n)
         per_batch, _, per_segment, *_ = partial.stride()

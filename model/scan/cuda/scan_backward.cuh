@@ -1,11 +1,11 @@
 // The gradients of the scan.
 //
 // BACKWARD_WARPS warps per direction make a block. They stage a chunk, walk it (scan_walks.cuh), add up
-// their sums for B and C and finish the gradients of u, delta and z; two barriers per chunk.
+// their sums for B and C and finish the gradients of u, delta and z. A chunk takes two barriers.
 #pragma once
 #include "scan_walks.cuh"
 
-// Where the sample of a block begins in every tensor, in shared memory: registers are dear.
+// Where the sample of a block begins in every tensor. It lies in shared memory to save registers.
 struct Sample {
   const Act *u, *delta, *z, *dout;
   Act *du, *ddelta, *dz;
@@ -21,7 +21,7 @@ __device__ __forceinline__ void locate(Sample& to, const Scan& q, const Directio
   to.dout = q.dout.at(part.b, 0, 0);
   to.u = d.u.at(part.b, 0, 0);
   to.delta = d.delta.at(part.b, 0, 0);
-  to.z = q.z.data ? q.z.at(part.b, 0, 0) : to.dout;  // what is not there is not used
+  to.z = q.z.data ? q.z.at(part.b, 0, 0) : to.dout;  // an absent z is never used
   to.du = d.du.at(part.b, 0, 0);
   to.ddelta = d.ddelta.at(part.b, 0, 0);
   to.dz = q.dz.at(part.b, 0, 0);
@@ -52,7 +52,7 @@ __device__ __forceinline__ void backward(const Scan& q) {
   Sample& sample = *(Sample*)(rows + ROW_FLOATS);
   if (warp == 0 && threadIdx.x % 32 == 0) locate(sample, q, d, part, direction);
   zero_padding(rows, q, threadIdx.x % (32 * WARPS), 32 * WARPS);
-  float* scratch = rows + ROW_FLOATS + SAMPLE_FLOATS;  // of the direction's warps, one after the other
+  float* scratch = rows + ROW_FLOATS + SAMPLE_FLOATS;  // of each warp of the direction in turn
   Tile me;
   me.lane = threadIdx.x % 32;
   me.group = me.lane / LPT;
@@ -65,6 +65,9 @@ __device__ __forceinline__ void backward(const Scan& q) {
   me.slots = me.decayed + TILE;
   me.first = me.slots + SLOTS * SLOT;
   int channel0 = part.channel + warp * WARP_TILE, chunks = part.last_chunk - part.first_chunk;
+  // A lane's second channel may not exist. The kept state of the first one then stands in for it,
+  // because memory behind that may be beyond the tensor and NaN.
+  if (me.s == 0) me.first[2 * me.group] = channel0 + 2 * me.group + 1 < part.end ? 4.f : 0.f;
   int last_channel = part.end - 1, last = q.length - 1, unread = unread_token(q, d);
   // What a lane prepares and finishes: one channel, every ROWS-th token.
   int e = me.lane % WARP_TILE, r = me.lane / WARP_TILE, channel = min(channel0 + e, last_channel);
@@ -84,7 +87,7 @@ __device__ __forceinline__ void backward(const Scan& q) {
         me.dh[c][n] = q.dlast[((long long)part.b * q.channels + mine) * q.states + state];
     }
   }
-  // What the segments after this one, in the order of the scan, send back.
+  // The segments after this one, in the order of the scan, send back their gradient of the state.
   int after = d.reverse ? part.segment : q.segments - 1 - part.segment;
 #pragma unroll 1
   for (int i = 0; i < after; i++) {
@@ -104,13 +107,13 @@ __device__ __forceinline__ void backward(const Scan& q) {
   __syncthreads();
   for (int i = 0; i < chunks; i++) {
     int chunk = d.reverse ? part.first_chunk + i : part.last_chunk - 1 - i;
-    // Of two directions, the forward one is the first at the upper half of the chunks; in the
-    // middle of an odd number both are there at once.
+    // Of two directions, the forward one visits the upper half of the chunks first. Both visit the
+    // middle one of an odd number at once.
     bool second = q.directions == 1 || i >= chunks - chunks / 2;
     bool together = q.directions == 2 && chunks % 2 && i == chunks / 2;
     if (together) second = d.reverse;
     Way way(chunk, d.reverse);
-    if (i + 1 < chunks) {  // asks for the rows of the next chunk: one line per token and array
+    if (i + 1 < chunks) {  // prefetches the rows of the next chunk, one line per token and array
       int token = min((d.reverse ? chunk + 1 : chunk - 1) * CHUNK + me.lane % CHUNK, last);
       int at = min(channel0, last_channel);
       bool low = me.lane < CHUNK;
@@ -154,7 +157,6 @@ __device__ __forceinline__ void backward(const Scan& q) {
     }
     __syncthreads();
     sweep(me);
-    // The second channel of a tile may not exist; the first one's state does as well for it.
     const float* start = kept + 4 * c0;
     if (d.masked)
       back<true>(me, start);
@@ -219,7 +221,7 @@ __device__ __forceinline__ void backward(const Scan& q) {
           dskip = fmaf(dy, x, dskip);
           if (token == first && has) {
             if (q.first_token) du += me.first[e];
-            if (d.masked) {  // only the skip reads it
+            if (d.masked) {  // only the skip connection reads this token
               float g = gated ? value(*zs.at(token)) : 0.f, unseen = value(*douts.at(token));
               if (gated) unseen *= g * sigmoid(g);
               du = fmaf(skip, unseen, du);

@@ -1,11 +1,11 @@
-// The recurrence, token by token: the forward scan, and the two passes that only need its end.
+// The recurrence, token by token: the forward scan, and two passes that only find end states.
 //
-// A lane holds 8 states of one channel in registers, LPC neighbouring lanes a channel. So the
-// decays of a token are 8 independent exponentials, and the read-out a sum within the lane and over
-// LPC lanes. What is done once per channel and token (softplus, gate, skip) is shared out: of LPC
-// tokens each lane does one, and hands the step on by a shuffle. Only B and C go through shared
-// memory, as float32, a chunk at a time; each direction is one warp, and warps wait for each other
-// once, in the middle.
+// A lane holds 8 states of one channel in registers, and LPC neighbouring lanes share a
+// channel. The decays of a token are thus 8 independent exponentials, and the read-out is a sum within
+// the lane and over LPC lanes. Work done once per channel and token (softplus, gate, skip) is shared
+// out: of LPC tokens each lane does one, and hands the step on by a shuffle. Only B and C go through
+// shared memory, as float32, a chunk at a time. Each direction is one warp, and the warps wait for
+// each other once, in the middle.
 #pragma once
 #include "scan.cuh"
 
@@ -107,7 +107,7 @@ __device__ __forceinline__ void advance_group(Lane& me, const float (&dt)[OWN], 
   }
 }
 
-// Asks for the rows of a chunk before they are needed: one line per token and array.
+// Prefetches the rows of a chunk, one line per token and array.
 __device__ __forceinline__ void prefetch_chunk(const Scan& q, const Direction& d, const Part& part,
                                                int chunk, int channel, int lane) {
   int token = min(chunk * CHUNK + lane % CHUNK, q.length - 1);
@@ -121,7 +121,7 @@ template <Mode M> __device__ __forceinline__ void walk(const Scan& q) {
   Part part = part_of_block<FORWARD_TILE>(q);
   Lane me;
   me.lane = threadIdx.x % 32;
-  int direction = __shfl_sync(ALL_LANES, int(threadIdx.x / 32), 0);  // the compiler sees it uniform
+  int direction = __shfl_sync(ALL_LANES, int(threadIdx.x / 32), 0);  // uniform to the compiler, too
   const Direction& d = q.direction[direction];
   float* rows = (float*)shared + direction * CHUNK * 2 * NP;
   me.s = me.lane % LPC;
@@ -149,7 +149,7 @@ template <Mode M> __device__ __forceinline__ void walk(const Scan& q) {
   zero_padding(rows, q, me.lane, 32);
 
   Act next_u[OWN], next_delta[OWN];
-  auto fetch = [&](int first) {  // what this lane prepares of a group
+  auto fetch = [&](int first) {  // reads the tokens of a group that this lane prepares
 #pragma unroll
     for (int j = 0; j < OWN; j++) {
       int token = max(min(first + (backwards ? -j : j) * LPC, last), 0);

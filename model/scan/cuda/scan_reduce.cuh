@@ -1,7 +1,7 @@
 // Adds up partial sums: every small gradient of a scan in one launch.
 //
-// A job is a tensor of up to four axes, each element of which is a sum over two more axes of a
-// float32 tensor, in a fixed order.
+// A job fills a tensor of up to four axes. Each element is the sum over two more axes of a float32
+// tensor, taken in a fixed order.
 #pragma once
 #include "common.cuh"
 

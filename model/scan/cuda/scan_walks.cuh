@@ -7,8 +7,8 @@
 // A chunk is walked three times. The first walk goes from the kept state to the end and leaves the
 // state before every pair of tokens in shared memory. Then the pairs are taken from the last to the
 // first: the second walk makes the decays and carried states of a pair in registers, the third goes
-// back through it. That is 1.9 exponentials per state and token, and nothing of size CHUNK x states
-// in registers.
+// back through it. This takes 1.9 exponentials per state and token and keeps no array of CHUNK x
+// states in registers.
 #pragma once
 #include "scan.cuh"
 
@@ -18,7 +18,7 @@ constexpr int WARP_TILE = 64 / LPT;        // channels of a warp
 constexpr int BACKWARD_TILE = WARPS * WARP_TILE;
 constexpr int PAIRS = CHUNK / 2;
 constexpr int ROWS = 32 / WARP_TILE;       // tokens that a warp prepares at a time
-// Tokens that a lane prepares at a time; more of them need registers that spill.
+// Tokens that a lane prepares at a time. More of them would spill registers.
 constexpr int BATCH = 2;
 
 // Shared memory of one warp, in floats. The sums for B and C of a pair of tokens take the place of
@@ -35,7 +35,9 @@ struct Tile {
   float *step, *add, *grad;  // CHUNK x WARP_TILE each: dt; dt u, later sum dw B; dy
   float* decayed;            // later sum of the decays' gradients, times A
   float* slots;
-  float* first;              // WARP_TILE: gradient of the start state
+  // WARP_TILE: the step from the kept state of a lane's first channel to that of its second, then
+  // the gradient of the start state. It lies here because registers are scarce.
+  float* first;
   const float* rows;         // B and C
   int lane, group, s;        // lane = group * LPT + s: channels 2 group .., states 4 s ..
   float A[2][4], h[2][4], dh[2][4], dA[2][4];
@@ -50,7 +52,7 @@ __device__ __forceinline__ void load_state(float (&h)[2][4], const float* from, 
   }
 }
 
-// Two tokens' numbers for this lane, from the tiles and rows that start at theirs.
+// This lane's values for a pair of tokens; `tile` and `rows` point to the pair's first token.
 struct Pair {
   const float *tile, *rows;
   __device__ __forceinline__ Pair(const Tile& me, int pair)
@@ -95,10 +97,10 @@ __device__ __forceinline__ void sweep(Tile& me) {
 }
 
 template <bool Masked> __device__ __forceinline__ void back(Tile& me, const float* kept) {
-  // Values that a lane is left with, and which they are; see spread_sum.
+  // How many sums a lane is left with, and which ones they are; see spread_sum.
   constexpr int OWNED = LPT < 4 ? 4 / LPT : 1, SUMMED = 32 / LPT < 8 ? 8 * LPT / 32 : 1;
   int owned = me.s * 4 / LPT, summed = me.group * 8 * LPT / 32;
-  // The sums over states take the place of two tiles: first `dwritten`, then `ddecayed`.
+  // The sums over states overwrite two tiles: that of `dwritten` ADD, that of `ddecay` DECAYED.
   float* own_at = me.step + (owned < 2 ? ADD : DECAYED) * TILE + me.group * 2 + owned % 2 +
                   (PAIRS - 1) * 2 * WARP_TILE;
   int sums_row = me.s * 4 + (summed < 4 ? 0 : NP) + summed % 4;
@@ -110,7 +112,7 @@ template <bool Masked> __device__ __forceinline__ void back(Tile& me, const floa
     if (pair)
       load_state(h, slot, 128);
     else
-      load_state(h, kept, 4);
+      load_state(h, kept, int(at.tile[me.first - me.step]));  // me.first of the group
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 2; i++) {

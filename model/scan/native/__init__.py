@@ -1,1 +1,1 @@
-"""The C++ kernels and what compiles them."""
+"""The C++ kernels for CPUs, and the code that compiles and loads them."""

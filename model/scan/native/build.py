@@ -28,7 +28,7 @@ def build_library() -> Path:
     """Path of the compiled library; compiles it when the cache has none for this machine.
 
     Raises:
-        BuildError: no compiler, or it failed.
+        BuildError: there is no compiler, or it failed.
     """
     compiler = _compiler()
     command = [compiler, *_FLAGS, *_machine_flags(), *sorted(map(str, _SOURCES.glob("*.cpp")))]
@@ -76,7 +76,7 @@ def _fingerprint(command: list[str]) -> str:
 
 
 def _cpu_features() -> str:
-    """What -march=native depends on: nodes that share a home directory may differ in it."""
+    """The CPU features behind -march=native, in which nodes that share a home may differ."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

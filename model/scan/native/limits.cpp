@@ -1,10 +1,10 @@
-// What the scan is compared with in `vmp bench scan`: its arithmetic alone, on values in the L1 cache.
+// The limit that `vmp bench scan` compares the scan with: its arithmetic alone, on values in L1.
 
 #include "recurrence.hpp"
 
 namespace {
 
-// Threads share the rounds; the sums are used, or the compiler would leave the work out.
+// Threads share the rounds. The sums are used, because the compiler would otherwise drop the work.
 template <typename Run>
 void for_each_round(int64_t rounds, int64_t num_threads, const Run& run) {
     Vec total{};
@@ -23,7 +23,7 @@ void for_each_round(int64_t rounds, int64_t num_threads, const Run& run) {
 
 extern "C" {
 
-// count exponentials.
+// Computes `count` exponentials.
 void exponentials(int64_t count, int64_t num_threads) {
     constexpr int BUFFER = 64, UNROLLED = 8;
     for_each_round(count / (BUFFER * LANES), num_threads, [](int64_t rounds, Vec* sums) {
@@ -40,7 +40,7 @@ void exponentials(int64_t count, int64_t num_threads) {
     });
 }
 
-// count steps of the recurrence of one channel and state, each with its exponential.
+// Computes `count` steps of the recurrence of one channel and state, each with its exponential.
 void recurrences(int64_t count, int64_t num_threads) {
     constexpr int TOKENS = 16, STATES = 16;
     for_each_round(count / (TOKENS * STATES * WIDTH), num_threads, [](int64_t rounds, Vec* sums) {

@@ -1,8 +1,8 @@
 // The selective scan, forward and backward, one or two directions: see model/scan/reference.py.
 //
 // A task owns WIDTH channels of one sample. It walks the tokens of every pass (direction) in chunks:
-// the first pass copies a chunk's columns in and computes its steps, the last one writes results, all
-// while the chunk is in cache. Lanes are channels, so a read-out needs no horizontal sum.
+// the first pass copies a chunk's columns in and computes its steps, the last one writes results,
+// all while the chunk is in cache. Lanes are channels, so a read-out needs no horizontal sum.
 // States never leave the core: forward keeps the one before every chunk and backward recomputes the
 // others. No sum depends on the number of threads.
 
@@ -37,7 +37,7 @@ __attribute__((noinline)) void read_out(const Task& task, const Pass& pass, int6
     }
 }
 
-// Writes the chunk's results; the gate takes the place of u, which nobody needs any more.
+// Writes the chunk's results. The gate overwrites u, which is no longer needed.
 void write_out(const Job& job, const Task& task, const Span& tokens) {
     if (job.pre_gate.data) write_columns(job.pre_gate, task.columns, tokens, task.y);
     if (job.z.data) {

@@ -7,7 +7,7 @@
 #include <immintrin.h>
 #endif
 
-// Compilers take vectors wider than the registers apart, comparisons even lane by lane.
+// Compilers split vectors that are wider than the registers, and comparisons even by lane.
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 constexpr int LANES = 16;
 #elif defined(__AVX2__)

@@ -1,10 +1,10 @@
-// What the scan is asked for, and what one task of it works on.
+// The parameters of the scan, and the state of one of its tasks.
 #pragma once
 #include <type_traits>
 
 #include "recurrence.hpp"
 
-constexpr int CHUNK = 64;  // tokens between kept states; what backward recomputes of them fits L2
+constexpr int CHUNK = 64;  // tokens between kept states; the states that backward recomputes fit in L2
 
 extern "C" {
 
@@ -44,7 +44,7 @@ void specialise(const F& f, bool flag, Flags... rest) {
         specialise([&](auto... others) { f(std::false_type{}, others...); }, rest...);
 }
 
-// What one task works on. Index (n, v) of a state-shaped array is n * VECS + v.
+// One task and its workspace. Index (n, v) of a state-shaped array is n * VECS + v.
 class Task {
   public:
     Task(const Job& job, int64_t index, bool backward) : job(job), size(job.size), backward(backward) {
@@ -76,7 +76,7 @@ class Task {
     Vec *B, *C, *dB, *dC;   // of constants
     Vec *decay, *carried;   // (CHUNK, GROUP, VECS): a_t and a_t h_{t-1}
     Vec dD[VECS], dbias[VECS];
-    Tensor3 wanted[6];  // whose columns the chunks to come will need
+    Tensor3 wanted[6];  // tensors whose columns the coming chunks will need
     int num_wanted = 0;
 
     // Where a (B, L, G, N) tensor has the given token for the task's group.

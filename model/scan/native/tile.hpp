@@ -73,7 +73,7 @@ static void read_columns(const Tensor3& from, const Columns& at, const Span& spa
     constexpr int64_t STRIPE = 64;  // tokens per stripe, so that the rows written stay in cache
     for (int64_t begin = span.begin; begin < span.end; begin += STRIPE) {
         const int64_t end = begin + STRIPE < span.end ? begin + STRIPE : span.end;
-        // Padding reads as zero and then contributes nothing anywhere.
+        // Padding reads as zero, so it contributes nothing.
         if (at.count < WIDTH) to.clear({begin, end});
         for (int64_t c = 0; c < at.count; ++c)
             for (int64_t t = begin; t < end; ++t)
@@ -103,7 +103,7 @@ static inline Vec channel_values(const float* values, const Columns& at, int v) 
     return result;
 }
 
-// A thread's memory; kept between calls, for fresh pages cost more than the arithmetic on them.
+// A thread's memory. It is kept between calls, as fresh pages cost more than the arithmetic on them.
 class Workspace {
   public:
     ~Workspace() { std::free(memory_); }

@@ -1,1 +1,1 @@
-"""Training clips from FFCV's .beton format instead of the videos: an optional package."""
+"""Training clips from a cache in FFCV's .beton format; FFCV is an optional package."""

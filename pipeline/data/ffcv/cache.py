@@ -1,8 +1,8 @@
-"""`vmp data cache`: clips decoded once and kept in FFCV's .beton format, sealed like the shards.
+"""`vmp data cache`: clips decoded once and stored in FFCV's .beton format, sealed like the shards.
 
-FFCV's writer waits for ever when a sample cannot be made, so it works in a process of its own that
-is watched: an error ends it with the reason, silence of `stall_s` ends it too, and nothing but a
-complete file gets its name. `<split>.cache.json`, written last, vouches for `<split>.beton`.
+FFCV's writer hangs when a sample cannot be made, so it runs in a watched process of its own. An
+error, or no progress for `stall_s`, ends that process, and the reason is reported. Only a complete
+file gets its final name. `<split>.cache.json`, written last, is the seal of `<split>.beton`.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class _Frozen(BaseModel):
 
 
 class CacheOptions(_Frozen):
-    """What is kept of every sample."""
+    """What the cache stores of every sample."""
 
     frames: int = Field(16, ge=1)
-    """Frames per clip; more than the model takes leaves room for random sampling."""
+    """Frames per clip; more frames than the model takes leave room for random sampling."""
     size: int = Field(224, ge=1)
     """Side of the central square, in pixels."""
     quality: int = Field(85, ge=0, le=100)
-    """Of one JPEG per frame; 0 keeps raw pixels: 5 to 10 times larger, 3 times faster."""
+    """JPEG quality of the frames; 0 = raw pixels, which take more space and load faster."""
     sampling: Literal["tsn", "dense", "segment"] = "tsn"
     stride: int = Field(4, ge=1)
 
@@ -61,13 +61,13 @@ class CacheManifest(_Frozen):
     """The seal of one .beton file."""
 
     source: str
-    """Digest of the shards it was made from."""
+    """Content digest of the shards from which the file was made."""
     split: str
     clips: int
     options: CacheOptions
     bytes: int
     skeleton_sha256: str
-    """Of everything but the clips, each of which carries a checksum of its own."""
+    """sha256 of everything but the clips, each of which has a checksum of its own."""
 
 
 def build_cache(
@@ -82,10 +82,14 @@ def build_cache(
 ) -> CacheManifest:
     """Decode every sample of a split into `out/<split>.beton`.
 
-    Does nothing when that file exists with these options, made from these shards; one that is
-    damaged, or of other shards, is made anew. `progress` is called with the bytes written so far.
-    Raises DataError when a sample cannot be decoded, when nothing happens for `stall_s` seconds,
-    or when ffcv is not installed.
+    An intact file of these shards and options is kept; any other is made anew.
+
+    Args:
+        workers: processes that decode.
+        stall_s: seconds without progress after which the writer is stopped.
+        progress: called with the number of bytes written so far.
+    Raises DataError when a sample cannot be decoded, when there is no progress for `stall_s`
+    seconds, or when ffcv is not installed.
     """
     shards = open_shards(shard_dir, split)
     with suppress(DataError):
@@ -123,9 +127,9 @@ def build_cache(
 
 
 def open_cache(directory: Path, split: str, shards: Shards) -> tuple[Path, CacheManifest]:
-    """The .beton file of a split, proven to be whole and made from exactly these shards.
+    """Return the .beton file of a split and its manifest.
 
-    Raises DataError otherwise.
+    Raises DataError unless the file is complete and was made from exactly these shards.
     """
     path = directory / f"{split}.beton"
     advice = "build it again with `vmp data cache`"
@@ -150,9 +154,9 @@ def open_cache(directory: Path, split: str, shards: Shards) -> tuple[Path, Cache
 def open_fitting_cache(
     config: DataConfig, shards: Shards, *, num_frames: int, img_size: int
 ) -> Path:
-    """The .beton file of `config.ffcv_cache`, proven to hold what a model of that shape takes.
+    """Return the .beton file of `config.ffcv_cache`.
 
-    Raises DataError.
+    Raises DataError unless the file is intact and its clips fit the model and `config`.
     """
     if config.ffcv_cache is None:
         raise DataError("data.reader=ffcv needs data.ffcv_cache, the output of `vmp data cache`")
@@ -173,7 +177,7 @@ def open_fitting_cache(
 
 
 class StoredClips:
-    """Clip i of a split as the cache keeps it: ((frames, size, size, 3) uint8,)."""
+    """Clips of a split as the cache stores them; item i is ((frames, size, size, 3) uint8,)."""
 
     def __init__(self, shards: Shards, options: CacheOptions) -> None:
         self._shards = shards
@@ -201,7 +205,7 @@ def _seal(split: str) -> str:
 
 def _skeleton(path: Path) -> tuple[int, bytes]:
     ffcv_clips = import_ffcv()
-    # FFCV takes nonsense in a damaged table for sizes and offsets.
+    # FFCV does not check tables, so the sizes and offsets in a damaged one can raise any of these.
     try:
         clips, sealed = ffcv_clips.skeleton(path)
         return int(clips), bytes(sealed)
@@ -212,7 +216,7 @@ def _skeleton(path: Path) -> tuple[int, bytes]:
 
 
 def import_ffcv() -> ModuleType:
-    """The module that needs the optional package. Raises DataError when it is not installed."""
+    """Import the module that needs FFCV. Raises DataError when FFCV cannot be imported."""
     try:
         from pipeline.data.ffcv import clips as ffcv_clips
     except ImportError as error:
@@ -236,8 +240,8 @@ def _run_writer(
         try:
             _watch(process, part, stall_s, progress)
         finally:
-            # Its workers are in its process group and may outlive it. SIGTERM, because Python's
-            # resource tracker survives it and removes the shared memory they leave.
+            # The writer's workers are in its process group and may outlive it. SIGTERM ends them
+            # but not Python's resource tracker, which then removes their shared memory.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             process.wait()
@@ -273,7 +277,7 @@ def _last_line(errors: IO[str]) -> str:
 
 
 def _write(job: dict[str, object]) -> None:
-    """The writer's process."""
+    """Write the .beton file of a job; this is the main function of the writer's process."""
     torch.set_num_threads(1)
     ffcv_clips = import_ffcv()
     options = CacheOptions.model_validate(job["options"])
@@ -284,7 +288,7 @@ def _write(job: dict[str, object]) -> None:
 
 
 def _end_with_first_failure() -> None:
-    """The writer waits for ever for a worker that died; end the whole process instead."""
+    """End the process when a worker dies, because the writer would wait for it forever."""
     known: set[multiprocessing.process.BaseProcess] = set()
     while True:
         known |= set(multiprocessing.active_children())

@@ -1,8 +1,8 @@
 """Clips in FFCV's .beton format: the field, its compiled decoder, writing and reading.
 
-The only module that imports ffcv (1.0.2). What is done here beyond its documentation: every clip
-carries a checksum that the compiled decoder proves, a failing reader thread raises instead of
-letting the trainer wait for ever, and the thread counts of torch stay the trainer's own.
+No other module imports ffcv (1.0.2). This module goes beyond ffcv's documentation in three ways.
+Every clip has a checksum, which the compiled decoder verifies. A failing reader thread raises an
+error instead of letting the trainer wait forever. The thread counts of torch stay unchanged.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SHAPE = np.dtype([("frames", "<u8"), ("size", "<u8"), ("quality", "<u8")])
 
 
 class ClipSource(Protocol):
-    """What `write_beton` stores: item i is (clip,), of shape (frames, size, size, 3) uint8."""
+    """Source of `write_beton`; item i is (clip,), of shape (frames, size, size, 3) uint8."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> tuple[Clips]: ...
@@ -50,16 +50,16 @@ def _keep_torch_threads(cls: type[Compiler], count: int) -> None:
 
 
 def install() -> None:
-    """Keep FFCV from setting torch's thread count, from its own thread and for the whole process.
+    """Keep FFCV from setting torch's thread count, which it would do for the whole process.
 
-    May be called more than once.
+    A second call changes nothing.
     """
     Compiler.set_num_threads = classmethod(_keep_torch_threads)
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
 def checksum(data: NDArray[np.uint8]) -> np.uint64:
-    """Fletcher's sums over 8-byte words: any flipped bit, hole or shift changes them."""
+    """Compute a Fletcher checksum over 8-byte words, which shows flipped bits, holes and shifts."""
     low, high = np.uint64(1), np.uint64(0)
     for word in data.view(np.uint64):
         low += word
@@ -105,7 +105,7 @@ class ClipField(Field):  # type: ignore[misc]
             )
         parts = [clip.reshape(-1)] if not self.quality else [self._jpeg(frame) for frame in clip]
         content = np.concatenate(parts)
-        # Whole words, for the checksum.
+        # The checksum needs whole 8-byte words.
         content = np.pad(content, (0, -len(content) % 8))
         destination["pointer"][0], region = malloc(len(content))
         region[:] = content
@@ -124,10 +124,10 @@ class ClipField(Field):  # type: ignore[misc]
 
 
 class ClipDecoder(Operation):  # type: ignore[misc]
-    """Compiled reader of `ClipField`.
+    """Compiled decoder of `ClipField`.
 
-    Gives the pixels and, in one more byte, 1 if checksum and JPEG decoding were right, else 0: an
-    exception in compiled code would leave the loader waiting for ever.
+    The result is the pixels and one more byte, which is 1 if the checksum and the JPEG decoding
+    were right and 0 otherwise. After an exception in compiled code, the loader would wait forever.
     """
 
     def declare_state_and_memory(self, previous: State) -> tuple[State, AllocationQuery]:
@@ -171,7 +171,7 @@ class ClipDecoder(Operation):  # type: ignore[misc]
 
 
 def write_beton(path: Path, clips: ClipSource, field: ClipField, workers: int) -> None:
-    """Store all clips in order. Hangs for ever when one cannot be made: `ffcv_cache` watches it."""
+    """Store all clips in order. FFCV hangs when a clip cannot be made, so `cache` watches this."""
     largest = field.num_bytes + 8 * field.frames
     page = max(4 * MIN_PAGE_SIZE, 1 << (8 * largest - 1).bit_length())
     if page >= MAX_PAGE_SIZE:
@@ -181,7 +181,7 @@ def write_beton(path: Path, clips: ClipSource, field: ClipField, workers: int) -
 
 
 def skeleton(path: Path) -> tuple[int, bytes]:
-    """(number of clips, all bytes that are not clips: header, metadata and allocation table)."""
+    """Return the number of clips, and the bytes of header, metadata and allocation table."""
     reader = Reader(str(path), {_FIELD: ClipField})
     before = reader.header.nbytes + reader.field_descriptors.nbytes + reader.metadata.nbytes
     with path.open("rb") as file:
@@ -190,7 +190,8 @@ def skeleton(path: Path) -> tuple[int, bytes]:
         return int(reader.num_samples), head + file.read()
 
 
-# Kept for the life of the process: numba complains loudly when compiled code is collected.
+# Loaders are cached for the life of the process, because numba warns when compiled code is
+# collected.
 @cache
 def _loader(path: str, modified_ns: int, batch_size: int, threads: int, ahead: int) -> Loader:
     return Loader(
@@ -208,25 +209,26 @@ def _loader(path: str, modified_ns: int, batch_size: int, threads: int, ahead: i
 
 
 class BetonReader:
-    """Clips by number, several batches ahead, decoded by `threads` compiled threads."""
+    """Reader of clips by number, which decodes `ahead` batches in advance in `threads` threads."""
 
     def __init__(self, path: Path, batch_size: int, threads: int, ahead: int) -> None:
         self._path = path
         self._loader = _loader(str(path), path.stat().st_mtime_ns, batch_size, threads, ahead)
         field = self._loader.reader.handlers[_FIELD]
         self.shape = (field.frames, field.size, field.size, 3)
-        # Compile now: numba parses source, which two threads of CPython 3.11 must not do at once.
+        # One batch is read now to compile the decoder: numba parses source code, which two threads
+        # of CPython 3.11 must not do at once.
         for _ in self.batches([0]):
             pass
 
     def batches(self, order: Sequence[int] | NDArray[np.int64]) -> Iterator[Clips]:
-        """Batches of the clips `order` names, in that order: (batch, frames, size, size, 3) uint8.
+        """Yield batches of the clips in `order`: (batch, frames, size, size, 3) uint8.
 
-        A batch is only valid until the next one is asked for. Raises DataError when a clip is
+        A batch is valid only until the next one is requested. Raises DataError when a clip is
         corrupt or the reader fails.
         """
         rows = np.asarray(order, np.uint64)
-        # Loader.__iter__ would cut this order to the length of the first one.
+        # Loader.__iter__ would truncate this order to the length of the first one.
         with closing(EpochIterator(self._loader, rows)) as iterator:
             for first in range(0, len(rows), self._loader.batch_size):
                 (batch,) = self._next(iterator)
@@ -244,7 +246,7 @@ class BetonReader:
             with queue.not_empty:
                 if queue.not_empty.wait_for(lambda: len(queue.queue) > 0, timeout=1.0):
                     break
-            # Its thread ends without a word when it fails.
+            # FFCV's thread ends without an error when it fails, so its life is checked here.
             if not iterator.is_alive() and not queue.queue:
                 raise DataError(f"{self._path}: the FFCV reader stopped with an error (see above)")
         return next(iterator)

@@ -1,7 +1,7 @@
-"""Training batches out of an FFCV cache, in the same exact order and with the same randomness.
+"""Training batches from an FFCV cache, in the same exact order and with the same randomness.
 
-FFCV's compiled threads fetch the stored clips; Python threads of this process cut and jitter them
-with the code that decoded clips go through; both work ahead of the trainer.
+FFCV's compiled threads read the stored clips. Python threads of this process crop and augment them
+with the code for decoded clips. Both work ahead of the trainer.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pipeline.data.order import ElasticBatches, Slot
 from pipeline.data.reader import Sample
 from pipeline.data.shards import Shards
 
-# Micro-batches planned at a time: bounds the plan's memory for any length of epoch.
+# Planning this many micro-batches at a time bounds the plan's memory for any length of epoch.
 _PLAN_MICRO_BATCHES = 1024
 
 
 class CachedBatches:
-    """An endless iterator over one rank's micro-batches, made by `config.workers` threads."""
+    """Endless iterator over one rank's micro-batches, made by `config.workers` threads."""
 
     def __init__(
         self, maker: TrainClips, shards: Shards, config: DataConfig, batches: ElasticBatches
@@ -88,10 +88,11 @@ class CachedBatches:
 
 
 def _single_threaded(count: int) -> ThreadPoolExecutor:
-    """Threads that torch does not split further; the caller's own setting stays."""
+    """Start a pool in which torch uses one thread per worker; the caller's setting stays."""
     torch_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-    # All start now, because each also changes the default of the process.
+    # All threads start now, because each one also changes the default of the process, which is
+    # restored below.
     started = Barrier(count)
     list(pool.map(lambda _: started.wait(), range(count)))
     torch.set_num_threads(torch_threads)

@@ -102,7 +102,7 @@ def _identity(tmp_path: Path, **changed: object) -> None:
 
 
 def test_owners_are_told_apart_without_the_wall_clock(tmp_path: Path) -> None:
-    """It may be stepped; the start of a process in ticks since a boot is not."""
+    """The wall clock may be stepped; the start of a process in ticks since boot is not."""
     owner = Claims(tmp_path)
     assert owner.take("a.tar") is not None
     (path,) = tmp_path.glob("a.tar.*")

@@ -1,4 +1,4 @@
-"""Several jobs, deaths at any moment, other places to write to."""
+"""Sharding with several jobs, deaths at any moment and other places to write to."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_overdue_files_are_remembered(
 def test_a_machine_without_space_quarantines_nothing(
     csv_config: ShardConfig, tmp_path: Path
 ) -> None:
-    """A limit on file sizes stands for the full disk: one line, status 1, nothing lost."""
+    """A limit on file sizes stands in for a full disk: one line, status 1, nothing lost."""
     undisturbed = shard(csv_config, show_progress=False)
     assert csv_config.annotations is not None
     out = tmp_path / "full"

@@ -1,4 +1,4 @@
-"""Files that hang, crash or eat memory cost themselves and nothing else."""
+"""Files that hang, crash or eat memory are lost, and nothing else is."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_decoder_that_crashes_twice_costs_the_file(outcomes_with_kills: Kills)
 
 
 def test_a_process_killed_from_outside_costs_no_file(outcomes_with_kills: Kills) -> None:
-    """As the kernel does it for want of memory: tried again, then everything stops."""
+    """Kills as the kernel does when memory runs out: files are tried again, then all stops."""
     with pytest.raises(MachineTrouble, match=r"killed from outside \(SIGKILL; out of"):
         outcomes_with_kills(3, signal.SIGKILL)
 
@@ -152,7 +152,7 @@ def test_what_a_decoder_raises_unexpectedly_has_its_own_code(
 
 
 def test_no_space_for_clips_stops_the_work(clips: list[Path], costly: Path) -> None:
-    """A limit on file sizes stands for the full disk."""
+    """A limit on file sizes stands in for a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with ClipPool[str](1, Caps()) as pool:
         for running in pool._children:

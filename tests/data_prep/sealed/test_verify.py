@@ -31,7 +31,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory, synthetic: Path) -> Path:
 
 @pytest.fixture
 def copy(sealed: Path, tmp_path: Path) -> Path:
-    """To damage. The plan inside still names the first directory, so it is only looked at."""
+    """A copy to damage. Its plan still names the first directory, so tests only inspect it."""
     return Path(shutil.copytree(sealed, tmp_path / "copy"))
 
 
@@ -146,7 +146,7 @@ def test_swapped_shards_are_named(copy: Path) -> None:
 
 
 def test_fix_rebuilds_only_what_is_damaged(sealed: Path) -> None:
-    """In place, because the plan names the directory; ends as it began."""
+    """Damages the sealed directory in place, because the plan names it; the repair restores it."""
     before = {path.name: path.read_bytes() for path in sealed.glob("*") if path.is_file()}
     times = {path.name: path.stat().st_mtime_ns for path in sealed.glob("*.tar")}
     digest = verify(str(sealed), show_progress=False).digest

@@ -60,7 +60,7 @@ def test_sample_aspect_is_recorded_and_applied_on_request(real_videos: Path) -> 
 
 
 def test_trim_takes_the_frames_of_its_interval(real_videos: Path) -> None:
-    """Also far into the file, where the reader seeks instead of decoding from the start."""
+    """Covers places far into the file, to which the reader seeks."""
     path = real_videos / "nasa_13013.mp4"
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
@@ -119,7 +119,7 @@ def _code(path: Path, *trim: float) -> str:
 
 
 def test_an_interval_that_ends_well_past_its_file_is_refused(tmp_path: Path) -> None:
-    """Clips already cut, under the names of whole downloads: any other part would be the wrong."""
+    """Clips already cut, under the names of whole downloads; any other part would be wrong."""
     path = tmp_path / "x.mp4"
     _numbered(path, "mp4", bf="0")  # 1.6 s
     ends = {1.6: "ok", 2.0: "ok", 2.2: "past_end", 20.0: "past_end"}
@@ -144,7 +144,7 @@ class _FailingDisk(io.FileIO):
 def test_an_io_error_is_no_damage(
     tmp_path: Path, container: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Demuxers take it for the end of the file. A disk that fails is the one thing made up here."""
+    """Demuxers take an I/O error for the end of the file. The failing disk is simulated."""
     path = tmp_path / f"x.{container}"
     _numbered(path, container, crf="1")
     assert _code(path, 0.0, 1.6) == "ok"

@@ -1,4 +1,4 @@
-"""Random scans, and what it means for a backend to agree with the reference."""
+"""Random scans, and the check that a backend agrees with the reference."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +12,7 @@ Tensors = dict[str, Tensor]
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Fresh tensors start as NaN, so that an element nobody wrote shows."""
+    """Fill fresh tensors with NaN, so that an element that is never written shows."""
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield

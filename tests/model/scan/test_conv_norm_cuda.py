@@ -26,7 +26,7 @@ def kernels_on_the_cpu() -> Iterator[None]:
 
 
 def _assert_close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    """Within the rounding of ``dtype``, and of sums in float32."""
+    """Check that values agree within the rounding of ``dtype`` and of sums in float32."""
     eps = max(torch.finfo(dtype).eps / 2, 3e-6)
     largest = float(expected.detach().abs().max())
     torch.testing.assert_close(found.double(), expected, rtol=1.01 * eps, atol=1e-5 * largest)
@@ -82,7 +82,7 @@ def test_conv_of_every_dtype_and_layout(dtype: torch.dtype, layout: str, reverse
 
 @pytest.mark.parametrize("taps", [1, 2, 3, 4, 6])
 def test_conv_of_every_number_of_taps_and_tokens(taps: int) -> None:
-    """From one token on, over the borders of groups and segments, in both directions."""
+    """Sequences of one token and more cross the borders of groups and segments, both ways."""
     lengths = (1, 2, 3, 4, 5, 13, 14, 61, 62, 63, 130)
     for length, reverse in itertools.product(lengths, (False, True)):
         _check_conv((1, 8, length), taps, torch.bfloat16, "dense", reverse=reverse)
@@ -108,7 +108,7 @@ def test_conv_writes_into_half_of_a_buffer() -> None:
 
 
 def test_conv_of_many_samples_has_long_segments() -> None:
-    """Segments get longer as soon as there are enough of them, and stay right."""
+    """Longer segments, which are used once there are enough of them, give the same results."""
     _check_conv((24, 520, 200), 4, torch.bfloat16, "dense")
 
 
@@ -160,7 +160,7 @@ def test_what_fits_into_a_warp() -> None:
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, tuple]]:
-    """The variants that are asked for; none runs."""
+    """Records the variants that are asked for, and runs none."""
     variants: set[tuple[str, tuple]] = set()
 
     class Nothing:

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from model.scan.build_cache import BuildError
+from model.scan.cuda import __main__ as ahead
 from model.scan.cuda import compile as cuda_compile
+from model.scan.cuda import norm
 from model.scan.cuda.compile import build_cubin, resources
 
 KERNEL = """
@@ -21,6 +24,8 @@ KERNEL(twice, Parameters, 64, 1) {
   }
 }
 """
+
+SMALL_NORM = norm.macros(torch.float32, torch.float32, 64, 1)
 
 
 @pytest.fixture
@@ -73,6 +78,7 @@ def test_several_processes_compile_once(source: str, tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0]
     assert [str(path) for path in (tmp_path / "cache").glob("*.cubin")] == list(paths)
     assert not list((tmp_path / "cache").glob("*.tmp"))
+    assert not list((tmp_path / "cache").glob("*.lock"))
 
 
 def test_an_error_in_a_kernel_is_one_line(source: str, tmp_path: Path) -> None:
@@ -93,3 +99,15 @@ def test_without_cuda_core_the_reason_is_said(source: str, monkeypatch: pytest.M
     monkeypatch.undo()
     cuda_compile._nvrtc_version.cache_clear()
     assert cuda_compile.why_unavailable() is None
+
+
+def test_a_named_architecture_compiles_whatever_gpu_is_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(ahead, "architecture", lambda index: "sm_75")
+    monkeypatch.setattr(ahead, "_units", lambda shared: [("norm.cu", SMALL_NORM)])
+    assert ahead.main(["sm_90"]) == 0
+    assert "norm_forward" in capsys.readouterr().out
+    assert ahead.main([]) == 2
+    assert "sm_75: no architecture" in capsys.readouterr().out

@@ -195,7 +195,7 @@ def test_cpu_results_do_not_depend_on_threads(random_scan: Make) -> None:
 def test_half_precision_inputs(
     random_scan: Make, assert_agrees: Check, backend: str, dtype: torch.dtype
 ) -> None:
-    """The state is float32: the error is that of rounding the results, not of the recurrence."""
+    """The state is float32, so the error is from rounding the results, not from the recurrence."""
     tensors = random_scan((1, 20, 300, 8))
     assert_agrees(
         bidirectional_scan, tensors, backend=backend, dtype=dtype, tolerance=torch.finfo(dtype).eps
@@ -256,7 +256,7 @@ def test_compiles_without_graph_break(random_scan: Make, backend: str) -> None:
 def test_another_layout_of_the_kept_states_needs_another_name(
     random_scan: Make, backend: str, shape: tuple[int, ...]
 ) -> None:
-    """Else a graph that torch.compile has kept from an earlier version fails in this one."""
+    """Without a new name, a graph that torch.compile kept from an earlier version would fail."""
     if backend == "cpu" and "cpu" not in FUSED:
         pytest.skip("no C++ compiler (apt-get install g++)")
     assert op.forward_op._qualname == "videomambapro::scan_v4"

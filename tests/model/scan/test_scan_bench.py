@@ -1,4 +1,4 @@
-"""What `vmp bench scan` measures beside us computes the same thing, and the table prints."""
+"""The contenders of `vmp bench scan` compute the same scan as ours, and the table is printed."""
 
 import io
 from typing import Any

@@ -1,9 +1,10 @@
 """The CUDA scan computes what the reference computes: its own sources and launcher, on the CPU.
 
 ``cuda_host`` runs the kernels' threads as fibers, with poisoned shared memory. It finds wrong
-numbers, indices and barriers; `python benchmarks/gpu.py` looks for races and measures, on a GPU.
+numbers, indices and barriers; `vmp bench gpu` looks for races and measures, on a GPU.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from model.scan import bidirectional_scan, dispatch, op, selective_scan
 from model.scan.cuda import launch
 from model.scan.cuda import scan as cuda_scan
 from model.scan.cuda.plan import Plan, backward_blocks
+from model.scan.problem import Scan
 from tests.model.scan.cuda_host import host_kernels
 
 Make = Callable[..., dict[str, Tensor]]
@@ -114,6 +116,22 @@ def test_one_tensor_is_the_backward_direction_s_own(
     assert_agrees(bidirectional_scan, tensors, backend="cuda")
 
 
+@pytest.mark.parametrize("size", [8, 16, 64])
+def test_nothing_is_read_behind_the_kept_states(random_scan: Make, size: int) -> None:
+    """Lanes without a channel must not add the NaN that lies there to the sums for C."""
+    tensors = random_scan((1, 21, 20, size))
+    scan = Scan(**{name: tensor.detach() for name, tensor in tensors.items()})
+    done = cuda_scan.forward(scan, keep=True)
+    dout = torch.ones_like(done.out)
+    expected = cuda_scan.backward(scan, dout, None, done.pre_gate, done.states)
+    memory = torch.full((done.states.numel() + 64,), math.nan)
+    states = memory[: done.states.numel()].view(done.states.shape).copy_(done.states)
+    found = cuda_scan.backward(scan, dout, None, done.pre_gate, states)
+    for name, grad in found.items():
+        assert grad.isfinite().all(), name
+        assert torch.equal(grad, expected[name]), name
+
+
 @pytest.mark.parametrize("scales", [(1e-3, 16.0), (60.0, 1.0), (3.0, 1e4)])
 def test_steps_and_decays_of_any_size(
     random_scan: Make, assert_agrees: Check, scales: tuple[float, float]
@@ -206,7 +224,7 @@ def test_memory_kept_for_backward(random_scan: Make, monkeypatch: pytest.MonkeyP
 
 
 class _Kept:
-    """Kernels that are counted, not run: what is kept depends on shapes alone."""
+    """Stands in for kernels and runs nothing: the memory kept depends on shapes alone."""
 
     def __init__(self) -> None:
         self.launched: list[str] = []

@@ -1,7 +1,9 @@
 """The identities that drive the stock mamba-ssm kernel, with our zero-start reference as kernel."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +52,13 @@ def test_asking_for_it_on_a_cpu_says_what_it_needs(random_scan: Make) -> None:
         bidirectional_scan(**random_scan((1, 3, 4, 2)), backend="mamba_ssm")
 
 
+def test_float64_is_refused_in_one_line(random_scan: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "available_backends", lambda device: dispatch.BACKENDS)
+    tensors = random_scan((1, 3, 4, 2), dtype=torch.float64)
+    with pytest.raises(ScanError, match="'mamba_ssm' cannot compute in float64"):
+        bidirectional_scan(**tensors, backend="mamba_ssm")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available() or importlib.util.find_spec("mamba_ssm") is None,
@@ -64,14 +73,25 @@ def test_the_real_kernel(random_scan: Make) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("error", ["ImportError", "OSError", "RuntimeError"])
 def test_a_package_that_is_found_and_does_not_load_is_no_backend(
-    monkeypatch: pytest.MonkeyPatch,
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken() -> mamba.ZeroStartScan:
-        raise OSError("undefined symbol: c10_cuda")
-
-    monkeypatch.setattr(mamba, "kernel", broken)
-    assert mamba.why_unavailable() == "OSError: undefined symbol: c10_cuda"
+    package = tmp_path / "mamba_ssm" / "ops"
+    package.mkdir(parents=True)
+    for directory in (package, package.parent):
+        (directory / "__init__.py").touch()
+    interface = package / "selective_scan_interface.py"
+    interface.write_text(f"raise {error}('undefined symbol: c10_cuda')\n")
+    for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface"):
+        # Set and then removed, so that undoing also removes what the test itself imports.
+        monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = importlib.util.find_spec("mamba_ssm")
+    assert spec is not None
+    assert str(spec.origin).startswith(str(tmp_path))
+    assert mamba.why_unavailable() == f"{error}: undefined symbol: c10_cuda"
     assert "mamba_ssm" not in dispatch.probe.__wrapped__("cuda")
     monkeypatch.setattr(mamba, "kernel", lambda: None)
     assert "mamba_ssm" in dispatch.probe.__wrapped__("cuda")

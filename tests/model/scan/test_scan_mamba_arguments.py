@@ -1,4 +1,4 @@
-"""What mamba-ssm's function takes, ours takes: grouped and constant B and C, and the last state.
+"""Our scan takes what mamba-ssm's function takes: grouped and constant B and C, the last state.
 
 The grid and the tolerances are those of the peer's own test (tests/ops/test_selective_scan.py of
 state-spaces/mamba), real A, with the values that it leaves commented out and gradients beside them.
@@ -110,7 +110,7 @@ def test_dtypes_and_lengths(backend: str, kind: str, length: int, dtype: torch.d
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_switches(backend: str, kind: str) -> None:
-    """With and without D, gate, bias and softplus, from every start, masked, in both directions."""
+    """Covers D, gate, bias and softplus present and absent, every start, masks and directions."""
     for bits in itertools.product([False, True], repeat=4):
         given = dict(zip(("D", "z", "delta_bias", "delta_softplus"), bits, strict=True))
         softplus = given.pop("delta_softplus")
@@ -135,7 +135,7 @@ def test_switches(backend: str, kind: str) -> None:
 
 @pytest.mark.parametrize("backend", FUSED)
 def test_groups_wider_than_a_tile(backend: str) -> None:
-    """Of 35 channels: a full tile of the C++ kernels and the start of another."""
+    """Groups of 35 channels: a full tile of the C++ kernels and the start of another."""
     tensors = _tensors("grouped", 70, channels=70)
     found = _results(tensors, delta_softplus=True, backend=backend)
     expected = _results(tensors, torch.float64, delta_softplus=True, backend="reference")
@@ -269,7 +269,7 @@ def test_two_directions_have_no_one_state() -> None:
 def test_the_cuda_kernels_take_and_return_states(
     monkeypatch: pytest.MonkeyPatch, kind: str, length: int
 ) -> None:
-    """Over one segment of tokens, and over several."""
+    """Covers one segment of tokens, and several."""
     activations: list[str] = []
 
     def load(source: str, macros: dict[str, Any], device: torch.device) -> host_kernels.HostKernels:

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from model.scan.build_cache import BuildError
+from model.scan.build_cache import BuildError, cached
 from model.scan.native import library
 from model.scan.native.build import build_library
 
@@ -38,12 +39,30 @@ def test_several_processes_build_one_library(tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert [str(path) for path in tmp_path.glob("*.so")] == list(paths)
     assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_files_are_made_in_parallel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDEOMAMBAPRO_CACHE", str(tmp_path))
+
+    def make_while_another_is_made(path: Path) -> None:
+        path.write_text("first")
+        second = threading.Thread(
+            target=cached, args=("second", lambda other: other.write_text("second"))
+        )
+        second.start()
+        second.join(timeout=10)
+        assert (tmp_path / "second").read_text() == "second"
+
+    assert cached("first", make_while_another_is_made).read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
 
 
 def test_a_killed_builder_does_not_block_the_next(tmp_path: Path) -> None:
+    lock = tmp_path / f"{build_library().name}.lock"
     holder = _python(
-        "import fcntl, sys, time, os\n"
-        "lock = open(os.environ['VIDEOMAMBAPRO_CACHE'] + '/build.lock', 'w')\n"
+        "import fcntl, time\n"
+        f"lock = open({str(lock)!r}, 'w')\n"
         "fcntl.flock(lock, fcntl.LOCK_EX); print('held', flush=True); time.sleep(600)",
         tmp_path,
     )

@@ -1,4 +1,4 @@
-"""The benchmark runs and its parts are consistent; its figures are for people."""
+"""The benchmark runs and its parts are consistent; no figure is asserted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark runs and its parts are consistent; its figures are for people."""
+"""The benchmark runs and its parts are consistent; no figure is asserted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TINY = ["model.preset=videomambapro-tiny-test", "deterministic=false"]
 
 
 def measure(*overrides: str, recipe: str = "demo") -> StepReport:
-    """In a process of its own: joining a process group changes the environment for good."""
+    """Runs in a process of its own, because joining a process group changes the environment."""
     config = load_config(recipe, [*TINY, *overrides])
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
@@ -35,7 +35,7 @@ def broken_block(device: torch.device) -> str | None:
 
 
 def measure_with_a_block_that_fails() -> StepReport:
-    """On the CPU the block of mamba-ssm cannot be built; here it is only found out by trying."""
+    """On the CPU the block of mamba-ssm cannot be built, which only an attempt shows."""
     contenders.why_no_mamba_block = broken_block
     config = load_config("demo", [*TINY, "batch.global_size=2", "batch.max_micro=2"])
     bench = StepBench(rounds=50, seconds=0.001, contenders=("mamba-block",))

@@ -1,4 +1,4 @@
-"""Who takes part in `vmp bench step`: the recipe's own first, and a reason for all who do not."""
+"""Contenders of `vmp bench step`: the recipe's own comes first, absent ones have a reason."""
 
 from __future__ import annotations
 

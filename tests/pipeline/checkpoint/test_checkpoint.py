@@ -216,7 +216,7 @@ def test_a_full_disk_stops_the_run_and_leaves_older_checkpoints(
 def test_death_at_any_instant_of_a_save_is_never_read_as_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: str, occurrence: int
 ) -> None:
-    """Every durable step of the second save is where the process dies, in turn."""
+    """The process dies at every durable step of the second save, in turn."""
     older = write(saver(tmp_path), 1)
     calls = 0
     real = getattr(save.durable, instant)

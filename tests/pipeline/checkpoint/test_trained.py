@@ -1,4 +1,4 @@
-"""A checkpoint outside of its run: evaluated, used to predict, or to start another run from."""
+"""A checkpoint outside its run is evaluated, used to predict, or used to start another run."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_a_damaged_marker_vouches_for_nothing(run: Path, content: bytes) -> None
 
 
 def _commit_again(checkpoint: Path) -> None:
-    """Seals what a hostile hand has changed, as that hand would."""
+    """Seal changed files, as a hostile author would."""
     marker = json.loads((checkpoint / layout.MARKER).read_text())
     for name in marker["files"]:
         file = checkpoint / name

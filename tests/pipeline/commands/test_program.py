@@ -1,4 +1,4 @@
-"""What we print to be copied calls this installation, whatever the PATH."""
+"""Commands printed to be copied call this installation, whatever the PATH."""
 
 from __future__ import annotations
 

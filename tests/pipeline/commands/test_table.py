@@ -1,4 +1,4 @@
-"""A list has one line a row and whole cells, whoever reads it."""
+"""A list has one line per row and whole cells, on a terminal and in a pipe."""
 
 from __future__ import annotations
 

@@ -215,9 +215,9 @@ def test_a_misspelt_section_is_named_before_what_is_missing_without_it(tmp_path:
 
 class OptimOfTomorrow(OptimConfig):
     momentum_decay: float = 0.5
-    """Part of what a run is."""
+    """Belongs to what a run is."""
     chunk: Annotated[int, OPERATIONAL] = 1
-    """No part of it."""
+    """Does not belong to it."""
 
 
 class ConfigOfTomorrow(RunConfig):

@@ -1,4 +1,4 @@
-"""Recipes, overrides and profiles from elsewhere: a value, or one line."""
+"""Recipes, overrides and profiles from elsewhere give a value or a one-line error."""
 
 from __future__ import annotations
 

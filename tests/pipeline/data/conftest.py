@@ -149,7 +149,7 @@ def val_shards(shard_dir: Path) -> Shards:
 
 @pytest.fixture
 def make_shards(tmp_path: Path) -> Callable[..., Path]:
-    """A directory of this test's own, to be damaged."""
+    """Makes a shard directory that the test may damage."""
 
     def make(lengths: dict[str, list[int]] | None = None, **options: object) -> Path:
         return write_shards(tmp_path / "shards", lengths or {"train": [8] * 6}, **options)

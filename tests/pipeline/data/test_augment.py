@@ -1,4 +1,4 @@
-"""Cutting and resizing: whole clips, inside the frame, and exact where nothing is to be done."""
+"""Crops and resizes treat clips as a whole, stay in the frame and are exact as identities."""
 
 from __future__ import annotations
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pipeline.bench import loader as bench
+from pipeline.bench import scenes
 from pipeline.commands.bench import bench_loader_command
 from pipeline.data.errors import DataError
 from pipeline.data.shards import open_shards
@@ -36,20 +38,23 @@ def test_every_contender_is_measured_in_every_round(shard_dir: Path) -> None:
 def test_without_shards_it_renders_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found: list[int] = []
+    found: list[tuple[int, int, float]] = []
 
-    def measure(shards: Path, *, split: str, progress: object) -> bench.LoaderReport:
-        found.append(len(open_shards(shards, split)))
+    def measure(
+        shards: Path, options: bench.LoaderBench, *, split: str, progress: object
+    ) -> bench.LoaderReport:
+        found.append((len(open_shards(shards, split)), options.rounds, options.seconds))
         names = (bench.ONE_CORE, "decode only, 1 processes", bench.LOADER, bench.WEBDATASET)
         return bench.LoaderReport(QUICK, {name: [bench.Speed(1.0, 1.0)] for name in names})
 
     monkeypatch.setattr(bench, "bench_loader", measure)
+    monkeypatch.setattr(scenes, "shard_scenes", partial(scenes.shard_scenes, frames=6))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
 
-    bench_loader_command(clips=8)
+    bench_loader_command(clips=8, rounds=2, seconds=0.5)
 
-    assert found == [8]
+    assert found == [(8, 2, 0.5)]
     assert "clips/s" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())  # they go as they came
 

@@ -51,7 +51,7 @@ def prepared(moving_squares, encode) -> Video:
 
 @pytest.fixture(scope="module")
 def reordered(moving_squares) -> Video:
-    """As a file kept byte for byte may be: B-frames, whose decoder reads ahead of what it shows."""
+    """A file with B-frames, whose decoder reads ahead, as one kept byte for byte may be."""
     content = with_b_frames(moving_squares(0, LENGTH, 32, 48), 10)
     return Video(content, range(0, LENGTH, 10), every_frame(content))
 

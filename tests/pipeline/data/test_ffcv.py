@@ -1,4 +1,4 @@
-"""The FFCV cache: same order, proven pixels, and no failure that waits for ever."""
+"""The FFCV cache keeps the order and the pixels, and no failure in it waits for ever."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_a_sample_that_cannot_be_read_ends_the_build(make_shards, tmp_path: Path
 
 
 def test_a_writer_that_does_nothing_is_ended(shard_dir: Path, tmp_path: Path) -> None:
-    """Its process needs longer than this to start, let alone to write."""
+    """The process needs longer than this limit to start, let alone to write."""
     with pytest.raises(DataError, match="did nothing for 0 s"):
         build_cache(shard_dir, "train", tmp_path, RAW, stall_s=0.3)
     assert not list(tmp_path.glob("*"))

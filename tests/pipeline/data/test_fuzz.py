@@ -1,4 +1,4 @@
-"""Readers of a shard directory from elsewhere: a value, or DataError."""
+"""Readers of a shard directory from elsewhere return a value or raise DataError."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def _use(shards: Path) -> None:
-    """Opens it and asks for everything: what is wrong must come out here, not in a loader."""
+    """Opens the directory and reads everything: an error must come out here, not in a loader."""
     opened = open_shards(shards, "train")
     opened.samples(list(range(len(opened))))
     opened.order(0, 0, window=2)
@@ -37,7 +37,7 @@ def _use(shards: Path) -> None:
 
 
 def _seal(shards: Path, content: bytes) -> None:
-    """As whoever wrote it would, if it can be sealed at all."""
+    """Seal the directory as its writer would, if it can be sealed at all."""
     try:
         sealed = Manifest.model_validate_json(content).sealed().model_dump_json().encode()
     except ValueError:

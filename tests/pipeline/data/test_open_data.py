@@ -1,4 +1,4 @@
-"""What is said before any rank starts."""
+"""Errors in the data are reported before any rank starts."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Signs(np.random.Generator):
 
 
 def picture(height: int = 40, width: int = 56) -> np.ndarray:
-    """Smooth, so that a fraction of a pixel of displacement costs little, with range 20 to 220."""
+    """A smooth picture from 20 to 220, in which displacement by part of a pixel costs little."""
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(x / 9 + c) + np.cos(y / 7 - c) for c in range(3)]
     return np.stack([20 + 50 * (2 + wave) for wave in waves], axis=-1).astype(np.uint8)

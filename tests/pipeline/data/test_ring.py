@@ -47,7 +47,7 @@ def test_too_little_shared_memory_is_one_line() -> None:
 
 @pytest.mark.parametrize("start", ["forkserver", "fork"])
 def test_batches_may_be_kept_for_ever(train_shards: Shards, start: str) -> None:
-    """More batches than places: none changes after it was handed out."""
+    """Hands out more batches than there are places; none changes afterwards."""
 
     def loader(workers: int):
         config = DataConfig(train="unused", workers=workers, worker_start=start)

@@ -87,7 +87,7 @@ def test_local_files_open_at_once_are_few(tmp_path: Path) -> None:
 
 
 def test_a_file_dropped_by_others_is_read_to_the_end(tmp_path: Path) -> None:
-    """Threads read while every read drops another's file; a closed or reused descriptor shows."""
+    """Threads read while every read drops another's file; a reused descriptor would show."""
     for number in range(100):
         (tmp_path / f"{number}.tar").write_bytes(b"%03d" % number * 1000)
     storage = LocalStorage(tmp_path)
@@ -230,7 +230,7 @@ def _read_everything(url: str, cache: ShardCache, failures: multiprocessing.Queu
 
 
 def test_processes_share_a_cache_that_is_too_small(shard_dir: Path, tmp_path: Path) -> None:
-    """Each evicts what the others use; nobody reads a wrong byte or waits for ever."""
+    """Each process evicts what the others use; none reads a wrong byte or waits for ever."""
     url = f"file://{shard_dir}"
     limit = 2 * max(record.bytes for record in open_shards(url).manifest.shards)
     context = multiprocessing.get_context("fork")

@@ -1,4 +1,4 @@
-"""The class of an end decides what is done about it: each must be told from the others."""
+"""Each class of an end is told from the others, because it decides what is done about the end."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ As = Callable[[int, int, int], None]
 
 @pytest.fixture
 def as_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> As:
-    """Become rank `rank` of `world`, with so many per node."""
+    """Returns a function that becomes `rank` of `world`, with `per_node` ranks on a node."""
     local = tmp_path / "node"
     local.mkdir()
     (tmp_path / "run" / "logs").mkdir(parents=True)
@@ -74,7 +74,7 @@ def test_an_unusable_temporary_directory_costs_only_the_rows(
 
 
 def test_a_run_of_any_size_stays_in_its_budget(tmp_path: Path, as_rank: As) -> None:
-    """Operations of one write and one look, times how often all ranks do them."""
+    """The operations of one write and one look, times how often all ranks do them."""
     run_dir = tmp_path / "run"
     for world, per_node in ((8, 8), (64, 8), (1024, 8), (4096, 4)):
         per_second = 0.0

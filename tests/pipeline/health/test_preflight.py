@@ -1,4 +1,4 @@
-"""Nodes that are not fit for a run. With real ranks: tests/dist/test_health.py."""
+"""Nodes that are not fit for a run; tests/dist/test_health.py does this with real ranks."""
 
 from __future__ import annotations
 

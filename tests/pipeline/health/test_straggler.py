@@ -1,4 +1,4 @@
-"""Who is slow, from times that are not equal by construction. The real thing: tests/dist."""
+"""Finds the slow rank from made-up times; tests/dist does so with real ranks."""
 
 from __future__ import annotations
 

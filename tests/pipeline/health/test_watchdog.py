@@ -1,4 +1,4 @@
-"""When a rank counts as hung, and that the first call for stacks is the one that counts."""
+"""A rank counts as hung after its limit, and the first call for stacks is the one that counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOON_S = 30.0
 
 
 class Ended(Watchdog):
-    """Says why it would have ended the process."""
+    """Records why the watchdog would have ended the process."""
 
     def __init__(self, run_dir: Path, pulse: Pulse, config: HealthConfig, **options: float) -> None:
         super().__init__(run_dir, pulse, config, lambda failure: None, **options)

@@ -81,7 +81,7 @@ class _Tomorrow(RunConfig):
 def test_its_checkpoint_is_compared_field_by_field(
     runs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its state holds a digest of the configuration, which nothing depends on any more."""
+    """The stored state holds a digest of the configuration, on which nothing depends any more."""
     checkpoint = runs_dir / "before/checkpoints/step-00000205"
     state, stored = layout.read_state(checkpoint), checkpoint_config(checkpoint)
     monkeypatch.setattr(load, "RunConfig", _Tomorrow)

@@ -1,4 +1,4 @@
-"""Records of a run directory: a value, nothing, or the package's own error."""
+"""Readers of a run directory return a value or nothing, or raise the package's own error."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ RECORDS: dict[str, dict[str, Any]] = {
 
 
 def test_records_of_a_run(tmp_path: Path) -> None:
-    """Each reader alone, and `vmp jobs list`, which reads all of them and must show every run."""
+    """Runs each reader alone, and `vmp jobs list`, which reads all and must show every run."""
     run_dir = tmp_path / "x"
     (run_dir / rundir.LOGS).mkdir(parents=True)
     (run_dir / rundir.CONFIG_FILE).write_text(load_config("demo").to_yaml())

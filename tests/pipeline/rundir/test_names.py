@@ -1,4 +1,4 @@
-"""Each thing has its place: files of the run directory are named in one, modules lie in rooms."""
+"""Files of the run directory are named in one place, and modules lie in rooms."""
 
 from __future__ import annotations
 

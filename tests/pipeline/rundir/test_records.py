@@ -1,4 +1,4 @@
-"""Nothing that may lie in a run directory keeps a reader from the rest of it."""
+"""A damaged file in a run directory does not keep a reader from the rest of it."""
 
 from __future__ import annotations
 

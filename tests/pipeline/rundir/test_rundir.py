@@ -1,4 +1,4 @@
-"""A run directory has one owner, and what is broken in it is said in one line."""
+"""A run directory has one owner, and damage in it is reported in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The moving average of the weights, beside the formula."""
+"""The moving average of the weights equals its formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that must not be applied: counted, borne for a while, and told from fp16's overflows."""
+"""Steps that must not be applied are counted, tolerated a while, told from fp16 overflows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run tells on the screen and in its files."""
+"""What a training run reports on the screen and in its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sample log, whatever a kill or a power cut has left of it."""
+"""The sample log is readable whatever a kill or a power cut has left of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rank has imported after its first optimizer step: neither the compiler nor MLflow."""
+"""A rank has imported neither the compiler nor MLflow after its first optimizer step."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class HostKernels:
 
 
 def load(source: str, macros: Macros, device: torch.device) -> HostKernels:
-    """In place of ``launch.load``."""
+    """Stands in for ``launch.load``."""
     assert device.type == "cpu"
     return _load(source, tuple(sorted(macros.items())))
 

@@ -1,17 +1,17 @@
-"""What measures the small kernels runs on any device and counts their bytes."""
+"""The benchmark of the small kernels runs on any device and counts their bytes."""
 
 import pytest
 import torch
 
-from pipeline.bench import row_kernels
+from pipeline.bench import rows
 
 
 def test_each_kernel_is_measured_with_its_bytes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_kernels, "_COPIED_BYTES", 1 << 20)
+    monkeypatch.setattr(rows, "_COPIED_BYTES", 1 << 20)
     cpu = torch.device("cpu")
-    lines = row_kernels.measure("ti", 1, 2, torch.bfloat16, cpu, repeats=1)
+    lines = rows.measure("ti", 1, 2, torch.bfloat16, cpu, repeats=1)
     elements = 2 * 197 * 384
     assert {line.name: line.bytes for line in lines} == {
         "convolution forward": 4 * elements,
@@ -20,7 +20,7 @@ def test_each_kernel_is_measured_with_its_bytes(
         "norm backward": 16 * elements // 2,
     }
     assert all(line.seconds > 0 for line in lines)
-    row_kernels.main(size="ti", frames=1, batch=1, dtype="float32", device="cpu", repeats=1)
+    rows.run("ti", 1, 1, dtype="float32", device="cpu", repeats=1)
     printed = capsys.readouterr().out
     assert "share of the limit" in printed
     assert "convolution backward" in printed

@@ -1,17 +1,16 @@
-"""The small fused kernels against their bytes: `python -m pipeline.bench.row_kernels --help`.
+"""`vmp bench rows`: the small fused kernels against their bytes.
 
-Convolution + SiLU and residual + RMSNorm move far more than they compute, so each is compared with
-its compulsory bytes at the speed at which this device copies a tensor, measured in the same run.
+Convolution + SiLU and residual + RMSNorm are limited by memory. Each is therefore compared with the
+time that its compulsory bytes take at the rate at which this device copies a tensor, measured in
+the same run.
 """
 
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -22,7 +21,8 @@ from pipeline.bench.scan import WIDTHS
 
 _TOKENS_OF_A_FRAME = 196
 _COPIED_BYTES = 1 << 28
-# Bytes per element, forward and backward, of activations of so many bytes and a float32 stream.
+# Each kernel maps the bytes of an activation to the bytes that it moves per element, forward and
+# backward; the residual stream is float32.
 _MOVED: dict[str, Callable[[int], tuple[int, int]]] = {
     "convolution": lambda width: (2 * width, 3 * width),
     "norm": lambda width: (2 * width + 8, (2 * width if width < 4 else width) + 12),
@@ -31,7 +31,7 @@ _MOVED: dict[str, Callable[[int], tuple[int, int]]] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One kernel: seconds, and the bytes that it must read and write."""
+    """Time of one kernel in seconds, and the bytes that it must read and write."""
 
     name: str
     seconds: float
@@ -41,14 +41,14 @@ class Measured:
 def measure(
     size: str, frames: int, batch: int, dtype: torch.dtype, device: torch.device, repeats: int
 ) -> list[Measured]:
-    """Forward and backward of both kernels, as a training step of one layer runs them."""
+    """Measure forward and backward of both kernels as a training step of a layer runs them."""
     channels, length = WIDTHS[size], frames * _TOKENS_OF_A_FRAME + 1
     width = torch.tensor([], dtype=dtype).element_size()
 
     def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
 
-    # x is the first half of what the projection writes.
+    # As in the model, x is the first half of the projection's output, and so not contiguous.
     x = normal(batch, length, 2 * channels, dtype=dtype)[..., :channels].transpose(1, 2).detach()
     x.requires_grad_()
     taps, bias = normal(channels, 4), normal(channels)
@@ -83,14 +83,14 @@ def measure(
 
 
 def copied_bytes_per_s(device: torch.device, repeats: int) -> float:
-    """What a copy of a large tensor reads and writes in a second."""
+    """Return the bytes per second that a copy of a large tensor reads and writes."""
     source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * _COPIED_BYTES / _seconds(lambda: target.copy_(source), device, repeats)
 
 
 def _seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Of one run after a warm-up: on a GPU the device's own time, else the median by the clock."""
+    """Return the seconds of a run: on a GPU the mean device time, else the median by the clock."""
     run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -108,15 +108,18 @@ def _seconds(run: Callable[[], object], device: torch.device, repeats: int) -> f
     return statistics.median(times)
 
 
-def main(
-    size: Annotated[str, typer.Option(help="ti, s or m.")] = "m",
-    frames: int = 8,
-    batch: int = 16,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
-    device: str = "cuda",
-    repeats: int = 20,
+def run(
+    size: str,
+    frames: int,
+    batch: int,
+    *,
+    dtype: str,
+    device: str,
+    repeats: int,
+    console: Console | None = None,
 ) -> None:
     """Print each kernel's time and its share of the limit that its bytes set."""
+    console = console or Console()
     place = torch.device(device)
     limit = copied_bytes_per_s(place, repeats)
     table = Table("kernel", "ms", "bytes alone, ms", "share of the limit")
@@ -125,9 +128,5 @@ def main(
         share = f"{alone / line.seconds:.0%}"
         table.add_row(line.name, f"{line.seconds * 1e3:.3f}", f"{alone * 1e3:.3f}", share)
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else device
-    Console().print(f"{name}: {limit / 1e9:.0f} GB/s copied; {size}, {frames} frames, x {batch}")
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    console.print(f"{name}: {limit / 1e9:.0f} GB/s copied; {size}, {frames} frames, x {batch}")
+    console.print(table)

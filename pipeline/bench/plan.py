@@ -1,23 +1,21 @@
-"""What sharding costs besides encoding, as the data set grows: planning, one job's start, sealing.
-
-python benchmarks/shard_plan.py                 # 1 thousand to 1 million videos
-python benchmarks/shard_plan.py 10000000        # takes half an hour and some 7 GB of memory
+"""Costs of sharding besides encoding, as the data set grows: planning, a job's start, sealing.
 
 Listings and records are made up; everything that touches them is the real thing. Files are not
-looked for and nothing is decoded: that part is `vmp bench shard`.
+looked for and nothing is decoded: that part is `vmp bench shard`. Ten million videos take half an
+hour and some 7 GB of memory.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
-import sys
 import tempfile
 import time
-from multiprocessing.connection import Connection
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from data_prep.annotation import Annotation, Listing
@@ -33,7 +31,32 @@ from data_prep.workdir import SplitPlan, Workdir, fingerprint
 CLASSES = tuple(f"class {number:03d}" for number in range(400))
 
 
-def plan(root: Path, videos: int) -> tuple[Workdir, SplitPlan]:
+@dataclass(frozen=True, slots=True)
+class PlanCost:
+    """Processor seconds, and the peak of memory in GiB."""
+
+    plan_s: float
+    job_start_s: float
+    """Of a job that finds nothing to do."""
+    seal_s: float
+    peak_gib: float
+
+
+def bench_plan(sizes: Sequence[int]) -> Table:
+    """A row per number of videos, each measured in a process of its own."""
+    table = Table(title="processor seconds, without decoding and encoding")
+    for heading in ("videos", "plan", "job start", "seal", "ms per video", "peak GiB"):
+        table.add_column(heading, justify="right")
+    for videos in sizes:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            cost = pool.submit(measure, videos).result()
+        each = 1e3 * (cost.plan_s + cost.job_start_s + cost.seal_s) / videos
+        cells = (cost.plan_s, cost.job_start_s, cost.seal_s, each, cost.peak_gib)
+        table.add_row(f"{videos:,}", *(f"{value:.2f}" for value in cells))
+    return table
+
+
+def _plan(root: Path, videos: int) -> tuple[Workdir, SplitPlan]:
     items = [
         Annotation(f"{n % 400}/video_{n:09d}.mp4", CLASSES[n % 400], "train", where=f"list:{n}")
         for n in range(videos)
@@ -60,7 +83,7 @@ def plan(root: Path, videos: int) -> tuple[Workdir, SplitPlan]:
     return workdir, split
 
 
-def row(clip: PlannedClip, offset: int) -> SampleRow:
+def _row(clip: PlannedClip, offset: int) -> SampleRow:
     return SampleRow(
         key=clip.key,
         offset=offset,
@@ -87,12 +110,12 @@ def row(clip: PlannedClip, offset: int) -> SampleRow:
     )
 
 
-def finish_all(root: Path, workdir: Workdir, split: SplitPlan) -> None:
+def _finish_all(root: Path, workdir: Workdir, split: SplitPlan) -> None:
     """Records of every shard; the tars are holes of the right size."""
     store = DirectoryStore(root)
     for number, name in enumerate(split.shard_names()):
         clips = workdir.shard(split, number).clips
-        rows = tuple(row(clip, 512 + place * 601_600) for place, clip in enumerate(clips))
+        rows = tuple(_row(clip, 512 + place * 601_600) for place, clip in enumerate(clips))
         size = 602_000 * len(rows)
         result = ShardResult(
             name=name,
@@ -111,42 +134,19 @@ def finish_all(root: Path, workdir: Workdir, split: SplitPlan) -> None:
         assert store.size(name) == size
 
 
-def measure(videos: int, answer: Connection) -> None:
-    """Seconds of processor time for (plan, start of a job that finds nothing to do, seal), GiB."""
-    with tempfile.TemporaryDirectory() as name:
+def measure(videos: int) -> PlanCost:
+    """Plan, start a job and seal, in this process."""
+    with tempfile.TemporaryDirectory(prefix="vmp-bench-") as name:
         root = Path(name)
-        marks = [time.process_time()]
-        workdir, split = plan(root, videos)
-        marks.append(time.process_time())
-        planned = marks[1] - marks[0]
-        finish_all(root, workdir, split)
+        started = time.process_time()
+        workdir, split = _plan(root, videos)
+        plan_s = time.process_time() - started
+        _finish_all(root, workdir, split)
         started = time.process_time()
         assert run_shard_worker(workdir.root) == 0
-        resumed = time.process_time() - started
+        job_start_s = time.process_time() - started
         started = time.process_time()
         assert seal(workdir.root).splits == {"train": videos}
-        sealed = time.process_time() - started
+        seal_s = time.process_time() - started
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    answer.send((planned, resumed, sealed, peak_gib))
-
-
-def main() -> None:
-    sizes = [int(argument) for argument in sys.argv[1:]] or [1_000, 10_000, 100_000, 1_000_000]
-    table = Table(title="processor seconds, without decoding and encoding")
-    for heading in ("videos", "plan", "job start", "seal", "ms per video", "peak GiB"):
-        table.add_column(heading, justify="right")
-    context = multiprocessing.get_context("spawn")
-    for videos in sizes:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=measure, args=(videos, theirs))
-        process.start()
-        planned, resumed, sealed, peak_gib = ours.recv()
-        process.join()
-        each = 1e3 * (planned + resumed + sealed) / videos
-        cells = [f"{value:.2f}" for value in (planned, resumed, sealed, each, peak_gib)]
-        table.add_row(f"{videos:,}", *cells)
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    main()
+    return PlanCost(plan_s, job_start_s, seal_s, peak_gib)
