@@ -13,7 +13,7 @@ import psutil
 
 from pipeline import rundir
 from pipeline.rundir.exits import FAILED
-from pipeline.rundir.paths import ARRAY_LOGS, LOGS, SNAPSHOTS
+from pipeline.rundir.paths import ARRAY_LOGS, JOB_FILE, LOGS, SNAPSHOTS
 from slurm import nodes, queue, snapshot
 from slurm.errors import ClusterError, JobDiedError
 from slurm.executor import Job, make_executor, results, sbatch_text, submit_array
@@ -51,7 +51,13 @@ class Submission:
         return self.record.log
 
     def log_of(self, rank: int) -> Path:
-        """The log of `rank`, which Submitit names <job>_<rank>_log.out."""
+        """The log of `rank`, which Submitit names <job>_<rank>_log.out.
+
+        Raises ClusterError when a damaged record does not name that of rank 0.
+        """
+        if not self.log.name:
+            path = self.run_dir / JOB_FILE
+            raise ClusterError(f"{path}: names no log; look in {self.run_dir / LOGS}")
         return self.log.with_name(self.log.name.replace("_0_log.", f"_{rank}_log."))
 
 
@@ -275,7 +281,7 @@ def _is_alive(record: JobRecord) -> bool:
         # psutil derives the start time from the clock, which may have been adjusted since.
         same = record.started is not None and abs(process.create_time() - record.started) < 1.0
         return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError, OverflowError):  # a damaged number is no process
         return False
 
 

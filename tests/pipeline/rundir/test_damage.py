@@ -184,3 +184,13 @@ def test_a_log_cut_anywhere_keeps_its_whole_lines(run_dir: Path) -> None:
         known = rundir.read_attempts(run_dir)
         assert known in (ended[: lines[attempts]], ended[: lines[attempts] + 1])
         assert read_samples(run_dir) == dict(list(seen.items())[: lines[samples]])
+
+
+@pytest.mark.parametrize("job_id", ["", "x", "9" * 30])
+def test_a_job_without_a_log_or_a_process_is_over(run_dir: Path, job_id: str) -> None:
+    record = {"cluster": "local", "job_id": job_id, "started": 1.0}
+    (run_dir / rundir.JOB_FILE).write_text(json.dumps(record))
+    with pytest.raises(ClusterError, match=r"job\.json: names no log"):
+        watch.print_log(run_dir, lambda _: None, follow=False)
+    (row,) = watch.list_jobs(run_dir.parent)
+    assert row.state == "stopped"
