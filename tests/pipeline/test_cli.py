@@ -68,8 +68,8 @@ def test_an_option_out_of_range_is_named(vmp: Vmp, command: str, option: str) ->
     ("command", "line"),
     [
         ("bench scan --size xx", "--size xx: unknown; one of ti, s, m"),
-        ("bench gpu --parts right,all", "--parts all: unknown; some of right,clean,fast"),
-        ("bench gpu --parts ,", "--parts: names no part; some of right,clean,fast"),
+        ("bench gpu --parts right,all", "--parts all: unknown; some of right,clean,fast,step"),
+        ("bench gpu --parts ,", "--parts: names no part; some of right,clean,fast,step"),
         ("bench shard --videos nosuch", "--videos nosuch: no such directory"),
         ("bench shard --videos .", "--videos .: holds no video; expected <class>/<file>"),
         (
