@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import typer
 
 from pipeline.redact import redact
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def printable(text: str) -> str:
@@ -25,6 +29,14 @@ def one_line(text: str) -> str:
 def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
     """Print to stdout or stderr. All output of commands goes through this function."""
     typer.echo(printable(redact(str(text))), err=err, nl=nl)  # noqa: TID251 - here alone
+
+
+def table_console(piped_width: int = 200) -> Console:
+    """Return a console for tables: as wide as the terminal, or `piped_width` in a pipe or file."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=piped_width)
 
 
 class SafeFormatter(logging.Formatter):

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from model.scan import causal_conv1d_silu, rms_norm_residual
 from pipeline.bench.scan import WIDTHS
+from pipeline.terminal import table_console
 
 _TOKENS_OF_A_FRAME = 196
 _COPIED_BYTES = 1 << 28
@@ -119,7 +120,7 @@ def run(
     console: Console | None = None,
 ) -> None:
     """Print each kernel's time and its share of the limit that its bytes set."""
-    console = console or Console()
+    console = console or table_console()
     place = torch.device(device)
     limit = copied_bytes_per_s(place, repeats)
     table = Table("kernel", "ms", "bytes alone, ms", "share of the limit")

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from model.scan import available_backends, bidirectional_scan, mamba
 from model.scan.native import library
+from pipeline.terminal import table_console
 
 WIDTHS = {"ti": 384, "s": 768, "m": 1152}  # inner channels of Ti, S and M
 STATE = 16
@@ -74,7 +75,7 @@ def run(
         dtype: dtype of the activations; parameters are float32.
         peers: also measure the slow peers: the reference, the published loop and transformers.
     """
-    console = console or Console()
+    console = console or table_console()
     limits = measure_limits(device)
     lines: list[Measured] = []
     if device == "cuda" and peers and (missing := mamba.why_unavailable()):

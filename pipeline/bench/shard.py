@@ -21,7 +21,6 @@ from typing import Any
 
 import av
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
 from rich.table import Table
 
 from data_prep.annotation import VIDEO_SUFFIXES
@@ -32,6 +31,7 @@ from data_prep.shard import shard
 from data_prep.synthetic import SynthOptions, synthesize
 from data_prep.video.clip import ClipRequest, RejectedClip
 from data_prep.video.prepare import prepare_clip
+from pipeline.terminal import table_console
 
 
 class ShardBench(BaseModel):
@@ -141,7 +141,7 @@ def bench_shard(
     report = ShardReport(
         cores, count, frames, _median(one), _median(all_), _median(sharding), start_s
     )
-    console = Console()
+    console = table_console()
     console.print(report.table())
     console.print(
         f"{report.of_cores:.2f} of cores x one core ('of cores'); {report.of_cpu:.2f} of the "

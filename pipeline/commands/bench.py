@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.terminal import say
+from pipeline.terminal import say, table_console
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed next to peers.")
 
@@ -103,8 +103,6 @@ def bench_step_command(
 
     Example: vmp bench step k400_m16_f16 model.num_frames=8 batch.max_micro=1 --seconds 120
     """
-    from rich.console import Console
-
     from pipeline.bench.step import StepBench, bench_step
     from pipeline.config import load_config
     from pipeline.training.ranks import rank_by_environment
@@ -127,7 +125,7 @@ def bench_step_command(
 
     report = bench_step(config, bench, tell)
     if is_main:
-        Console().print(report.tables())
+        table_console().print(report.tables())
 
 
 @app.command("gpu")
@@ -207,14 +205,12 @@ def bench_order_command(
 
     Example: vmp bench order --samples 240000 --index-samples 240000
     """
-    from rich.console import Console
-
     from pipeline.bench.order import bench_order
 
     for table in bench_order(
         samples or (240_000, 10**7, 10**8), index_samples or (240_000, 4 * 10**6)
     ):
-        Console().print(table)
+        table_console().print(table)
 
 
 @app.command("plan")
@@ -228,11 +224,9 @@ def bench_plan_command(
 
     Example: vmp bench plan --videos 10000
     """
-    from rich.console import Console
-
     from pipeline.bench.plan import bench_plan
 
-    Console().print(bench_plan(videos or (1_000, 10_000, 100_000, 1_000_000)))
+    table_console().print(bench_plan(videos or (1_000, 10_000, 100_000, 1_000_000)))
 
 
 def _tell(line: str) -> None:

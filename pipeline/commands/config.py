@@ -12,7 +12,6 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,6 +19,7 @@ from model.invalid import did_you_mean
 from model.operational import OPERATIONAL
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.terminal import table_console
 
 _PIPED_WIDTH = 140
 _NAMES = {str: "text", Path: "path", type(None): "null", tuple: "list"}
@@ -36,9 +36,7 @@ def print_config(config: RunConfig, section: str | None) -> None:
 
     Raises ConfigError when there is no such section.
     """
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPED_WIDTH)
+    console = table_console(_PIPED_WIDTH)
     shown = [(name, node) for name, node in _sections(config) if _is_within(name, section)]
     if not shown:
         known = [name for name, _ in _sections(config) if name]
