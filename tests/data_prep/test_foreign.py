@@ -67,6 +67,7 @@ def test_digests_are_digests(tmp_path: Path, field: str) -> None:
 HOSTILE = "a\x1b]0;owned\x07\x1b[31m\u202e\u2028<img src=x onerror=alert(1)>"
 
 
+@pytest.mark.slow
 def test_labels_and_names_reach_neither_terminal_nor_page_as_commands(
     csv_config: ShardConfig, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def test_second_run_does_nothing(csv_config: ShardConfig) -> None:
     assert before == {p: p.stat().st_mtime_ns for p in files}
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_jobs_or_place(csv_config: ShardConfig, tmp_path: Path) -> None:
     first = shard(csv_config, show_progress=False)
     changed = {"out": str(tmp_path / "elsewhere"), "jobs": 2, "decoders": 1}

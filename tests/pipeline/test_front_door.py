@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # One process for all: a start is what costs here, and torch once imported would stay.
 _COMMANDS = """
 import io, sys
@@ -41,6 +43,7 @@ vmp("data", "report", shards)
 """
 
 
+@pytest.mark.slow
 def test_commands_that_do_not_train_leave_torch_alone(tmp_path: Path, glyph_shards: Path) -> None:
     runs = tmp_path / "runs"
     (runs / "old/checkpoints").mkdir(parents=True)

@@ -58,6 +58,7 @@ def test_attempts_of_a_run_share_one_mlflow_run_without_duplicates(
     assert run.data.params == {"lr": "0.1"}
 
 
+@pytest.mark.slow
 def test_an_absent_server_loses_nothing_and_stops_nobody(run_dir: Path) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
     assert not attempt(run_dir, 1, 2, uri=nobody)

@@ -35,6 +35,7 @@ shard(ShardConfig.model_validate_json(sys.argv[1]), show_progress=False)
 """
 
 
+@pytest.mark.slow
 def test_prepare_work_seal_as_a_scheduler_does_it(csv_config: ShardConfig) -> None:
     """Plan once, work in separate processes, seal once."""
     work = prepare(csv_config)
@@ -51,6 +52,7 @@ def test_prepare_work_seal_as_a_scheduler_does_it(csv_config: ShardConfig) -> No
     assert shard(other, show_progress=False) == manifest
 
 
+@pytest.mark.slow
 def test_a_job_waits_for_living_owners_and_inherits_from_dead_ones(csv_config: ShardConfig) -> None:
     work = prepare(csv_config)
     program = (
@@ -117,6 +119,7 @@ def test_overdue_files_are_remembered(
     assert seal(work) == first
 
 
+@pytest.mark.slow
 def test_a_machine_without_space_quarantines_nothing(
     csv_config: ShardConfig, tmp_path: Path
 ) -> None:
@@ -144,6 +147,7 @@ def test_a_machine_without_space_quarantines_nothing(
     assert (out / "quarantine.jsonl").read_text() == ""
 
 
+@pytest.mark.slow
 def test_two_calls_at_once_on_one_output(csv_config: ShardConfig, tmp_path: Path) -> None:
     undisturbed = shard(csv_config, show_progress=False)
     changed = {"out": str(tmp_path / "shared"), "decoders": 1}
@@ -156,6 +160,7 @@ def test_two_calls_at_once_on_one_output(csv_config: ShardConfig, tmp_path: Path
     assert verify(config.out, workers=1, show_progress=False).findings == []
 
 
+@pytest.mark.slow
 def test_a_suspended_job_wakes_after_its_claim_was_taken(csv_config: ShardConfig) -> None:
     """Another node takes its shards over meanwhile; it goes on as one job among others."""
     work = prepare(csv_config)
@@ -200,6 +205,7 @@ def test_twenty_sigkills_then_the_same_manifest(csv_config: ShardConfig, tmp_pat
     assert [name for name in os.listdir(config.out) if name.endswith(".tmp")] == []
 
 
+@pytest.mark.slow
 def test_output_to_a_url(csv_config: ShardConfig, tmp_path: Path) -> None:
     local = shard(csv_config, show_progress=False)
     urls = (f"file://{tmp_path}/by_url", "memory://shards/glyphs")

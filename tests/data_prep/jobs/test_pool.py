@@ -71,6 +71,7 @@ def test_a_costly_file_is_overdue_and_the_rest_goes_on(clips: list[Path], costly
     assert answers[-1][1].detail == "over 0.5 s of processor time"
 
 
+@pytest.mark.slow
 def test_a_loaded_machine_is_no_verdict(clips: list[Path]) -> None:
     """A process that gets no processor for longer than the cap goes on when it gets one."""
     with ClipPool[str](1, Caps(timeout_s=1.0)) as pool:
@@ -82,6 +83,7 @@ def test_a_loaded_machine_is_no_verdict(clips: list[Path]) -> None:
         assert all(isinstance(answer, PreparedClip) for _, answer in answers)
 
 
+@pytest.mark.slow
 def test_a_process_that_stands_still_stops_the_work(hanging: Path, clips: list[Path]) -> None:
     with (
         ClipPool[str](1, Caps(stall_s=1.5)) as pool,
@@ -151,6 +153,7 @@ def test_what_a_decoder_raises_unexpectedly_has_its_own_code(
     assert answer == RejectedClip("unexpected", f"ZeroDivisionError: in {request.path}")
 
 
+@pytest.mark.slow
 def test_no_space_for_clips_stops_the_work(clips: list[Path], costly: Path) -> None:
     """A limit on file sizes stands in for a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -222,6 +225,7 @@ def test_an_image_is_one_frame(tmp_path: Path) -> None:
     assert (clip.frames, clip.width, clip.keyframes) == (1, 64, (0,))
 
 
+@pytest.mark.slow
 def test_no_child_outlives_a_killed_supervisor(hanging: Path) -> None:
     program = (
         "import sys\n"

@@ -52,6 +52,7 @@ def test_a_sound_directory_has_no_findings(sealed: Path) -> None:
     assert (outcome.shards, outcome.samples) == (4, 64)
 
 
+@pytest.mark.slow
 def test_every_single_flipped_byte_is_found(copy: Path) -> None:
     """Headers, padding, json and video alike: at 40 places spread over the file."""
     path = copy / "train-000001.tar"
@@ -145,6 +146,7 @@ def test_swapped_shards_are_named(copy: Path) -> None:
     assert files == {"train-000000.tar", "train-000001.tar"}
 
 
+@pytest.mark.slow
 def test_fix_rebuilds_only_what_is_damaged(sealed: Path) -> None:
     """Damages the sealed directory in place, because the plan names it; the repair restores it."""
     before = {path.name: path.read_bytes() for path in sealed.glob("*") if path.is_file()}

@@ -33,6 +33,7 @@ def _python(code: str, cache: Path, **kwargs: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_several_processes_build_one_library(tmp_path: Path) -> None:
     processes = [_python(BUILD, tmp_path) for _ in range(3)]
     paths = {process.communicate()[0].strip() for process in processes}
@@ -58,6 +59,7 @@ def test_files_are_made_in_parallel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
 
 
+@pytest.mark.slow
 def test_a_killed_builder_does_not_block_the_next(tmp_path: Path) -> None:
     lock = tmp_path / f"{build_library().name}.lock"
     holder = _python(

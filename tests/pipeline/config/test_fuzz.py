@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +29,7 @@ extra: {mail-type: END}
 """
 
 
+@pytest.mark.slow
 @BOUNDED
 @given(damaged(DEMO))
 def test_recipes(tmp_path: Path, content: bytes) -> None:

@@ -216,6 +216,7 @@ def test_normalize_matches_its_definition() -> None:
     assert normalize(clips, mean, std, torch.bfloat16).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_a_corrupt_sample_stops_training_with_one_line(make_shards) -> None:
     directory = make_shards({"train": [8] * 8})
     sample = open_shards(directory).samples([2])[0]
@@ -254,6 +255,7 @@ def test_settings_that_cannot_work_are_refused(val_shards: Shards) -> None:
         CropConfig(scale=(0.5, 1.5))
 
 
+@pytest.mark.slow
 def test_a_killed_loader_process_is_a_fault_of_the_node(train_shards: Shards) -> None:
     config = BASE.model_copy(update={"workers": 1})
     with build_train_loader(

@@ -18,6 +18,7 @@ CARD = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_cards(tmp_path: Path, suffix: str) -> None:
     net = create_model("videomambapro-tiny-test")

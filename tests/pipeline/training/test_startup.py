@@ -46,6 +46,7 @@ def loaded_after_a_step() -> set[str]:
     return set(json.loads(line.removeprefix("LOADED ")))
 
 
+@pytest.mark.slow
 def test_a_rank_takes_its_first_step_without_compiler_fsdp_and_mlflow() -> None:
     loaded = loaded_after_a_step()
     assert {"torch", "deepspeed", "model.scan"} <= loaded
