@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from pydantic import Field
+
 from pipeline.rundir import records
 from pipeline.rundir.paths import SUMMARY_FILE
 from pipeline.rundir.records import Number, Record
@@ -16,8 +18,8 @@ class Summary(Record):
     top1: Number
     """Fraction of the validation videos whose label is the most probable class, in [0, 1]."""
     top5: Number = math.nan
-    loss: float | None = None
-    """Mean loss over the validation videos; None in summaries of earlier versions."""
+    loss: float | None = Field(default=None, exclude_if=lambda loss: loss is None)
+    """Mean loss over the validation videos, kept only where it is not finite."""
     num_samples: int
     """Number of validation videos."""
     steps: int
@@ -30,8 +32,7 @@ class Summary(Record):
 
     def line(self, run_dir: Path) -> str:
         """Return a line for a user who starts the run again."""
-        lost = self.loss is not None and not math.isfinite(self.loss)
-        doubt = f", with a validation loss of {self.loss}" if lost else ""
+        doubt = "" if self.loss is None else f", with a validation loss of {self.loss}"
         return (
             f"run {run_dir} is finished: top-1 {self.top1:.1%} of {self.num_samples} validation "
             f"videos after {self.steps} steps{doubt}; to train again choose another name=..."

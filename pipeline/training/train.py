@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import sys
@@ -89,7 +90,7 @@ def summary_of(trainer: Trainer) -> Summary:
     return Summary(
         top1=metrics["top1"],
         top5=metrics["top5"],
-        loss=metrics["loss"],
+        loss=None if math.isfinite(metrics["loss"]) else metrics["loss"],
         num_samples=int(metrics["num_samples"]),
         steps=state.step,
         epochs=state.step / trainer.steps_per_epoch,
