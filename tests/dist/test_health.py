@@ -31,7 +31,7 @@ def stalled(tmp_path: Path) -> Iterator[list[psutil.Process]]:
 def prepare(root: Path, shards: Path, name: str, **fields: object) -> Path:
     """A run of two ranks that would go on for ever."""
     recipe, *overrides = runs.overrides(
-        root, shards, name, tracking__enabled=False, schedule__max_steps=10**6, **fields
+        root, shards, name, tracking__enabled=False, schedule__epochs=10**6, **fields
     )
     return prepare_run(load_config(recipe, overrides))
 
