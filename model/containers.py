@@ -58,7 +58,7 @@ def read_metadata(path: Path, key: str) -> str | None:
         try:
             with safe_open(path, framework="pt") as file:
                 return (file.metadata() or {}).get(key)
-        except Exception as error:
+        except Exception as error:  # safetensors raises its own types, and Python's, for damage
             raise WeightsError(f"{path}: damaged safetensors file ({brief(error)})") from error
     content = _read_torch(path)
     text = content.get(key) if isinstance(content, Mapping) else None

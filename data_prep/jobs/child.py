@@ -56,7 +56,7 @@ def _answer(request: ClipRequest) -> PreparedClip | RejectedClip | Trouble:
         return prepare_clip(request)
     except MachineTrouble as error:
         return Trouble(str(error))
-    except Exception as error:
+    except Exception as error:  # a decoder can raise anything for a file that it does not know
         if isinstance(error, OSError) and is_of_machine(error):
             return Trouble(f"{request.path!r}: {error}")
         reason = str(error).partition("\n")[0]
