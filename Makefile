@@ -5,7 +5,7 @@ BIN := .venv/bin
 EXTRAS ?= dev
 INSTALLED := .venv/.installed-$(EXTRAS)
 
-.PHONY: demo test test-fast lint venv clean slurm-dev
+.PHONY: demo test test-fast lint docs venv clean slurm-dev
 
 demo: venv
 	$(BIN)/vmp demo
@@ -25,6 +25,10 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation as a site in build/site; needs the extra `docs`, e.g. `make docs EXTRAS=dev,docs`.
+docs: venv
+	$(BIN)/python -m mkdocs build --strict
 
 # A SLURM of three nodes on this machine, until Ctrl-C; prints the SLURM_CONF line to export.
 slurm-dev: venv
