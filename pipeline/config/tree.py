@@ -7,7 +7,7 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -36,6 +36,8 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    format: Annotated[Literal[2], OPERATIONAL] = 2
+    """Version of what the fields mean, for readers of a stored configuration."""
     name: str
     """Name of the run directory under `runs_dir` and of the MLflow run."""
     runs_dir: Annotated[Path, OPERATIONAL] = Path("runs")
