@@ -45,7 +45,7 @@ class ReliabilityBin(NamedTuple):
 
     low: float
     high: float
-    count: int
+    videos: int
     confidence: float
     """Mean of the highest probabilities; 0 for an empty bin."""
     accuracy: float
@@ -148,7 +148,9 @@ def per_class_accuracy(matrix: Integers) -> Floats:
     `matrix` is that of `confusion`.
     """
     videos = matrix.sum(1)
-    return np.divide(matrix.diagonal(), videos, out=np.full(len(videos), np.nan), where=videos > 0)
+    accuracy = np.full(len(videos), np.nan)
+    np.divide(matrix.diagonal(), videos, out=accuracy, where=videos > 0)
+    return accuracy
 
 
 def reliability(confidence: Floats, correct: Flags, num_bins: int = 15) -> list[ReliabilityBin]:
@@ -173,8 +175,8 @@ def expected_calibration_error(bins: list[ReliabilityBin]) -> float:
 
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
     """
-    videos = sum(b.count for b in bins)
-    return sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / max(videos, 1)
+    videos = sum(b.videos for b in bins)
+    return sum(b.videos * abs(b.accuracy - b.confidence) for b in bins) / max(videos, 1)
 
 
 def _percentiles(draws: Floats, confidence: float) -> Interval:

@@ -105,7 +105,7 @@ def test_calibration_by_hand() -> None:
     confidence = np.array([0.9, 0.95, 0.55, 0.52, 1.0])
     correct = np.array([True, False, True, True, True])
     bins = reliability(confidence, correct, num_bins=10)
-    assert [b.count for b in bins] == [0, 0, 0, 0, 0, 2, 0, 0, 1, 2]
+    assert [b.videos for b in bins] == [0, 0, 0, 0, 0, 2, 0, 0, 1, 2]
     assert bins[5] == pytest.approx((0.5, 0.6, 2, 0.535, 1.0))
     assert bins[8].accuracy == 1.0  # 0.9 closes its bin
     # 2/5 * |1 - 0.535| + 1/5 * |1 - 0.9| + 2/5 * |0.5 - 0.975|
@@ -115,7 +115,7 @@ def test_calibration_by_hand() -> None:
 def test_calibration_at_its_edges() -> None:
     perfect = reliability(np.ones(3), np.ones(3, bool))
     assert expected_calibration_error(perfect) == 0.0
-    assert perfect[-1].count == 3
+    assert perfect[-1].videos == 3
     assert expected_calibration_error(reliability(np.zeros(0), np.zeros(0, bool))) == 0.0
     sure_and_wrong = reliability(np.ones(3), np.zeros(3, bool))
     assert expected_calibration_error(sure_and_wrong) == 1.0
