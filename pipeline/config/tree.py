@@ -47,9 +47,9 @@ class RunConfig(BaseModel):
     deterministic: bool = False
     """Make the run bitwise repeatable on machines of one type; slower on GPUs."""
     init_from: Path | None = None
-    """Weights to start from, adapted to the model's shape: a .safetensors file from `vmp convert`
-    or `vmp export`, a checkpoint, or a run directory. Not read once the run has a checkpoint of its
-    own."""
+    """Weights to start from, adapted to the model's shape: a file that was exported, converted or
+    released, a checkpoint, or a run directory; RUN@best takes the run's best checkpoint instead of
+    its last. Not read once the run has a checkpoint of its own."""
     private: Annotated[bool, OPERATIONAL] = False
     """Keep other users from reading the files of the run (umask 077). false = your umask decides,
     except that the files are never writable by everyone."""
