@@ -288,16 +288,42 @@ def convert(
         bool,
         typer.Option("--allow-lossy", help="Merge two directions into one, which is not exact."),
     ] = False,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Read the moving average in a training checkpoint.")
+    ] = False,
+    keep_rest: Annotated[
+        bool,
+        typer.Option("--keep-rest", help="Keep other heads and teachers too, for --back."),
+    ] = False,
+    back: Annotated[
+        bool, typer.Option("--back", help="Write the original of a converted file, bit for bit.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Print the logits of both files on a seeded input.")
+    ] = False,
 ) -> None:
-    """Convert released VideoMamba or VideoMambaPro weights to this project's format.
+    """Convert released VideoMamba or VideoMambaPro weights to this project's format, or back.
 
-    Example: vmp convert videomamba_m16_k400.pth m16.safetensors
+    Example: vmp convert videomamba_m16_k400.pth m16.safetensors --verify
     """
-    from model.convert import convert as convert_weights
+    from pipeline.commands.convert import check_out, convert_back, convert_weights
 
+    check_out(source, out)
+    if back:
+        sys.exit(convert_back(source, out))
     fields = {"num_frames": num_frames, "num_classes": num_classes}
-    given = {key: value for key, value in fields.items() if value is not None}
-    say(str(convert_weights(source, out, model, allow_lossy, **given)))
+    status = convert_weights(
+        source,
+        out,
+        model,
+        allow_lossy=allow_lossy,
+        keep_rest=keep_rest,
+        ema=ema,
+        verify=verify,
+        fields={key: value for key, value in fields.items() if value is not None},
+    )
+    if status:
+        sys.exit(status)
 
 
 @app.command()
