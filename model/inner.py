@@ -8,8 +8,7 @@ accumulated by a matrix product, into the memory that the next product reads. Th
 Legend: B batch, L tokens, D inner_dim, N d_state, R dt_rank.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -95,7 +94,7 @@ class _Inner(torch.autograd.Function):
     ) -> Tensor:
         ctx.options, ctx.dtypes = options, [tensor.dtype for tensor in tensors]
         ways, activations = _ways(tensors), list[Tensor]()
-        with _as_given(xz):
+        with op.as_given(xz):
             for index, way in enumerate(ways):
                 activations += _scan_inputs(options, xz, way, reverse=index == 1)
             scan = _scan(options, xz, A, A_b, ways, activations)
@@ -119,7 +118,7 @@ class _Inner(torch.autograd.Function):
         into = {"z": dz}
         for suffix, buffer in zip(_SUFFIXES, dprojected, strict=False):
             _, into["B" + suffix], into["C" + suffix] = _columns(buffer, ways[0])
-        with _as_given(xz):
+        with op.as_given(xz):
             scan = _scan(options, xz, A, A_b, ways, activations)
             kernels = op.kernels(options.scan_backend)
             grads = kernels.backward(scan, dout.transpose(1, 2), None, pre_gate, states, into)
@@ -161,13 +160,6 @@ def _projection_backward(du: Tensor | None, way: Way, product: Tensor) -> Tensor
     if du is None:
         return product @ way.x_proj
     return _rows(du, product.dtype).addmm_(product, way.x_proj)
-
-
-@contextmanager
-def _as_given(xz: Tensor) -> Iterator[None]:
-    """Switch autocast off and make the device of ``xz`` current, on which kernels are launched."""
-    with torch.autocast(xz.device.type, enabled=False), torch.cuda.device_of(xz):
-        yield
 
 
 def _ways(tensors: Sequence[Tensor]) -> list[Way]:
