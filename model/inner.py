@@ -18,9 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.config import ModelConfig
-from model.scan import available_backends, conv, op
+from model.scan import conv, op
 from model.scan.cuda.plan import MAX_STATES
-from model.scan.dispatch import say_used
+from model.scan.dispatch import choose
 from model.scan.fused import fused_backend
 from model.scan.problem import Scan
 
@@ -73,17 +73,12 @@ def fused_backends(xz: Tensor, config: ModelConfig) -> tuple[str, str] | None:
     if not (torch.is_grad_enabled() and xz.requires_grad) or torch.compiler.is_compiling():
         return None
     device, convolution = xz.device.type, fused_backend(xz)
-    scan: str = config.scan_backend
+    if config.scan_backend not in ("auto", *op.BACKENDS) or convolution == "torch":
+        return None
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != xz.dtype:
         return None
-    if scan == "auto":
-        scan = available_backends(xz.device)[0]
-    if scan == "cuda" and config.d_state > MAX_STATES:
-        scan = "chunked"
-    is_fused = convolution != "torch" and scan in ("cuda", "cpu", "chunked")
-    if not is_fused or scan not in available_backends(xz.device):
-        return None
-    say_used(scan, device)
+    fits_cuda = config.d_state <= MAX_STATES
+    scan = choose(config.scan_backend, xz.device, is_double=False, fits_cuda=fits_cuda)
     return scan, convolution
 
 

@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from model.scan import chunked, cpu
 from model.scan.problem import NAMES, OPTIONS, TENSORS, Forward, Scan, token_major
 
+BACKENDS = ("cuda", "cpu", "chunked")
+
 
 class ScanKernels(Protocol):
     """A fused backend: a module with these functions."""
@@ -49,7 +51,7 @@ class ScanKernels(Protocol):
 
 
 def kernels(backend: str) -> ScanKernels:
-    """The module behind the name of a fused backend."""
+    """The module behind the name of a backend, one of ``BACKENDS``."""
     if backend == "cuda":
         from model.scan.cuda import scan as cuda_scan
 
