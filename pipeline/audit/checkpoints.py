@@ -55,4 +55,4 @@ def check_configuration(evidence: Evidence) -> Check:
             listed = "; ".join(map(str, difference))
             faults.append(f"{where}: another configuration than {evidence.newest.path}: {listed}")
     detail = "the fields that identify the run, in all checkpoints and the run directory"
-    return Check(name="configuration", detail=detail, faults=tuple(faults))
+    return Check(name="settings", detail=detail, faults=tuple(faults))
