@@ -390,6 +390,30 @@ def config(
 
 
 @app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(help="data.train=DIR, data.val=DIR: where the shards lie today."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Do not read the bytes of the shards again.")
+    ] = False,
+    as_json: AsJson = False,
+    html: Annotated[Path | None, typer.Option(help="Write the report as a page.")] = None,
+) -> None:
+    """Prove from its records that a run saw exactly the samples it should, over all attempts.
+
+    The exit status is 0 if that is proven, 1 if it is disproven, and 2 if it cannot be judged.
+
+    Example: vmp audit runs/demo --html audit.html
+    """
+    from pipeline.commands.audit import audit_run
+
+    sys.exit(audit_run(run, places or [], quick=quick, as_json=as_json, html=html))
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check this machine and say what to do. The exit status is 1 when something must be done.
 
