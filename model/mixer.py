@@ -85,6 +85,7 @@ class Mixer(nn.Module):
         """xz (B, L, 2 D) -> (B, L, D), operator by operator: the reference for ``inner``."""
         if self.config.direction == "forward":
             return self._mix_forward(xz, None)[0]
+        assert self.A_b_log is not None
         # xz is halved before transposing, so that gradients join in the order that in_proj needs.
         x, z = (half.transpose(1, 2) for half in xz.chunk(2, dim=-1))
         forward = self._scan_inputs(x, self.conv1d, self.x_proj, self.dt_proj)
@@ -98,7 +99,8 @@ class Mixer(nn.Module):
         y = bidirectional_scan(
             forward.u,
             forward.delta,
-            *(_decay(log) for log in (self.A_log, self.A_b_log) if log is not None),
+            _decay(self.A_log),
+            _decay(self.A_b_log),
             forward.B,
             forward.C,
             self.D,

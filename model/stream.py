@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model.backbone import VideoMamba
+from model.block import Block
 from model.errors import ModelError, brief
 from model.mixer import MixerState
 
@@ -67,8 +68,9 @@ class Stream:
             )
         frames = torch.cat([self._pending, frames.to(self._pending)], dim=2)
         whole = frames.shape[2] - frames.shape[2] % tubelet
-        steps = frames[:, :, :whole].split(tubelet, dim=2) if whole else ()
-        logits = [self._step(step) for step in steps]
+        logits = [
+            self._step(frames[:, :, start : start + tubelet]) for start in range(0, whole, tubelet)
+        ]
         self._pending = frames[:, :, whole:].clone()  # a view would keep the pushed frames alive
         if not logits:
             return frames.new_empty(self.batch, 0, self.net.config.num_classes)
@@ -78,6 +80,7 @@ class Stream:
         """(B, 3, tubelet_size, img_size, img_size) -> (B, 1, num_classes)."""
         branch, residual = self.net.embed_steps(frames, self._steps), None
         for index, block in enumerate(self.net.layers):
+            assert isinstance(block, Block)
             branch, residual, self._states[index] = block.advance(
                 branch, residual, self._states[index]
             )
