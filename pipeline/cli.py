@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.commands import bench, data, jobs
+from pipeline.commands import bench, data, jobs, predict
 from pipeline.isolation import isolate, set_umask
 from pipeline.terminal import AsJson, one_line, say
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
+app.command()(predict.predict)
 
 
 def complete_field(typed: str) -> list[str]:
@@ -240,37 +241,6 @@ def eval_command(
         f"top1 {result.top1:.4f}  top5 {result.top5:.4f}  loss {result.loss:.4f}  "
         f"samples {result.num_samples}"
     )
-
-
-@app.command()
-def predict(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A run directory, a checkpoint, or an exported file.")
-    ],
-    videos: Annotated[list[Path], typer.Argument(help="Video files of any format.")],
-    top: Annotated[int, typer.Option(min=1, help="Classes to show per video.")] = 5,
-    raw: Raw = False,
-) -> None:
-    """Classify videos. The exit status is 2 when some could not be read.
-
-    Example: vmp predict runs/demo demo/videos/val/000000.mp4
-    """
-    from pipeline import exits
-    from pipeline.data.errors import DataError
-    from pipeline.predict import Predictor
-
-    predictor = Predictor.load(checkpoint, raw=raw)
-    status = exits.DONE
-    for video in videos:
-        try:
-            classes = predictor(video)
-        except DataError as error:
-            say(f"error: {one_line(str(error))}", err=True)
-            status = exits.BAD_INPUT
-            continue
-        shown = ", ".join(f"{label} {share:.3f}" for label, share in classes[:top])
-        say(one_line(f"{video}: {shown}"))
-    sys.exit(status)
 
 
 @app.command()
