@@ -162,11 +162,11 @@ __device__ __forceinline__ void backward(const Scan& q) {
     float bias[V];
 #pragma unroll
     for (int v = 0; v < V; v++) bias[v] = d.bias ? d.bias[own.channel + v] : 0.f;
+    Column<const Act> us = column(sample.u, d.u, own.channel), zs = column(sample.z, q.z, own.channel);
+    Column<const Act> deltas = column(sample.delta, d.delta, own.channel);
+    Column<const Act> douts = column(sample.dout, q.dout, own.channel);
 #pragma unroll 1
     for (int batch = 0; batch < CHUNK / ROWS; batch += BATCH) {
-      Column<const Act> us = column(sample.u, d.u, own.channel), zs = column(sample.z, q.z, own.channel);
-      Column<const Act> deltas = column(sample.delta, d.delta, own.channel);
-      Column<const Act> douts = column(sample.dout, q.dout, own.channel);
       Acts next_u[BATCH], next_delta[BATCH], next_dout[BATCH], next_z[BATCH];  // all in flight at once
 #pragma unroll
       for (int j = 0; j < BATCH; j++) {
