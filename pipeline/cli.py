@@ -336,18 +336,22 @@ def config(
         str | None, typer.Argument(help="One section, such as optim or data.crop.")
     ] = None,
     overrides: Overrides = None,
+    origins: Annotated[
+        bool, typer.Option("--origins", help="Say which file states each value, not its meaning.")
+    ] = False,
 ) -> None:
     """Print the fields of a recipe: type, value, default, meaning, and if it may change on resume.
 
     Example: vmp config demo optim
     """
     from pipeline.commands.config import print_config
-    from pipeline.config import load_config
+    from pipeline.config import load_config, value_origins
 
     given = overrides or []
     if section is not None and "=" in section:
         given, section = [section, *given], None
-    print_config(load_config(recipe, given), section)
+    config = load_config(recipe, given)
+    print_config(config, section, value_origins(recipe, given) if origins else None)
 
 
 @app.command()
