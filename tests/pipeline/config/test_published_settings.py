@@ -47,7 +47,7 @@ coin_videomamba_s16_f32 256 4.0e-4 35 5 .05 .4 10
 coin_videomamba_s16_f64 128 2.0e-4 35 5 .05 .4 10
 coin_videomamba_m16_f32  64 1.0e-4 30 5 .05 .8 10
 coin_videomamba_m16_f64  32 5.0e-5 30 5 .05 .8 10
-""".split("\n")[1:-1]
+""".strip().splitlines()
 
 PRE_TRAINING = """
 in1k_t16_224 4096 4e-3 300 5  .1   0   1e-5 1e-6 5.0
@@ -59,7 +59,7 @@ in1k_m16_448 512  5e-6 30  5  1e-8 .5  5e-6 1e-6 -
 in1k_t16_576 1024 1e-5 10  2  1e-8 0   5e-6 1e-6 -
 in1k_s16_576 512  5e-6 10  2  1e-8 .15 5e-6 1e-6 -
 in1k_m16_576 512  5e-6 10  2  1e-8 .5  5e-6 1e-6 -
-""".split("\n")[1:-1]
+""".strip().splitlines()
 
 
 @pytest.mark.parametrize("row", FINE_TUNING, ids=lambda row: row.split()[0])
