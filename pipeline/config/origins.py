@@ -22,7 +22,7 @@ def value_origins(recipe: str | Path, overrides: Sequence[str] = ()) -> Callable
     """
     given: dict[str, Any] = {}
     apply_overrides(given, overrides)
-    layers = [*read_layers(recipe), Layer(COMMAND_LINE, given, "", None)]
+    layers = [*read_layers(recipe), Layer(COMMAND_LINE, given, None)]
     tree = merge(layers)
     model = tree.get("model")
     preset = model.get(PRESET) if isinstance(model, Mapping) else None

@@ -6,6 +6,7 @@ The result has no `base`, so configurations that runs store are whole.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -33,7 +34,6 @@ class Layer:
     source: str
     """The shipped recipe's name, or the path of the file."""
     values: dict[str, Any]
-    text: str
     folder: Path | None
     """The folder to which the path of its base is relative; None for a shipped recipe."""
 
@@ -86,14 +86,23 @@ def origin(layers: Sequence[Layer], key: str) -> str | None:
     return None
 
 
-def description(recipe: str) -> str:
-    """Return the comment at the top of a recipe as one line; "" when it has none."""
-    lines = []
-    for line in read_layers(recipe)[-1].text.splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#").strip())
-    return " ".join(lines)
+def groups() -> dict[str, list[str]]:
+    """Return the recipes of each folder, sorted; those in no folder are the group ""."""
+    found: dict[str, list[str]] = {}
+    for name in shipped_recipes():
+        found.setdefault(_shipped()[name].parent, []).append(name)
+    return found
+
+
+def description(name: str) -> str:
+    """Return the comment at the top of a shipped recipe or base as one line.
+
+    The result is "" when the file has no comment or when there is no such file.
+    """
+    file = _shipped().get(name)
+    text = "" if file is None else file.path.read_text(encoding="utf-8")
+    comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.removeprefix("#").strip() for line in comment)
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ def _read(reference: str | Path, heir: Layer | None) -> Layer:
             f"{of}recipe {source}: {BASE}: must be the name of a recipe or the path of a .yaml "
             f"file (got {brief(base)})"
         )
-    return Layer(source, values, text, folder)
+    return Layer(source, values, folder)
 
 
 def _text(path: Path, what: str) -> str:
