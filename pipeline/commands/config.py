@@ -76,7 +76,7 @@ def _table(name: str, node: BaseModel, origin: Callable[[str], str] | None) -> T
         if isinstance(value, BaseModel):
             continue
         mark = "*" if _is_operational(name, info) else ""
-        default = "" if info.is_required() else _text(info.default)
+        default = "" if info.is_required() else _text(default_of(node, info))
         here = _text(value)
         last = (
             _one_line(info.description) if origin is None else origin(f"{name}.{field}".lstrip("."))
@@ -86,6 +86,11 @@ def _table(name: str, node: BaseModel, origin: Callable[[str], str] | None) -> T
         cells[2] = f"[bold]{cells[2]}[/bold]" if here != default else cells[2]
         table.add_row(*cells)
     return table
+
+
+def default_of(node: BaseModel, info: FieldInfo) -> Any:
+    """Return a field's default, which may depend on other fields of its section, `node`."""
+    return info.get_default(call_default_factory=True, validated_data=dict(node))
 
 
 def _is_operational(section: str, info: FieldInfo) -> bool:
