@@ -6,6 +6,7 @@ loader, whose decoding would cost more than training such small models.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,7 +79,9 @@ def load_clips(folder: Path, design: Design, data: str, split: str) -> Clips:
         "val": design.val_clips,
         "test": design.test_clips,
     }[split]
-    path = folder / f"{data}-{split}.npy"
+    # The name depends on what decides the pictures, so clips of other options are never taken.
+    digest = hashlib.sha256(f"{options.model_dump_json()} {count}".encode()).hexdigest()[:12]
+    path = folder / f"{data}-{split}-{digest}.npy"
     if path.exists():
         images = np.load(path)
     else:

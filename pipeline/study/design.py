@@ -38,6 +38,9 @@ class Arm(_Part):
         base = f"{self.layout}-{start}-{'mask' if self.mask else 'plain'}"
         return "+".join([base, *(f"{key}={value}" for key, value in self.options)])
 
+    def with_options(self, *options: tuple[str, str]) -> Arm:
+        return self.model_copy(update={"options": options})
+
     @property
     def model_fields_set_by_it(self) -> dict[str, Any]:
         """Fields of ModelConfig."""
@@ -130,8 +133,8 @@ class Design(_Part):
     tuning_seed: int = 1000
     seeds: tuple[int, ...] = (0, 1, 2)
     layouts: tuple[Layout, ...] = ("shared", "separate")
-    candidates: tuple[tuple[tuple[str, str], ...], ...] = ()
-    """Options added to the shared layout, once without and once with both changes."""
+    candidate_arms: tuple[Arm, ...] = ()
+    """Models with options of ours, compared with those that lack the options."""
     nuisances: tuple[Nuisance, ...] = ()
     probe_at: tuple[float, ...] = (0.0, 0.03, 0.06, 0.125, 0.25, 0.5, 1.0)
     """Shares of the steps at which signal propagation is measured."""
@@ -142,15 +145,6 @@ class Design(_Part):
         """The eight combinations."""
         choices = itertools.product(self.layouts, ("zero", "first_token"), (False, True))
         return tuple(Arm(layout=lay, start=start, mask=mask) for lay, start, mask in choices)
-
-    @property
-    def candidate_arms(self) -> tuple[Arm, ...]:
-        bases: tuple[tuple[Start, bool], ...] = (("zero", False), ("first_token", True))
-        return tuple(
-            Arm(layout="shared", start=start, mask=mask, options=options)
-            for start, mask in bases
-            for options in self.candidates
-        )
 
     @property
     def grid(self) -> tuple[Settings, ...]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from pipeline.study.design import DataSet, Design, Nuisance
+from pipeline.study.design import Arm, DataSet, Design, Nuisance
+
+_NEITHER = Arm(layout="shared", start="zero", mask=False)
+_BOTH = Arm(layout="shared", start="first_token", mask=True)
+_LAST, _INIT = ("class_token", "last"), (("bc_init", "fan_in"), ("delta_init", "large"))
 
 CANDIDATES = (
-    (("class_token", "last"),),
-    (("class_token", "middle"),),
-    (("pooling", "mean"),),
-    (("bc_init", "fan_in"),),
-    (("delta_init", "large"),),
-    (("bc_init", "fan_in"), ("delta_init", "large")),
+    _NEITHER.with_options(_LAST),
+    _NEITHER.with_options(("class_token", "middle")),
+    _NEITHER.with_options(("pooling", "mean")),
+    _NEITHER.with_options(_INIT[0]),
+    _NEITHER.with_options(_INIT[1]),
+    _NEITHER.with_options(*_INIT),
+    _BOTH.with_options(_LAST),
+    _BOTH.with_options(*_INIT),
 )
 
 NUISANCES = (
@@ -32,7 +38,7 @@ FULL = Design(
     },
     learning_rates=(3e-3, 1e-2),
     warmups=(0.05, 0.2),
-    candidates=CANDIDATES,
+    candidate_arms=CANDIDATES,
     nuisances=NUISANCES,
 )
 
@@ -53,7 +59,7 @@ SHORT = FULL.model_copy(
         "learning_rates": (3e-3,),
         "warmups": (0.0, 0.25),
         "seeds": (0, 1),
-        "candidates": CANDIDATES[:1],
+        "candidate_arms": CANDIDATES[:1],
         "nuisances": NUISANCES[:2],
         "probe_at": (0.0, 1.0),
         "probe_clips": 4,

@@ -112,7 +112,7 @@ def _with_bases(summary: Summary) -> list[Arm]:
     """Each candidate behind the published model from which it departs."""
     arms: list[Arm] = []
     for arm in summary.design.candidate_arms:
-        base = arm.model_copy(update={"options": ()})
+        base = arm.with_options()
         arms += [arm] if base in arms else [base, arm]
     return arms
 
