@@ -34,10 +34,10 @@ FULL = Design(
     title="ablation",
     data={
         "motion": DataSet(kind="motion", frames=8, patch=8, steps=480),
-        "events": DataSet(kind="events", frames=16, patch=16, steps=800),
+        "events": DataSet(kind="events", frames=16, patch=16, steps=1000),
     },
-    learning_rates=(3e-3, 1e-2),
-    warmups=(0.05, 0.2),
+    learning_rates=(3e-3, 6e-3),
+    warmups=(0.1, 0.3),
     candidate_arms=CANDIDATES,
     nuisances=NUISANCES,
 )

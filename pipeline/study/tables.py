@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from pipeline.study.design import Arm
-from pipeline.study.statistics import Estimate
+from pipeline.study.statistics import Estimate, wilson
 from pipeline.study.summary import Summary, left_plateau
 
 _NONE = "-"
@@ -119,15 +119,18 @@ def _with_bases(summary: Summary) -> list[Arm]:
 
 def _nuisances(summary: Summary) -> str:
     lines = [
-        "| model | backend, precision, engine | top-1, % | last loss | left the plateau at step |",
+        "| model | backend, precision, engine | top-1, % (95 % over clips) | last loss "
+        "| left the plateau at step |",
         "|---|---|---|---|---|",
     ]
     for result in summary.nuisances():
         assert result.test_top1 is not None
         left = left_plateau(result)
+        low, high = wilson(result.test_top1, result.test_clips)
         lines.append(
             f"| {result.unit.arm.name} | {result.unit.nuisance.name} "
-            f"| {100 * result.test_top1:.1f} | {result.losses[-1]:.4f} "
+            f"| {100 * result.test_top1:.1f} ({100 * low:.1f} to {100 * high:.1f}) "
+            f"| {result.losses[-1]:.4f} "
             f"| {'never' if left is None else left} |"
         )
     return "\n".join(lines)
