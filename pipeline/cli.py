@@ -16,7 +16,7 @@ import typer
 
 from pipeline.commands import bench, data, jobs, study
 from pipeline.isolation import isolate, set_umask
-from pipeline.terminal import one_line, say
+from pipeline.terminal import AsJson, one_line, say
 
 app = typer.Typer(
     name="vmp",
@@ -27,6 +27,14 @@ app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
 app.add_typer(study.app, name="study")
+
+
+def complete_field(typed: str) -> list[str]:
+    """Complete an override in the shell with the fields of the configuration."""
+    from pipeline.config import flatten, load_config
+
+    fields = dict(flatten(load_config("demo").model_dump(mode="json")))
+    return [f"{name}=" for name in fields if name.startswith(typed)]
 
 
 def complete_recipe(typed: str) -> list[str]:
@@ -44,7 +52,10 @@ Recipe = Annotated[
     ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Any field of the recipe: optim.lr=1e-3 ...")
+    list[str] | None,
+    typer.Argument(
+        help="Any field of the recipe: optim.lr=1e-3 ...", autocompletion=complete_field
+    ),
 ]
 Raw = Annotated[
     bool, typer.Option("--raw", help="Use the last weights, not their moving average (ema).")
@@ -317,17 +328,19 @@ def plan(
     step_s: Annotated[
         float | None, typer.Option(min=0, help="Seconds per step, measured on these GPUs.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print parameters, FLOPs, memory per GPU at every ZeRO stage, steps, node-hours without a GPU.
 
     Example: vmp plan k400_m16_f16 --world 16 --samples 240000 --step-s 1.5
     """
-    from pipeline.commands.plan import print_plan, print_steps
+    from pipeline.commands.plan import make_plan, print_plan
     from pipeline.config import load_config
+    from pipeline.terminal import say_json
 
     config = load_config(recipe, overrides or [])
-    print_plan(config, world)
-    print_steps(config, samples, -(-world // gpus_per_node), step_s)
+    made = make_plan(config, world, -(-world // gpus_per_node), samples=samples, step_s=step_s)
+    say_json(made) if as_json else print_plan(made)
 
 
 @app.command()
@@ -352,14 +365,14 @@ def config(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Check this machine and say what to do. The exit status is 1 when something must be done.
 
     Example: vmp doctor
     """
     from pipeline.commands.doctor import examine
 
-    sys.exit(examine())
+    sys.exit(examine(as_json=as_json))
 
 
 @app.command()
