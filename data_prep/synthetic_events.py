@@ -80,8 +80,8 @@ def render_events(
             height=f32(np.full(frames, random.uniform(8, 12) * unit)),
             angle=f32(turned + turn * time),
         )
-        ink = coverage(random_glyph(random), drift, size)[..., None]
-        canvas += ink * (random.uniform(40, 140, 3) - canvas)
+        inked = coverage(random_glyph(random), drift, size)[..., None]
+        canvas += inked * (random.uniform(40, 140, 3) - canvas)
     place, jitter = random.uniform(-5, 5, 2), random.normal(0, 0.3, (2, frames))
     still = Motion(
         x=f32((place[0] + jitter[0]) * unit),

@@ -44,8 +44,9 @@ class Clips:
 
     def in_order(self, size: int) -> Iterator[Batch]:
         """Every clip once."""
-        for rows in torch.arange(len(self)).split(size):
-            yield self._batch([Slot(0, row, row) for row in rows.tolist()])
+        for start in range(0, len(self), size):
+            rows = range(start, min(start + size, len(self)))
+            yield self._batch([Slot(0, row, row) for row in rows])
 
     def dealt(self, seed: int, size: int) -> Iterator[Batch]:
         """Endless batches, in the order in which a run of one rank with this seed trains."""

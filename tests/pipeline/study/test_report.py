@@ -53,8 +53,8 @@ def test_an_incomplete_seed_counts_for_no_effect(finished: Store) -> None:
         if (result.unit.arm.name, result.unit.seed) != ("shared-zero-plain", 1)
     ]
     found = {(e.layout, e.change): e.estimate for e in Summary(finished.design, results).effects()}
-    assert found["shared", "masked backward"].count == 1  # type: ignore[union-attr]
-    assert found["separate", "masked backward"].count == 2  # type: ignore[union-attr]
+    assert found["shared", "masked backward"].runs == 1  # type: ignore[union-attr]
+    assert found["separate", "masked backward"].runs == 2  # type: ignore[union-attr]
 
 
 def test_the_plateau_ends_where_the_loss_falls_below_chance(finished: Store) -> None:
