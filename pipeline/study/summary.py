@@ -20,7 +20,7 @@ PLATEAU_NATS = 0.1
 class Results(BaseModel):
     """A study as it is published: the design and every finished unit."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     design: Design
     results: list[Result]

@@ -143,7 +143,7 @@ def _nuisances(summary: Summary) -> str:
                 result.unit.arm.name,
                 result.unit.nuisance.name,
                 f"{100 * result.test_top1:.1f} ({100 * low:.1f} to {100 * high:.1f})",
-                f"{result.losses[-1]:.4f}",
+                f"{result.losses[-1]:.4f}" if result.losses else _NONE,
                 "never" if left is None else str(left),
             ]
         )

@@ -33,7 +33,7 @@ _CPU = torch.device("cpu")
 class Probe(BaseModel):
     """Signal propagation at one step; see `pipeline.study.signal`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     step: int
     patch_gradient: float
@@ -43,7 +43,10 @@ class Probe(BaseModel):
 class Result(BaseModel):
     """What a finished unit says."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # A diverging unit may have a loss of NaN, which must survive the file.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants"
+    )
 
     unit: Unit
     settings: Settings
@@ -191,5 +194,5 @@ def _train(
     if steps in probe_steps and diverged_at is None:
         probes.append(Probe(step=steps, **probe(model, task, probed)._asdict()))
     done = steps if diverged_at is None else diverged_at
-    curve = [float(part.mean()) for part in losses[:done].tensor_split(min(CURVE_POINTS, done))]
-    return curve, probes, diverged_at
+    parts = losses[:done].tensor_split(min(CURVE_POINTS, done)) if done else ()
+    return [float(part.mean()) for part in parts], probes, diverged_at

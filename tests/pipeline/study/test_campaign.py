@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -116,6 +117,14 @@ def test_a_diverging_unit_is_recorded_and_ends_no_study(finished: Store, tmp_pat
     assert result.diverged_at is not None
     assert result.diverged_at < result.steps
     assert result.test_top1 is not None
+    lost = result.model_copy(update={"val_loss": math.nan, "losses": [], "val_top1": 0.5})
+    begun = _begun(finished, tmp_path / "begun", "--")
+    begun.keep(lost)
+    read = Store(begun.folder, begun.design).result(unit)
+    assert read is not None
+    assert math.isnan(read.val_loss)
+    better = lost.model_copy(update={"val_loss": 2.0, "settings": finished.design.grid[1]})
+    assert best_settings([lost, better]) == finished.design.grid[1]
 
 
 def test_another_design_is_refused(finished: Store) -> None:
