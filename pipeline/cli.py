@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.commands import bench, data, jobs, predict
+from pipeline.commands import bench, data, jobs, predict, study
 from pipeline.isolation import isolate, set_umask
 from pipeline.terminal import AsJson, one_line, say
 
@@ -27,6 +27,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
 app.command()(predict.predict)
+app.add_typer(study.app, name="study")
 
 
 def complete_field(typed: str) -> list[str]:

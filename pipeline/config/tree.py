@@ -90,6 +90,16 @@ class RunConfig(BaseModel):
                     raise ValueError(f"{key}: must be a finite number (got {number})")
         return self
 
+    @model_validator(mode="after")
+    def _parity_is_published(self) -> RunConfig:
+        if self.optim.profile == "parity" and self.model.unpublished:
+            name = self.model.unpublished[0]
+            raise ValueError(
+                f"model.{name}={getattr(self.model, name)} is published nowhere, and "
+                "optim.profile=parity repeats what was published: leave out one of the two"
+            )
+        return self
+
     @property
     def run_dir(self) -> Path:
         return self.runs_dir / self.name

@@ -242,3 +242,15 @@ def test_a_run_stored_today_resumes_when_a_field_is_added(
     assert "optim.momentum_decay: 0.5 -> 0.75; seed: 0 -> 4; stored -> given" in str(error.value)
     assert "give optim.momentum_decay=0.5 seed=0" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["class_token=last", "pooling=mean", "bc_init=fan_in", "delta_init=large"],
+)
+def test_parity_refuses_what_is_published_nowhere(option: str) -> None:
+    assert load_config("demo", [f"model.{option}"]).model.unpublished
+    assert load_config("demo", ["optim.profile=parity"]).model.unpublished == ()
+    with pytest.raises(ConfigError, match=f"model.{option} is published nowhere") as caught:
+        load_config("demo", [f"model.{option}", "optim.profile=parity"])
+    assert "\n" not in str(caught.value)
