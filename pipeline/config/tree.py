@@ -29,6 +29,7 @@ from pipeline.training.config import (
     OptimConfig,
     ScheduleConfig,
 )
+from pipeline.training.tasks.config import ClassificationConfig, MaskedConfig, TaskConfig
 
 
 class RunConfig(BaseModel):
@@ -60,6 +61,7 @@ class RunConfig(BaseModel):
     model: ModelConfig
     data: DataConfig
     batch: BatchConfig = BatchConfig()
+    task: TaskConfig = ClassificationConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -86,6 +88,14 @@ class RunConfig(BaseModel):
             for number in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(number, float) and not math.isfinite(number):
                     raise ValueError(f"{key}: must be a finite number (got {number})")
+        return self
+
+    @model_validator(mode="after")
+    def _masked_clips_are_not_mixed(self) -> RunConfig:
+        if isinstance(self.task, MaskedConfig) and self.data.mix.is_on:
+            raise ValueError(
+                "data.mix mixes labels, which task.kind=masked does not use: switch it off"
+            )
         return self
 
     @property
