@@ -62,8 +62,24 @@ class VideoMamba(nn.Module):
             training and everything is kept in evaluation.
         Returns (B, num_classes). Raises ModelError for another shape.
         """
-        branch = self._embed(clip)
-        scales = self._branch_scales(clip, drop_path_keep)
+        branch, residual = self._encode(self._embed(clip), drop_path_keep)
+        # Only the CLS token is read: add and normalise nothing else.
+        normed, _ = self.norm_f(branch[:, :1], residual[:, :1])
+        logits: Tensor = self.head(normed[:, 0])
+        return logits
+
+    def tokens(self, clip: Tensor) -> Tensor:
+        """The normalised tokens (B, L, d) from which heads read, the CLS token first.
+
+        clip: as `forward` takes it. Every block's output is kept.
+        """
+        normed: Tensor = self.norm_f(*self._encode(self._embed(clip), None))[0]
+        return normed
+
+    def _encode(self, tokens: Tensor, drop_path_keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """tokens (B, L, d) -> (branch, residual) of the last block, each (B, L, d)."""
+        branch = tokens
+        scales = self._branch_scales(tokens, drop_path_keep)
         residual: Tensor | None = None
         for index, block in enumerate(self.layers):
             scale = None if scales is None else scales[:, index, None, None]
@@ -75,10 +91,7 @@ class VideoMamba(nn.Module):
             else:
                 branch, residual = block(branch, residual, scale)
         assert residual is not None  # depth >= 1
-        # Only the CLS token is read: add and normalise nothing else.
-        normed, _ = self.norm_f(branch[:, :1], residual[:, :1])
-        logits: Tensor = self.head(normed[:, 0])
-        return logits
+        return branch, residual
 
     def no_weight_decay(self) -> frozenset[str]:
         """Names of the parameters that weight decay must leave alone: biases, norms, the state

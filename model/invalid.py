@@ -47,7 +47,8 @@ def field_path(of: type[BaseModel] | None, loc: Sequence[int | str]) -> tuple[in
             path.append(part)
         elif node is not None:
             path.append(part)
-            node, tags = section_type(node, part), variants(node, part)
+            tags = variants(node, part)
+            node = section_type(node, part)
     return tuple(path)
 
 
