@@ -19,12 +19,14 @@ def open_data(config: RunConfig) -> tuple[Shards, Shards]:
     """Open the training and validation shards and check that they fit the model.
 
     Raises DataError when a directory is not a shard directory. Raises ConfigError when the classes
-    differ, when the training split does not fill a batch, or when `init_from` is needed but absent.
+    differ, when the training split does not fill a batch, or when `init_from` or a teacher is
+    needed but absent.
     """
     _check_init_from(config)
     train = open_shards(config.data.train, config.data.train_split)
     val = open_shards(config.data.val_location, config.data.val_split)
-    for shards in (train, val):
+    _check_teacher(config)
+    for shards in (train, val) if config.task.needs_labels else ():
         if len(shards.classes) != config.model.num_classes:
             raise ConfigError(
                 f"model.num_classes={config.model.num_classes}, but {shards.location} has "
@@ -51,6 +53,13 @@ def _check_init_from(config: RunConfig) -> None:
     raise ConfigError(
         f"init_from={path}: no such file or checkpoint; `vmp convert` and `vmp export` make one"
     )
+
+
+def _check_teacher(config: RunConfig) -> None:
+    if config.task.kind != "classification" and not config.task.teacher.path.exists():
+        raise ConfigError(
+            f"task.teacher.path={config.task.teacher.path}: no such run, checkpoint or file"
+        )
 
 
 def data_digest(train: Shards, val: Shards) -> str:

@@ -24,8 +24,8 @@ def check_start(config: RunConfig, num_ranks: int, *, data_exists: bool = True) 
     if not data_exists:
         return
     train, val = open_data(config)
-    train.require_labels()
-    val.require_labels()
+    for shards in (train, val):
+        shards.require_samples(labelled=config.task.needs_labels)
     if config.data.reader == "ffcv":
         # This import loads torch, so it is made only for runs that read from a cache.
         from pipeline.data.ffcv.cache import open_fitting_cache

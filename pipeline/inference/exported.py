@@ -86,20 +86,30 @@ def read_exported(path: Path) -> tuple[VideoMamba, Card]:
     Raises WeightsError when the file has no valid weights, and ConfigError when the card is missing
     or invalid.
     """
-    net = load_model(path) if path.suffix == ".safetensors" else from_pretrained(path)
-    text = read_metadata(path, CARD_METADATA)
-    if text is None:
+    card = read_card(path)
+    if card is None:
         raise ConfigError(
             f"{path}: has weights, but no class names: use a file of `vmp export`, or train from "
             f"it with init_from={path}"
         )
-    try:
-        card = Card.model_validate_json(text)
-    except ValidationError as error:
-        problem = first_problem(error, Card, whole="content")
-        raise ConfigError(f"{path}: {CARD_METADATA} metadata: {problem}") from error
+    net = load_model(path) if path.suffix == ".safetensors" else from_pretrained(path)
     if len(card.classes) != net.config.num_classes:
         raise ConfigError(
             f"{path}: names {len(card.classes)} classes, its head has {net.config.num_classes}"
         )
     return net, card
+
+
+def read_card(path: Path) -> Card | None:
+    """Read the card in a file of weights; None when it has none.
+
+    Raises WeightsError for a damaged file and ConfigError for an invalid card.
+    """
+    text = read_metadata(path, CARD_METADATA)
+    if text is None:
+        return None
+    try:
+        return Card.model_validate_json(text)
+    except ValidationError as error:
+        problem = first_problem(error, Card, whole="content")
+        raise ConfigError(f"{path}: {CARD_METADATA} metadata: {problem}") from error

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from model.operational import OPERATIONAL
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -17,12 +19,13 @@ class _Section(BaseModel):
 class TeacherConfig(_Section):
     """A frozen model whose features the student learns to predict."""
 
-    path: Path
-    """A run, a checkpoint, a file of `vmp export` or `vmp convert`, or a TorchScript file (.pt or
-    .ts) that takes clips (B, 3, T, S, S) and returns features (B, T, P, width), alone or with
-    attention (B, T, P) over the patches."""
+    path: Annotated[Path, OPERATIONAL]
+    """A run, a checkpoint, a file of `vmp export` or `vmp convert`; a TorchScript file (.pt or .ts)
+    that takes clips (B, 3, T, S, S) and returns features (B, T, P, width), alone or with attention
+    (B, T, P) over the patches; or a .safetensors file with features (T, P, width) of every sample,
+    named by its key. The run is resumed only with a teacher of the same content."""
     width: int | None = Field(default=None, gt=0)
-    """Width of the features; needed for a TorchScript file, compared with the model otherwise."""
+    """Width of the features; needed for a TorchScript file, compared with the file otherwise."""
     img_size: int | None = Field(default=None, gt=0)
     """Frame size S that a TorchScript file takes; null = that of the student. Clips are resized."""
     mean: tuple[float, float, float] | None = None
@@ -34,6 +37,8 @@ class TeacherConfig(_Section):
 class ClassificationConfig(_Section):
     """Cross-entropy over labelled clips or, with model.num_frames=1, over labelled images."""
 
+    needs_labels: ClassVar[bool] = True
+
     kind: Literal["classification"] = "classification"
     """classification = labelled clips or images; distillation = the same plus the features of a
     teacher; masked = the features of a teacher alone, without labels, from a part of the clip."""
@@ -44,6 +49,8 @@ class DistillationConfig(_Section):
 
     The published recipe trains VideoMamba-M on ImageNet-1K this way, with S as the teacher.
     """
+
+    needs_labels: ClassVar[bool] = True
 
     kind: Literal["distillation"]
     """Task of the run; see `classification`."""
@@ -57,6 +64,8 @@ class MaskedConfig(_Section):
 
     The teacher sees the whole clip and the student only the visible tokens (UMT, arXiv 2303.16058).
     """
+
+    needs_labels: ClassVar[bool] = False
 
     kind: Literal["masked"]
     """Task of the run; see `classification`."""
