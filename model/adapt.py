@@ -61,10 +61,15 @@ def adapt_state_dict(
     return fitted, report
 
 
+def of_other_stage(key: str) -> bool:
+    """Whether a key names a head or decoder of distillation or masked pre-training."""
+    return _FOREIGN.match(key) is not None
+
+
 def _rename(source: dict[str, Tensor], report: KeyReport) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for key, tensor in source.items():
-        if _FOREIGN.match(key):
+        if of_other_stage(key):
             report.add("dropped", key, None, "belongs to another training stage")
         elif key in _RENAMES and _RENAMES[key] not in source:
             report.add("renamed", key, _RENAMES[key])
