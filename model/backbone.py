@@ -1,4 +1,6 @@
-"""The video classifier: patch and position embeddings, blocks of mixers, a head on the CLS token.
+"""The video classifier: patch and position embeddings, blocks of mixers, a head.
+
+The head reads the CLS token, or the mean of all tokens as an option.
 
 Legend: B batch, T steps in time, P patches per frame, L = T * P + 1 tokens, d embed_dim.
 """
@@ -17,6 +19,7 @@ from model.errors import ModelError
 from model.init import init_weights
 from model.mixer import Mixer
 from model.patch_embed import PatchEmbed
+from model.readout import class_token_first, join_tokens, tokens_read
 
 # Weight decay spares parameters whose last name is here, and those of the norms. Names decide, not
 # shapes, because ZeRO-3 flattens parameters.
@@ -63,9 +66,10 @@ class VideoMamba(nn.Module):
         Returns (B, num_classes). Raises ModelError for another shape.
         """
         branch, residual = self._encode(self._embed(clip), drop_path_keep)
-        # Only the CLS token is read: add and normalise nothing else.
-        normed, _ = self.norm_f(branch[:, :1], residual[:, :1])
-        logits: Tensor = self.head(normed[:, 0])
+        # Add and normalise only the tokens that are read: the CLS token, or all of them.
+        read = tokens_read(self.config)
+        normed, _ = self.norm_f(branch[:, read], residual[:, read])
+        logits: Tensor = self.head(normed.mean(dim=1))
         return logits
 
     def tokens(self, clip: Tensor) -> Tensor:
@@ -73,8 +77,8 @@ class VideoMamba(nn.Module):
 
         clip: as `forward` takes it. Every block's output is kept.
         """
-        normed: Tensor = self.norm_f(*self._encode(self._embed(clip), None))[0]
-        return normed
+        normed, _ = self.norm_f(*self._encode(self._embed(clip), None))
+        return class_token_first(normed, self.config)
 
     def _encode(self, tokens: Tensor, drop_path_keep: Tensor | None) -> tuple[Tensor, Tensor]:
         """tokens (B, L, d) -> (branch, residual) of the last block, each (B, L, d)."""
@@ -114,7 +118,7 @@ class VideoMamba(nn.Module):
         positions = self.pos_embed[:, None, 1:] + self.temporal_pos_embedding[:, :, None]
         tokens = (self.patch_embed(clip) + positions).flatten(1, 2)
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(clip), -1, -1)
-        return torch.cat([cls, tokens], dim=1)
+        return join_tokens(cls, tokens, config)
 
     def _branch_scales(self, clip: Tensor, keep: Tensor | None) -> Tensor | None:
         """(B, depth) factors of the branches; None when every factor is 1."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from model.backbone import VideoMamba
 from model.block import NORM_EPS
 from model.config import ModelConfig
+from model.readout import class_token_first, tokens_read
 
 
 class DistilledVideoMamba(VideoMamba):
@@ -31,14 +32,16 @@ class DistilledVideoMamba(VideoMamba):
     def forward(  # type: ignore[override]
         self, clip: Tensor, drop_path_keep: Tensor | None = None, features: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The logits (B, classes), and with `features` the projected tokens (B, L, w) as well.
+        """The logits (B, classes), and with `features` the projected tokens (B, L, w) as well, the
+        CLS token first.
 
         clip, drop_path_keep: as VideoMamba takes them.
         """
         if not features:
             return super().forward(clip, drop_path_keep)
         tokens, _ = self.norm_f(*self._encode(self._embed(clip), drop_path_keep))
-        return self.head(tokens[:, 0]), self.distill_head(tokens)
+        logits = self.head(tokens[:, tokens_read(self.config)].mean(dim=1))
+        return logits, self.distill_head(class_token_first(tokens, self.config))
 
     def no_weight_decay(self) -> frozenset[str]:
         """As VideoMamba's, and the norm of the projection, whose published name does not say so."""

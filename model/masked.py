@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from model.backbone import VideoMamba
 from model.config import ModelConfig
+from model.readout import class_token_index
 
 
 class MaskedVideoMamba(VideoMamba):
@@ -40,29 +41,37 @@ class MaskedVideoMamba(VideoMamba):
     def forward(
         self, clip: Tensor, drop_path_keep: Tensor | None = None, visible: Tensor | None = None
     ) -> Tensor:
-        """Predicted tokens (B, 1 + V, w) of the CLS token and the visible patches.
+        """Predicted tokens (B, 1 + V, w) of the CLS token and then of the visible patches.
 
         clip, drop_path_keep: as VideoMamba takes them.
         visible: (B, V) int64, rising numbers of patches, t * P + p; None = all.
         """
-        tokens = self._embed(clip)
-        positions: Tensor = self.get_buffer("positions")[None].expand(len(tokens), -1, -1)
-        if visible is not None:
-            tokens, positions = select(tokens, visible), select(positions, visible)
-        branch, residual = self._encode(tokens, drop_path_keep)
+        if visible is None:
+            visible = torch.arange(self.config.num_tokens - 1, device=clip.device)[None]
+            visible = visible.expand(len(clip), -1)
+        cls = class_token_index(self.config)
+        # Places of the CLS token and of the visible patches in the sequence of all tokens.
+        places = torch.cat([torch.full_like(visible[:, :1], cls), visible + (visible >= cls)], 1)
+        in_sequence, order = places.sort(dim=1)
+        branch, residual = self._encode(gather(self._embed(clip), in_sequence), drop_path_keep)
         normed, _ = self.norm_f(branch, residual)
         # Every parameter takes part, because the engine expects a gradient of each.
         aligned = residual + 0 * normed if self.before_last_mixer else normed
         decoder: nn.ModuleDict = self.clip_decoder[0]  # type: ignore[assignment]
-        predicted: Tensor = decoder["norm"](decoder["head"](aligned + positions))
+        cls_first = gather(aligned, order.argsort(dim=1))
+        positions = self.get_buffer("positions")[places]
+        predicted: Tensor = decoder["norm"](decoder["head"](cls_first + positions))
         return predicted
 
 
 def select(tokens: Tensor, visible: Tensor) -> Tensor:
-    """The CLS token and the visible patches of tokens (B, 1 + T * P, d): (B, 1 + V, d)."""
-    first = torch.zeros_like(visible[:, :1])
-    index = torch.cat([first, visible + 1], dim=1)[:, :, None]
-    return tokens.gather(1, index.expand(-1, -1, tokens.shape[-1]))
+    """The visible patches, after the CLS token, of tokens (B, 1 + T * P, d): (B, 1 + V, d)."""
+    return gather(tokens, torch.cat([torch.zeros_like(visible[:, :1]), visible + 1], dim=1))
+
+
+def gather(tokens: Tensor, places: Tensor) -> Tensor:
+    """The tokens (B, L, d) at places (B, n): (B, n, d)."""
+    return tokens.gather(1, places[:, :, None].expand(-1, -1, tokens.shape[-1]))
 
 
 def position_table(length: int, dim: int) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.commands import bench, data, jobs
+from pipeline.commands import bench, data, jobs, study
 from pipeline.isolation import isolate, set_umask
 from pipeline.terminal import one_line, say
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
+app.add_typer(study.app, name="study")
 
 
 def complete_recipe(typed: str) -> list[str]:

@@ -24,15 +24,20 @@ def data_synth(
     train: Annotated[int, typer.Option(min=0, help="Clips of the training split.")] = 6000,
     val: Annotated[int, typer.Option(min=0, help="Clips of the validation split.")] = 800,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random draws.")] = 0,
+    kind: Annotated[
+        Literal["motion", "events"],
+        typer.Option(help="What the class is: a letter's motion, or the order of two events."),
+    ] = "motion",
 ) -> None:
-    """Render videos whose class is the motion of a letter.
+    """Render videos whose class is the motion of a letter, or the order of two short events.
 
     Example: vmp data synth --out glyphs
     """
     from data_prep.synthetic import SynthOptions, synthesize
+    from data_prep.synthetic_events import EventOptions
 
-    options = SynthOptions(clips_per_split={"train": train, "val": val}, seed=seed)
-    say(synthesize(out, options))
+    options_of = EventOptions if kind == "events" else SynthOptions
+    say(synthesize(out, options_of(clips_per_split={"train": train, "val": val}, seed=seed)))
 
 
 @app.command("shard")

@@ -13,6 +13,7 @@ from model.masked import MaskedVideoMamba, position_table, select
 
 SHARED = resolve_config("videomambapro-tiny-test")
 SEPARATE = resolve_config(SHARED, layout="separate", mask_backward=False, initial_state="zero")
+MIDDLE = resolve_config(SHARED, class_token="middle", pooling="mean")
 LAST = SHARED.depth - 1
 
 
@@ -29,9 +30,10 @@ def some_loss(output: Tensor) -> Tensor:
     return (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(2))).sum()
 
 
+@pytest.mark.parametrize("config", [SHARED, MIDDLE], ids=["shared", "middle"])
 @pytest.mark.parametrize("width", [SHARED.embed_dim, 24])
-def test_a_student_gives_the_logits_of_the_plain_model(width: int) -> None:
-    plain, student = VideoMamba(SHARED), DistilledVideoMamba(SHARED, width)
+def test_a_student_gives_the_logits_of_the_plain_model(width: int, config: ModelConfig) -> None:
+    plain, student = VideoMamba(config), DistilledVideoMamba(config, width)
     missing, extra = student.load_state_dict(plain.state_dict(), strict=False)
     expected = [] if width == SHARED.embed_dim else ["0.weight", "1.weight", "1.bias"]
     assert (missing, extra) == ([f"distill_head.{name}" for name in expected], [])
@@ -49,7 +51,7 @@ def test_the_norm_of_the_projection_is_not_decayed() -> None:
     assert own == {"distill_head.0.weight", "distill_head.1.bias"}
 
 
-@pytest.mark.parametrize("config", [SHARED, SEPARATE], ids=["shared", "separate"])
+@pytest.mark.parametrize("config", [SHARED, SEPARATE, MIDDLE], ids=["shared", "separate", "middle"])
 def test_every_parameter_of_masked_pre_training_gets_a_gradient(config: ModelConfig) -> None:
     net = MaskedVideoMamba(config, 24)
     visible = torch.tensor([[0, 3, 5, 6, 9, 15]] * 2)
@@ -66,9 +68,10 @@ def test_parity_trains_neither_the_last_block_nor_the_final_norm() -> None:
     assert untrained == last_block | {"norm_f.weight"}
 
 
-def test_the_model_sees_the_visible_patches_alone() -> None:
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_the_model_sees_the_visible_patches_alone(place: str) -> None:
     """P = 4 patches of 8 x 8 pixels per frame; patch 5 is the second of the second frame."""
-    net = MaskedVideoMamba(SHARED, 24).eval()
+    net = MaskedVideoMamba(resolve_config(SHARED, class_token=place), 24).eval()
     visible = torch.tensor([[0, 5]] * 2)
     seen, hidden = a_clip(), a_clip()
     hidden[:, :, 1, 8:, :] += 1  # patches 6 and 7
@@ -79,6 +82,12 @@ def test_the_model_sees_the_visible_patches_alone() -> None:
     assert not torch.allclose(net(seen, visible=visible), before)
     everything = torch.arange(16).expand(2, -1)
     torch.testing.assert_close(net(a_clip(), visible=everything), net(a_clip()))
+    decoder = net.clip_decoder[0]
+    positions = position_table(17, SHARED.embed_dim)
+    if place == "first":  # the table is in the order of the sequence
+        tokens = net.tokens(a_clip()) + positions
+        predicted = decoder["norm"](decoder["head"](tokens))  # type: ignore[index]
+        torch.testing.assert_close(net(a_clip()), predicted)
 
 
 def test_selected_tokens_are_the_first_and_those_of_the_visible_patches() -> None:

@@ -1,0 +1,101 @@
+"""The clips of a study: rendered once, kept in memory, dealt in the order that a seed gives.
+
+The clips are the pictures of `data_prep.synthetic` before encoding. The study bypasses shards and
+loader, whose decoding would cost more than training such small models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep.durable import publish
+from data_prep.synthetic import SynthOptions, picture
+from data_prep.synthetic_events import EventOptions
+from pipeline.data.batch import Batch
+from pipeline.data.randomness import shuffled
+from pipeline.study.design import DataSet, Design
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Labelled clips of one split."""
+
+    pixels: Tensor
+    """(n, 3, T, H, W) uint8."""
+    labels: Tensor
+    """(n,) int64."""
+    classes: int
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: Tensor, epoch: int = 0, position: int = 0) -> Batch:
+        """The batch that a loader would give: rows (B,) int64 -> clips of one view."""
+        return Batch(
+            clips=self.pixels[rows].unsqueeze(1),
+            label=self.labels[rows],
+            weight=torch.ones(len(rows)),
+            epoch=torch.full((len(rows),), epoch),
+            position=torch.arange(position, position + len(rows)),
+            keys=[f"{self.split}-{row}" for row in rows.tolist()],
+            bad=[],
+        )
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """Every clip once."""
+        for rows in torch.arange(len(self)).split(size):
+            yield self.batch(rows)
+
+    def shuffled(self, seed: int, size: int) -> Iterator[Batch]:
+        """Endless whole batches; each epoch has the order that training has for this seed."""
+        epoch = 0
+        while True:
+            order = torch.from_numpy(shuffled(len(self), "samples", seed, epoch))
+            for rows in order.split(size):
+                if len(rows) == size:
+                    yield self.batch(rows, epoch, epoch * len(self))
+            epoch += 1
+
+
+def load_clips(folder: Path, design: Design, data: str, split: str) -> Clips:
+    """Read the clips of a split from `folder`, or render and keep them there.
+
+    Several processes may do so at once, since all of them write the same bytes.
+    """
+    options = _options(design.data[data], design)
+    count = {
+        "train": design.train_clips,
+        "val": design.val_clips,
+        "test": design.test_clips,
+    }[split]
+    # The name depends on what decides the pictures, so clips of other options are never taken.
+    digest = hashlib.sha256(f"{options.model_dump_json()} {count}".encode()).hexdigest()[:12]
+    path = folder / f"{data}-{split}-{digest}.npy"
+    if path.exists():
+        images = np.load(path)
+    else:
+        number = SPLITS.index(split)
+        images = np.stack([picture(options, number, index) for index in range(count)])
+        folder.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        np.save(content, images)
+        publish(path, content.getvalue())
+    labels = torch.arange(count) % len(options.classes)
+    pixels = torch.from_numpy(images).permute(0, 4, 1, 2, 3).contiguous()
+    return Clips(pixels, labels, len(options.classes), split)
+
+
+def _options(data: DataSet, design: Design) -> SynthOptions:
+    made = EventOptions if data.kind == "events" else SynthOptions
+    return made(size=design.size, frames=data.frames)
