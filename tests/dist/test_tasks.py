@@ -1,4 +1,7 @@
-"""Runs of the tasks that have a teacher: resumed elsewhere, evaluated, exported, fine-tuned."""
+"""Runs of the tasks that have a teacher: resumed elsewhere, evaluated, exported, fine-tuned.
+
+And a run on pictures, which begins one on videos.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 
+from data_prep.options import ShardConfig
+from data_prep.shard import shard
+from data_prep.synthetic_letters import letter_picture
 from model import create_model, load_model, save_model
 from model.adapt import of_other_stage
 from pipeline import rundir
@@ -97,7 +104,23 @@ def tuning(root: Path, shards: Path, source: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, glyph_shards: Path) -> Runs:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 48 pictures of four letters, in the folders and under the names of ImageNet."""
+    images = tmp_path_factory.mktemp("imagenet")
+    for number, (split, count) in enumerate({"train": 40, "val": 8}.items()):
+        for index in range(count):
+            folder = images / split / f"n0{index % 4}"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = letter_picture(0, number, 10 * (index // 4) + index % 4, size=48)[0]
+            Image.fromarray(pixels).save(folder / f"n0{index % 4}_{index}.JPEG", quality=95)
+    out = images.parent / "pictures"
+    config = ShardConfig(format="folder", videos=images, out=str(out), decoders=1)
+    shard(config, show_progress=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, glyph_shards: Path, pictures: Path) -> Runs:
     """Both tasks: in one go and resumed on two ranks at stage 3, resumed on one, fine-tuned."""
     root = tmp_path_factory.mktemp("tasks")
     torch.manual_seed(1)
@@ -122,6 +145,12 @@ def done(tmp_path_factory: pytest.TempPathFactory, glyph_shards: Path) -> Runs:
             Job(tuning(root, glyph_shards, whole)),
             Job(tuning(root, glyph_shards, root / f"{kind}.safetensors")),
         ]
+    image = {"model__num_frames": 1, "model__num_classes": 4, "data__sampling": "tsn"}
+    image |= {"schedule__max_steps": 4, "tracking__enabled": "false"}
+    one += [
+        Job(runs.overrides(root, pictures, "image", **image)),
+        Job(tuning(root, glyph_shards, root / "image")),
+    ]
     run_on_ranks(carry_out, 2, two)
     for kind in KINDS:
         export_weights(root / "whole" / kind, root / f"{kind}.safetensors")
@@ -188,3 +217,18 @@ def test_what_leaves_the_run_has_no_head_of_the_task_and_begins_another(
         assert evaluate_checkpoint(run_dir, done.shards).top1 == summary.top1
         assert evaluate_checkpoint(exported, done.shards).top1 == summary.top1
         assert load_model(exported).state_dict().keys() < stored.keys()
+
+
+def test_weights_of_pictures_begin_a_run_on_videos(done: Runs, pictures: Path) -> None:
+    summary = read_summary(done.root / "image")
+    assert summary is not None
+    assert summary.num_samples == 8
+    assert evaluate_checkpoint(done.root / "image", pictures).top1 == summary.top1
+    image = read_weights(done.root / "image" / "checkpoints" / layout.checkpoint_name(4))
+    video = read_weights(done.root / "from_image" / "checkpoints" / layout.checkpoint_name(1))
+    assert image["temporal_pos_embedding"].shape[1] == 1
+    assert image["temporal_pos_embedding"].any()
+    for name, tensor in video.items():
+        if not name.startswith("head."):  # the embedding of the only frame is that of each
+            expected = image[name].expand_as(tensor)
+            torch.testing.assert_close(tensor, expected, atol=1e-9, rtol=0)
