@@ -39,7 +39,8 @@ class DistilledVideoMamba(VideoMamba):
         """
         if not features:
             return super().forward(clip, drop_path_keep)
-        tokens, _ = self.norm_f(*self._encode(self._embed(clip), drop_path_keep))
+        self._check(clip, self.config.num_frames)
+        tokens, _ = self.norm_f(*self._blocks(self._embed(clip), drop_path_keep))
         logits = self.head(tokens[:, tokens_read(self.config)].mean(dim=1))
         return logits, self.distill_head(class_token_first(tokens, self.config))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from model.backbone import VideoMamba
 from model.config import ModelConfig
+from model.errors import ModelError
 from model.readout import class_token_index
 
 
@@ -27,6 +28,8 @@ class MaskedVideoMamba(VideoMamba):
         It aligns the residual stream before the last mixer's output is added, so that the last
         block and the final norm get zero gradients.
         """
+        if config.direction == "forward":
+            raise ModelError("masked pre-training needs a model with direction=bidirectional")
         super().__init__(config)
         del self.head
         self.before_last_mixer = before_last_mixer
@@ -53,7 +56,8 @@ class MaskedVideoMamba(VideoMamba):
         # Places of the CLS token and of the visible patches in the sequence of all tokens.
         places = torch.cat([torch.full_like(visible[:, :1], cls), visible + (visible >= cls)], 1)
         in_sequence, order = places.sort(dim=1)
-        branch, residual = self._encode(gather(self._embed(clip), in_sequence), drop_path_keep)
+        self._check(clip, self.config.num_frames)
+        branch, residual = self._blocks(gather(self._embed(clip), in_sequence), drop_path_keep)
         normed, _ = self.norm_f(branch, residual)
         # Every parameter takes part, because the engine expects a gradient of each.
         aligned = residual + 0 * normed if self.before_last_mixer else normed

@@ -6,14 +6,14 @@ of clips. It does not reveal where the run or its data were.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from model import VideoMamba, load_model, save_model
-from model.containers import read_metadata
-from model.convert import from_pretrained
+from model import VideoMamba, save_model
+from model.convert import open_whole
 from model.invalid import first_problem
 from pipeline.config import RunConfig
 from pipeline.data.config import Positive
@@ -31,8 +31,8 @@ class Card(BaseModel):
     version: Literal[1] = 1
     name: str
     """Name of the run."""
-    classes: tuple[str, ...] = Field(min_length=1)
-    """Class names, in the order of the rows of the classification head."""
+    classes: tuple[str, ...]
+    """Class names, in the order of the rows of the classification head; empty if nobody knows."""
     sampling: Literal["tsn", "dense", "segment"]
     stride: int = Field(ge=1, le=10_000)
     mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
@@ -80,32 +80,28 @@ def write_exported(path: Path, net: VideoMamba, card: Card) -> None:
     save_model(path, net, {CARD_METADATA: card.model_dump_json()})
 
 
-def read_exported(path: Path) -> tuple[VideoMamba, Card]:
+def read_exported(path: Path) -> tuple[VideoMamba, Card | None]:
     """Read weights and card from `path`; the model is on the CPU.
 
-    Raises WeightsError when the file has no valid weights, and ConfigError when the card is missing
-    or invalid.
+    A converted or released file has no card.
+    Raises WeightsError when the file has no valid weights, and ConfigError when the card is
+    invalid.
     """
-    card = read_card(path)
-    if card is None:
-        raise ConfigError(
-            f"{path}: has weights, but no class names: use a file of `vmp export`, or train from "
-            f"it with init_from={path}"
-        )
-    net = load_model(path) if path.suffix == ".safetensors" else from_pretrained(path)
-    if len(card.classes) != net.config.num_classes:
+    net, metadata = open_whole(path)
+    card = card_of(metadata, path)
+    if card is not None and card.classes and len(card.classes) != net.config.num_classes:
         raise ConfigError(
             f"{path}: names {len(card.classes)} classes, its head has {net.config.num_classes}"
         )
     return net, card
 
 
-def read_card(path: Path) -> Card | None:
-    """Read the card in a file of weights; None when it has none.
+def card_of(metadata: Mapping[str, str], path: Path) -> Card | None:
+    """Read the card among the texts of a file; None when it has none.
 
-    Raises WeightsError for a damaged file and ConfigError for an invalid card.
+    Raises ConfigError, which names `path`, for an invalid card.
     """
-    text = read_metadata(path, CARD_METADATA)
+    text = metadata.get(CARD_METADATA)
     if text is None:
         return None
     try:

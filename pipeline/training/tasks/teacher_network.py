@@ -15,11 +15,12 @@ from model.containers import read_container
 from model.convert import fit_model, infer_config
 from pipeline.checkpoint.layout import file_sha256
 from pipeline.checkpoint.load import read_weights
-from pipeline.checkpoint.trained import checkpoint_config, find_checkpoint
+from pipeline.checkpoint.source import locate
+from pipeline.checkpoint.trained import checkpoint_config
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
 from pipeline.errors import ConfigError
-from pipeline.inference.exported import read_card
+from pipeline.inference.exported import card_of
 from pipeline.training import distributed
 from pipeline.training.precision import AUTOCAST, resolve_precision
 from pipeline.training.tasks.config import TeacherConfig
@@ -174,24 +175,25 @@ class _Loaded(NamedTuple):
 def _load(path: Path, config: RunConfig) -> _Loaded:
     """Load a run, a checkpoint or a weight file. Collective. Raises WeightsError and others."""
     mean, std = config.data.mean, config.data.std
-    if path.is_dir():
-        # Rank 0 chooses for all ranks, since a run may still write checkpoints.
-        path = distributed.on_main(lambda: find_checkpoint(path))
-        stored = checkpoint_config(path)
-        weights = read_weights(path, raw=not stored.eval.use_ema)
+    # Rank 0 chooses for all ranks, since a run may still write checkpoints.
+    source = distributed.on_main(lambda: locate(path))
+    if source.is_dir():
+        stored = checkpoint_config(source)
+        weights = read_weights(source, raw=not stored.eval.use_ema)
         found: ModelConfig | None = stored.model
         mean, std = stored.data.mean, stored.data.std
     else:
-        weights, found = read_container(path)
-        if (card := read_card(path)) is not None:
+        container = read_container(source)
+        weights, found = container.tensors, container.config
+        if (card := card_of(container.metadata, source)) is not None:
             mean, std = card.mean, card.std
     # A teacher needs no head, which weights of masked pre-training do not have.
     if found is None:
-        shape = infer_config(weights, path, num_classes=1)
+        shape = infer_config(weights, source, num_classes=1)
     else:
         shape = found.model_copy(update={"num_classes": 1})
     shape = shape.model_copy(update={"scan_backend": config.model.scan_backend})
-    net, _ = fit_model(weights, shape, path)
+    net, _ = fit_model(weights, shape, source)
     return _Loaded(net, mean, std)
 
 
