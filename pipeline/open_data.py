@@ -17,11 +17,10 @@ def open_data(config: RunConfig) -> tuple[Shards, Shards]:
     """Open the training and validation shards and check that they fit the model.
 
     Raises DataError when a directory is not a shard directory. Raises ConfigError when the classes
-    differ, when the training split does not fill a batch, or when the teacher is absent.
+    differ, or when the training split does not fill a batch.
     """
     train = open_shards(config.data.train, config.data.train_split)
     val = open_shards(config.data.val_location, config.data.val_split)
-    _check_teacher(config)
     for shards in (train, val) if config.task.needs_labels else ():
         if len(shards.classes) != config.model.num_classes:
             raise ConfigError(
@@ -39,14 +38,6 @@ def open_data(config: RunConfig) -> tuple[Shards, Shards]:
             f"of {train.location} has {len(train)} samples: set it to {len(train)} or less"
         )
     return train, val
-
-
-def _check_teacher(config: RunConfig) -> None:
-    if config.task.kind == "classification":
-        return
-    path = config.task.teacher.path
-    if not (path.exists() or path.name.endswith(("@best", "@last"))):
-        raise ConfigError(f"task.teacher.path={path}: no such run, checkpoint or file")
 
 
 def data_digest(train: Shards, val: Shards) -> str:

@@ -20,10 +20,10 @@ class TeacherConfig(_Section):
     """A frozen model whose features the student learns to predict."""
 
     path: Annotated[Path, OPERATIONAL]
-    """A run, a checkpoint or a file of weights, as `init_from` takes them; a TorchScript file (.pt or
-    .ts) that takes clips (B, 3, T, S, S) and returns features (B, T, P, width), alone or with
-    attention (B, T, P) over the patches; or a .safetensors file with features (T, P, width) of
-    every sample, named by its key. A run is resumed only with a teacher of the same content."""
+    """A run, a checkpoint or a file of weights, as `init_from` takes them. Or a TorchScript file
+    (.pt or .ts) that takes clips (B, 3, T, S, S) and returns features (B, T, P, width), alone or
+    with attention (B, T, P) over the patches. Or a .safetensors file with features (T, P, width)
+    of every sample, named by its key. A run goes on only with a teacher of the same content."""
     width: int | None = Field(default=None, gt=0)
     """Width of the features; needed for a TorchScript file, compared with the file otherwise."""
     img_size: int | None = Field(default=None, gt=0)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
+from pipeline.errors import ConfigError
 
 
 class Features(NamedTuple):
@@ -55,6 +56,21 @@ def open_teacher(config: RunConfig, device: torch.device) -> Teacher:
         if holds_features(teacher.path):
             return StoredFeatures(config, teacher, device)
         return ModelTeacher(config, teacher, device)
+
+
+def check_teacher(config: RunConfig) -> None:
+    """Raise the error that a run with this teacher would raise, before it is started.
+
+    A TorchScript file is not run, since it may need the GPU of another machine.
+    """
+    from pipeline.training.tasks.teacher_network import is_script
+
+    assert config.task.kind != "classification"
+    path = config.task.teacher.path
+    if not is_script(path):
+        open_teacher(config, torch.device("cpu"))
+    elif not path.is_file():
+        raise ConfigError(f"task.teacher.path={path}: no such file")
 
 
 def digest_of(named: Iterable[tuple[str, Tensor]]) -> str:

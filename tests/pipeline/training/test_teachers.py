@@ -17,8 +17,9 @@ from pipeline.bench.step import synthetic_batch
 from pipeline.config import RunConfig, load_config
 from pipeline.data.batch import Batch, normalize
 from pipeline.data.errors import DataError
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.inference.exported import Card, write_exported
+from pipeline.prepare import check_start
 from pipeline.training.distributed import World
 from pipeline.training.tasks.build import build_task
 from pipeline.training.tasks.distillation import DistillationTask, misalignment
@@ -208,7 +209,7 @@ def test_the_loss_of_distillation_by_hand(wide: Path) -> None:
     entropy = F.cross_entropy(plain(clips), batch.label, reduction="none")[0]
     assert float(report.weight) == 1
     assert float(report.sums["alignment"].detach()) == pytest.approx(alignment.item(), rel=1e-4)
-    assert float(loss) == pytest.approx(float(entropy + 0.5 * alignment) / 2, rel=1e-4)
+    assert loss.item() == pytest.approx((entropy + 0.5 * alignment).item() / 2, rel=1e-4)
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.any() for p in student.parameters())
 
@@ -233,7 +234,7 @@ def test_the_loss_of_masked_pre_training_by_hand(wide: Path) -> None:
         places = [0, *(int(number) + 1 for number in visible[row])]
         target = F.normalize(seen.tokens[row, places], dim=-1)
         sums.append(float((2 - 2 * (predicted[row] * target).sum(-1)).mean()))
-    assert float(loss) == pytest.approx(sum(sums) / 4, rel=1e-4)
+    assert loss.item() == pytest.approx(sum(sums) / 4, rel=1e-4)
     assert float(report.sums["loss"]) == pytest.approx(sum(sums), rel=1e-4)
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.any() for p in student.parameters())
@@ -272,3 +273,15 @@ def test_students_begin_with_the_weights_of_the_plain_model(wide: Path) -> None:
         shared = [key for key in plain.state_dict() if key in student]
         assert len(shared) == len(plain.state_dict()) - (2 if kind == "masked" else 0)
         assert all(torch.equal(student[key], plain.state_dict()[key]) for key in shared)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("gone.pt", "no such file"), ("gone.safetensors", "no such file"), ("runs/s", "no such file")],
+)
+def test_an_absent_teacher_is_refused_before_the_run_begins(
+    tmp_path: Path, glyph_shards: Path, name: str, said: str
+) -> None:
+    config = config_of(tmp_path / name, "masked", f"data.train={glyph_shards}")
+    with pytest.raises((ConfigError, CheckpointError), match=said):
+        check_start(config, 1)
