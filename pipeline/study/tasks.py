@@ -4,17 +4,18 @@ Each stage trains the demo's model with the real tasks, optimizer and schedule; 
 memory, so that nothing is decoded. A finished stage is not trained again.
 
 ```
-DIR/<stage>-<seed>.json            its result, written last
 DIR/<stage>-<seed>.safetensors     its weights, without the heads that only its task uses
+DIR/<stage>-<seed>.json            its result, written last
 ```
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,8 +26,10 @@ from data_prep.synthetic import CLASSES, LETTERS, SynthOptions, picture
 from data_prep.synthetic_letters import letter_picture
 from model import VideoMamba, create_model, save_model
 from pipeline.config import RunConfig, load_config
+from pipeline.errors import ConfigError
 from pipeline.study.clips import Clips
 from pipeline.study.engine import PlainEngine
+from pipeline.study.statistics import estimate
 from pipeline.training.assemble import build_optimizer, initial_model
 from pipeline.training.schedule import Schedule
 from pipeline.training.startup import do_without_compiler, step_without_compiler
@@ -36,122 +39,186 @@ _CPU = torch.device("cpu")
 _BATCH = 32
 _OTHER_CLIPS = 7
 """Seed of the clips that the teacher learns from, which no student sees."""
+SEEDS = 3
 
 
 class Stage(BaseModel):
-    """One training."""
+    """One training, repeated for several seeds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
-    says: str
+    title: str
+    """Its name in the table."""
     steps: int
-    data: str = "motion"
+    data: Literal["motion", "other", "letters"] = "motion"
+    """Clips of eight motions; others of the same kind, which no student sees; still letters."""
     overrides: tuple[str, ...] = ()
+    """Changes of the recipe `demo`."""
     begins_from: str | None = None
+    """Stage whose weights of the same seed it begins with."""
     teacher: str | None = None
-    seeds: int = 3
+    """Stage whose weights of seed 0 are its teacher."""
+    seeds: int = SEEDS
 
 
 class Size(BaseModel):
-    """How much is trained, and on how many clips."""
+    """How much is trained, on how many clips. The recipe `demo` decides everything else."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     teacher: int = 600
-    image: int = 600
-    masked: int = 300
-    tuned: int = 400
+    """Steps of 32 clips; so are the next three."""
+    image: int = 500
+    masked: int = 200
+    tuned: int = 250
     train_clips: int = 4000
-    test_clips: int = 800
+    test_clips: int = 400
     model: tuple[str, ...] = ()
+    """Changes of the recipe for every stage."""
 
     def stages(self) -> tuple[Stage, ...]:
-        separate = (
-            "model.layout=separate",
-            "model.mask_backward=false",
-            "model.initial_state=zero",
-        )
-        masked = ("task.kind=masked", "task.mask_ratio=0.5")
+        """Every training, each after those that it needs."""
+        letters = ("model.num_frames=1", f"model.num_classes={len(LETTERS)}")
         return (
             Stage(
                 name="teacher",
-                says="teacher: VideoMamba of the same size, on other clips",
+                title="the teacher: layout `separate`, on other clips",
                 steps=self.teacher,
                 data="other",
-                overrides=separate,
+                overrides=(
+                    "model.layout=separate",
+                    "model.mask_backward=false",
+                    "model.initial_state=zero",
+                ),
                 seeds=1,
             ),
             Stage(
                 name="image",
-                says="one-frame model on pictures of letters (10 classes)",
+                title="pictures of ten letters, one frame",
                 steps=self.image,
                 data="letters",
-                overrides=("model.num_frames=1", f"model.num_classes={len(LETTERS)}"),
+                overrides=letters,
             ),
-            Stage(name="plain", says="fresh start", steps=self.tuned),
+            Stage(name="plain", title="fresh start", steps=self.tuned),
             Stage(
                 name="distilled",
-                says="fresh start, distilled",
+                title="fresh start, distilled",
                 steps=self.tuned,
                 overrides=("task.kind=distillation",),
                 teacher="teacher",
             ),
             Stage(
                 name="masked",
-                says="masked pre-training without labels",
+                title="masked pre-training, no labels",
                 steps=self.masked,
-                overrides=masked,
+                overrides=("task.kind=masked", "task.mask_ratio=0.5"),
                 teacher="teacher",
             ),
             Stage(
                 name="after_masked",
-                says="fine-tuned after masked pre-training",
+                title="after masked pre-training",
                 steps=self.tuned,
                 begins_from="masked",
             ),
             Stage(
                 name="after_image",
-                says="fine-tuned after image pre-training",
+                title="after pre-training on pictures",
                 steps=self.tuned,
                 begins_from="image",
             ),
         )
 
 
+FULL = Size()
+SHORT = Size(
+    teacher=2,
+    image=2,
+    masked=2,
+    tuned=2,
+    train_clips=40,
+    test_clips=40,
+    model=("model.embed_dim=16", "model.depth=1", "model.d_state=2"),
+)
+"""Every path in seconds; its figures mean nothing."""
+SIZES = {"full": FULL, "short": SHORT}
+
+
 class Result(BaseModel):
     """What a finished stage says."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     stage: Stage
     seed: int
     metrics: Mapping[str, float]
+    train_clips: int
     cpu_s: float
+    """CPU seconds of the training steps, those of the teacher's forward pass among them."""
     losses: tuple[float, ...]
     """Mean training loss of ten equal parts of the steps."""
 
 
 def run_tasks(folder: Path, size: Size, say: Callable[[str], None]) -> list[Result]:
-    """Train every stage that has not finished, and return all results."""
+    """Train every stage that has not finished, and return all results.
+
+    Raises ConfigError when the directory holds a study of another size.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     results = []
-    for seed in range(3):
+    for seed in range(SEEDS):
         for stage in size.stages():
             if seed >= stage.seeds:
                 continue
             path = folder / f"{stage.name}-{seed}.json"
             if not path.exists():
-                publish(path, _train(stage, seed, folder, size).model_dump_json().encode())
-                say(f"{path.stem}: {_shown(Result.model_validate_json(path.read_text()))}")
-            results.append(Result.model_validate_json(path.read_text()))
+                result = _train(stage, seed, folder, size)
+                publish(path, result.model_dump_json().encode())
+                say(f"{path.stem}: {_shown(result)}")
+            result = Result.model_validate_json(path.read_text())
+            if (result.stage, result.train_clips) != (stage, size.train_clips):
+                raise ConfigError(f"{path}: belongs to another study; choose another directory")
+            results.append(result)
     return results
 
 
+def table(results: Sequence[Result]) -> list[str]:
+    """Markdown: means over seeds with 95 % intervals, and the differences to a fresh start."""
+    by_stage: dict[str, list[Result]] = {}
+    for result in results:
+        by_stage.setdefault(result.stage.name, []).append(result)
+    fresh = [_score(result) for result in by_stage["plain"]]
+    lines = [
+        "| training | steps | seeds | score on test clips, % | minus fresh start, points | CPU s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for found in by_stage.values():
+        stage, scores = found[0].stage, [_score(result) for result in found]
+        is_compared = stage.data == "motion" and "top1" in found[0].metrics
+        gains = [mine - base for mine, base in zip(scores, fresh, strict=False)]
+        gain = estimate(gains) if is_compared and stage.name != "plain" else None
+        what = "top-1" if "top1" in found[0].metrics else "similarity"
+        mean = estimate(scores)
+        assert mean is not None
+        cells = (
+            stage.title,
+            str(stage.steps),
+            str(len(found)),
+            f"{what} {mean.percent()}",
+            "" if gain is None else gain.percent(signed=True),
+            f"{sum(result.cpu_s for result in found) / len(found):.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _score(result: Result) -> float:
+    return result.metrics.get("top1", result.metrics.get("similarity", 0.0))
+
+
 def _shown(result: Result) -> str:
-    values = ", ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
-    curve = " ".join(f"{loss:.2f}" for loss in result.losses)
-    return f"{values}; {result.cpu_s:.0f} s; {curve}"
+    losses = " ".join(f"{loss:.2f}" for loss in result.losses)
+    return f"{100 * _score(result):.1f} %, {result.cpu_s:.0f} s, losses {losses}"
 
 
 def _train(stage: Stage, seed: int, folder: Path, size: Size) -> Result:
@@ -178,8 +245,15 @@ def _train(stage: Stage, seed: int, folder: Path, size: Size) -> Result:
     engine.train(False)
     metrics = task.evaluate(engine, test.in_order(100))
     save_model(folder / f"{stage.name}-{seed}.safetensors", _bare(student, config))
-    curve = tuple(float(part.mean()) for part in losses.tensor_split(10))
-    return Result(stage=stage, seed=seed, metrics=metrics, cpu_s=cpu_s, losses=curve)
+    curve = tuple(float(part.mean()) for part in losses.tensor_split(min(10, stage.steps)))
+    return Result(
+        stage=stage,
+        seed=seed,
+        metrics=metrics,
+        train_clips=size.train_clips,
+        cpu_s=round(cpu_s, 2),
+        losses=curve,
+    )
 
 
 def _config(stage: Stage, seed: int, folder: Path, size: Size) -> RunConfig:
