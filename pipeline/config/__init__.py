@@ -3,13 +3,14 @@
 from pipeline.config.load import build_config, load_config, shipped_recipes
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.stored import in_todays_words, read_config
-from pipeline.config.tree import RunConfig, config_difference, flatten, refusal
+from pipeline.config.tree import RunConfig, config_difference, field_names, flatten, refusal
 
 __all__ = [
     "RunConfig",
     "apply_overrides",
     "build_config",
     "config_difference",
+    "field_names",
     "flatten",
     "in_todays_words",
     "load_config",

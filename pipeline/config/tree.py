@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from model.config import ModelConfig
+from model.invalid import section_type, variants
 from model.operational import OPERATIONAL
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.data.config import DataConfig
@@ -180,3 +181,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def field_names(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted key of every field that a recipe may set, those of every task included."""
+    for name in section.model_fields:
+        one = section_type(section, name)
+        inner = [one] if one is not None else list(variants(section, name).values())
+        if not inner:
+            yield f"{prefix}{name}"
+        for each in inner:
+            yield from field_names(each, f"{prefix}{name}.")

@@ -10,6 +10,8 @@ from pipeline.config import (
     RunConfig,
     build_config,
     config_difference,
+    field_names,
+    flatten,
     load,
     load_config,
     shipped_recipes,
@@ -276,3 +278,13 @@ def test_a_run_stored_before_there_were_tasks_classifies() -> None:
     assert not config_difference(build_config(tree, "stored"), stored)
     masked = load_config("demo", ["task.kind=masked", "task.teacher.path=x"])
     assert {d.key for d in config_difference(stored, masked)} >= {"task.kind", "task.mask_ratio"}
+
+
+def test_field_names_are_those_of_every_section_and_task() -> None:
+    names = list(field_names())
+    plain = dict(flatten(load_config("demo").model_dump()))
+    assert plain.keys() <= set(names)
+    assert set(names) - plain.keys() == {
+        "task.mask_ratio", "task.mask", "task.fidelity", "task.weight",
+        *(f"task.teacher.{name}" for name in ("path", "width", "img_size", "mean", "std")),
+    }  # fmt: skip
