@@ -20,7 +20,7 @@ from model.errors import ModelError
 from model.init import init_weights
 from model.mixer import Mixer
 from model.patch_embed import PatchEmbed
-from model.readout import join_tokens, tokens_read
+from model.readout import class_token_first, join_tokens, tokens_read
 from model.step_linear import linear
 
 # Weight decay spares parameters whose last name is here, and those of the norms. Names decide, not
@@ -77,6 +77,16 @@ class VideoMamba(nn.Module):
         normed, _ = self.norm_f(branch[:, read], residual[:, read])
         logits: Tensor = self.head(normed.mean(dim=1))
         return logits
+
+    def tokens(self, clip: Tensor) -> Tensor:
+        """The normalised tokens (B, T * P + 1, d) from which heads read, the CLS token first.
+
+        clip: as `forward` takes it. Every block's output is kept. Of the CLS tokens of the
+            direction "forward", only the last is returned.
+        """
+        self._check(clip, self.config.num_frames)
+        normed, _ = self.norm_f(*self._blocks(self._embed(clip), None))
+        return class_token_first(normed, self.config)
 
     def frame_logits(self, clip: Tensor) -> Tensor:
         """Class logits after every step in time, for the direction "forward".

@@ -32,9 +32,9 @@ app.add_typer(study.app, name="study")
 
 def complete_field(typed: str) -> list[str]:
     """Complete an override in the shell with the fields of the configuration."""
-    from pipeline.config import flatten, load_config
+    from pipeline.config import field_names
 
-    fields = dict(flatten(load_config("demo").model_dump(mode="json")))
+    fields = dict.fromkeys(field_names())  # tasks share some
     return [f"{name}=" for name in fields if name.startswith(typed)]
 
 
