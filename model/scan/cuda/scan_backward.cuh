@@ -20,16 +20,18 @@ __device__ __forceinline__ Floats at_token(const Column<float>& of, int token) {
 // save registers.
 struct Sample {
   Part part;
+  int unread, padding[3];
   const Act *u, *delta, *z, *dout;
   Act *du, *ddelta, *dz;
   float *y, *some_du, *some_ddelta, *kept, *dBC;
 };
-constexpr int SAMPLE_FLOATS = 32;
+constexpr int SAMPLE_FLOATS = 36;
 static_assert(sizeof(Sample) == SAMPLE_FLOATS * 4, "launch code knows its size");
 __device__ __forceinline__ void locate(Sample& to, const Scan& q, const Direction& d,
                                        const Part& part, int direction) {
   long long dense = (long long)part.b * q.length * q.channels;
   to.part = part;
+  to.unread = unread_token(q, d);
   int tiles = gridDim.x / q.batch / q.segments;
   long long row = (long long)(part.b * q.directions + direction) * tiles + part.tile;
   to.dout = q.dout.at(part.b, 0, 0);
@@ -105,7 +107,7 @@ __device__ __forceinline__ void backward(const Scan& q) {
   // A lane's second channel may not exist. The kept state of the first one then stands in for it,
   // because memory behind that may be beyond the tensor and NaN.
   if (me.s == 0) me.first[2 * me.group] = channel0 + 2 * me.group + 1 < part.end ? 4.f : 0.f;
-  int last_channel = part.end - 1, last = q.length - 1, unread = unread_token(q, d);
+  int last_channel = part.end - 1, last = q.length - 1;
   // The sums for the bias and D lie in shared memory while the walks need the registers.
   float *dbias_at = me.first + WARP_TILE + me.lane * V, *dskip_at = dbias_at + 32 * V;
 #pragma unroll
@@ -152,13 +154,15 @@ __device__ __forceinline__ void backward(const Scan& q) {
     if (i + 1 < chunks) {  // prefetches the rows of the next chunk, one line per token and array
       int token = min((d.reverse ? chunk + 1 : chunk - 1) * CHUNK + me.lane % CHUNK, last);
       int at = min(sample.part.channel + warp * WARP_TILE, sample.part.end - 1);
-      bool low = me.lane < CHUNK;
-      prefetch(column(low ? sample.u : sample.delta, low ? d.u : d.delta, at).at(token));
-      prefetch(column(low ? sample.dout : sample.z, low ? q.dout : q.z, at).at(token));
+      prefetch(column(sample.u, d.u, at).at(token));
+      prefetch(column(sample.delta, d.delta, at).at(token));
+      prefetch(column(sample.dout, q.dout, at).at(token));
+      prefetch(column(sample.z, q.z, at).at(token));
     }
     stage_BC<WARPS>(rows, q, d, part, way, me.lane, warp);
     bool gated = q.z.data;
     Share own(sample.part, warp, me.lane);
+    int unread = sample.unread;
     float bias[V];
 #pragma unroll
     for (int v = 0; v < V; v++) bias[v] = d.bias ? d.bias[own.channel + v] : 0.f;
