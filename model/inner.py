@@ -49,11 +49,14 @@ class Options:
     conv_backend: str  # "cpu" or "cuda"
 
 
-def inner(xz: Tensor, A: Tensor, A_b: Tensor, ways: Sequence[Way], options: Options) -> Tensor:
+def inner(
+    xz: Tensor, A: Tensor, A_b: Tensor | None, ways: Sequence[Way], options: Options
+) -> Tensor:
     """xz (B, L, 2 D) -> (B, L, D): convolution, projections, both scans and gate.
 
     ``ways`` has one entry where both directions share their parameters, two where the backward
-    direction has its own. Everything is computed in the dtype of xz, the state in float32.
+    direction has its own. Without ``A_b`` there is the forward scan only. Everything is computed in
+    the dtype of xz, the state in float32.
     """
     typed = [
         way._replace(x_proj=way.x_proj.to(xz.dtype), dt_proj=way.dt_proj.to(xz.dtype))
@@ -85,7 +88,7 @@ def fused_backends(xz: Tensor, config: ModelConfig) -> tuple[str, str] | None:
 class _Inner(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, options: Options, xz: Tensor, A: Tensor, A_b: Tensor, *tensors: Tensor
+        ctx: Any, options: Options, xz: Tensor, A: Tensor, A_b: Tensor | None, *tensors: Tensor
     ) -> Tensor:
         ctx.options, ctx.dtypes = options, [tensor.dtype for tensor in tensors]
         ways, activations = _ways(tensors), list[Tensor]()
@@ -139,7 +142,8 @@ class _Inner(torch.autograd.Function):
             if options.scans_input:
                 dx += grads["u"]
         typed = [grad.to(dtype) for grad, dtype in zip(dparameters, ctx.dtypes, strict=True)]
-        return (None, dxz, grads["A"].to(A.dtype), grads["A_b"].to(A_b.dtype), *typed)
+        dA_b = None if A_b is None else grads["A_b"].to(A_b.dtype)
+        return (None, dxz, grads["A"].to(A.dtype), dA_b, *typed)
 
 
 def _step_backward(ddelta: Tensor, projected: Tensor, way: Way, product: Tensor) -> Tensor:
@@ -194,7 +198,7 @@ def _scan(
     options: Options,
     xz: Tensor,
     A: Tensor,
-    A_b: Tensor,
+    A_b: Tensor | None,
     ways: Sequence[Way],
     activations: Sequence[Tensor],
 ) -> Scan:
@@ -215,5 +219,5 @@ def _scan(
         z=z,
         delta_softplus=True,
         first_token=options.first_token,
-        mask_current=options.mask_backward,
+        mask_current=options.mask_backward and A_b is not None,
     )

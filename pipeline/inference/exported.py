@@ -6,21 +6,22 @@ of clips. It does not reveal where the run or its data were.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from model import VideoMamba, load_model, save_model
-from model.containers import read_metadata
-from model.convert import from_pretrained
+from model import VideoMamba, save_model
+from model.convert import open_whole
 from model.invalid import first_problem
 from pipeline.config import RunConfig
 from pipeline.data.config import Positive
 from pipeline.errors import ConfigError
 
 CARD_METADATA = "videomambapro"
-SUFFIXES = (".safetensors", ".pth")
+WEIGHTS_SUFFIXES = (".safetensors", ".pth")
+SUFFIXES = (*WEIGHTS_SUFFIXES, ".pt2", ".onnx")
 
 
 class Card(BaseModel):
@@ -31,8 +32,8 @@ class Card(BaseModel):
     version: Literal[1] = 1
     name: str
     """Name of the run."""
-    classes: tuple[str, ...] = Field(min_length=1)
-    """Class names, in the order of the rows of the classification head."""
+    classes: tuple[str, ...]
+    """Class names, in the order of the rows of the classification head; empty if nobody knows."""
     sampling: Literal["tsn", "dense", "segment"]
     stride: int = Field(ge=1, le=10_000)
     mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
@@ -66,40 +67,47 @@ class Card(BaseModel):
 
 def check_suffix(path: Path) -> None:
     """Raise ConfigError if the suffix names a format that cannot be written."""
-    if path.suffix not in SUFFIXES:
-        why = ": ONNX has no selective scan" if path.suffix == ".onnx" else ""
-        raise ConfigError(f"{path}: cannot be written{why}; choose {' or '.join(SUFFIXES)}")
+    if path.suffix and path.suffix not in SUFFIXES:
+        raise ConfigError(
+            f"{path}: cannot be written; choose {', '.join(SUFFIXES)}, or a name without a suffix "
+            "for a Hugging Face folder"
+        )
 
 
 def write_exported(path: Path, net: VideoMamba, card: Card) -> None:
-    """Write weights and card to `path`.
+    """Write weights and card to `path`, a .safetensors or .pth file.
 
-    Raises ConfigError for an unknown suffix, and WeightsError when the file cannot be written.
+    Raises WeightsError when the file cannot be written.
     """
-    check_suffix(path)
     save_model(path, net, {CARD_METADATA: card.model_dump_json()})
 
 
-def read_exported(path: Path) -> tuple[VideoMamba, Card]:
+def read_exported(path: Path) -> tuple[VideoMamba, Card | None]:
     """Read weights and card from `path`; the model is on the CPU.
 
-    Raises WeightsError when the file has no valid weights, and ConfigError when the card is missing
-    or invalid.
+    A converted or released file has no card.
+    Raises WeightsError when the file has no valid weights, and ConfigError when the card is
+    invalid.
     """
-    net = load_model(path) if path.suffix == ".safetensors" else from_pretrained(path)
-    text = read_metadata(path, CARD_METADATA)
-    if text is None:
-        raise ConfigError(
-            f"{path}: has weights, but no class names: use a file of `vmp export`, or train from "
-            f"it with init_from={path}"
-        )
-    try:
-        card = Card.model_validate_json(text)
-    except ValidationError as error:
-        problem = first_problem(error, Card, whole="content")
-        raise ConfigError(f"{path}: {CARD_METADATA} metadata: {problem}") from error
-    if len(card.classes) != net.config.num_classes:
+    net, metadata = open_whole(path)
+    card = card_of(metadata, path)
+    if card is not None and card.classes and len(card.classes) != net.config.num_classes:
         raise ConfigError(
             f"{path}: names {len(card.classes)} classes, its head has {net.config.num_classes}"
         )
     return net, card
+
+
+def card_of(metadata: Mapping[str, str], path: Path) -> Card | None:
+    """Read the card among the texts of a file; None when it has none.
+
+    Raises ConfigError, which names `path`, for an invalid card.
+    """
+    text = metadata.get(CARD_METADATA)
+    if text is None:
+        return None
+    try:
+        return Card.model_validate_json(text)
+    except ValidationError as error:
+        problem = first_problem(error, Card, whole="content")
+        raise ConfigError(f"{path}: {CARD_METADATA} metadata: {problem}") from error

@@ -102,10 +102,9 @@ class Engine:
             "steps_per_print": 2**31,
         }
 
-    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward pass. Collective at ZeRO stage 3."""
-        output: torch.Tensor = self._engine(*args, **kwargs)
-        return output
+        return self._engine(*args, **kwargs)
 
     def train(self, mode: bool = True) -> None:
         self._engine.train(mode)
@@ -159,9 +158,9 @@ class Engine:
         return grad_norm / self.loss_scale.value
 
     def learning_rates(self, lr: float) -> dict[str, float]:
-        """Return metric name -> learning rate: `lr`, and one entry per other `lr_scale`."""
-        scales = {group["lr_scale"] for group in self._optimizer.param_groups} - {1.0}
-        return {"lr": lr} | {f"lr_x{scale:.3g}": lr * scale for scale in sorted(scales)}
+        """Return metric name -> learning rate: `lr`, and that of the lowest `lr_scale` below 1."""
+        lowest = min(group["lr_scale"] for group in self._optimizer.param_groups)
+        return {"lr": lr} | ({f"lr_x{lowest:.3g}": lr * lowest} if lowest < 1 else {})
 
     def discard_gradients(self) -> None:
         """Drop the accumulated gradients; parameters, moments and Adam's step count stay."""
