@@ -132,6 +132,9 @@ def costs(stages: Sequence[Stage], view: View, tables: Tables) -> Iterator[str]:
         if not samples:
             yield f"{stage.recipe}: unknown, since the number of its training clips is"
             continue
+        if samples < stage.config.batch.global_size:
+            yield f"{stage.recipe}: no step, since {samples} training clips do not fill a batch"
+            continue
         run_dir = stage.config.run_dir
         hours = cost.measured_gpu_hours(run_dir, stage.config, samples)
         how = f"measured, step times of {run_dir}"

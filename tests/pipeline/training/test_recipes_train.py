@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.commands.plan import print_plan, print_steps
+from pipeline.commands.plan import make_plan
 from pipeline.config import RunConfig, load_config, shipped_recipes
 from pipeline.config.tree import flatten
 from tests.conftest import ROOT
@@ -117,12 +117,12 @@ def test_recipes_that_differ_in_a_branch_have_runs_of_their_own(
 
 
 @pytest.mark.parametrize("recipe", shipped_recipes())
-def test_plan(recipe: str, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan(recipe: str, shards: Path) -> None:
     config = load_config(recipe, [f"data.train={shards}"])
     world = 4 if config.batch.global_size < 8 else 8
-    print_plan(config, world)
-    print_steps(config, 200_000, 1, 1.0)
-    out = capsys.readouterr().out
-    micro, accumulation = config.batch_split(world)
-    assert f"= {micro} x {accumulation} accumulation x {world} ranks" in out
-    assert f"steps per epoch      {200_000 // config.batch.global_size:,} (200,000 clips)" in out
+    plan = make_plan(config, world, 1, samples=200_000, step_s=1.0)
+    assert plan.micro_batch * plan.accumulation * plan.ranks == config.batch.global_size
+    assert plan.steps_per_epoch == 200_000 // config.batch.global_size
+    assert plan.clips_per_step == config.batch.global_size * config.data.views
+    assert plan.steps is not None
+    assert plan.node_hours == pytest.approx(plan.steps / 3600)
