@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.commands import bench, data, jobs, predict
+from pipeline.commands import bench, data, jobs, predict, study
 from pipeline.isolation import isolate, set_umask
 from pipeline.terminal import AsJson, one_line, say
 
@@ -27,13 +27,14 @@ app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
 app.command()(predict.predict)
+app.add_typer(study.app, name="study")
 
 
 def complete_field(typed: str) -> list[str]:
     """Complete an override in the shell with the fields of the configuration."""
-    from pipeline.config import flatten, load_config
+    from pipeline.config import field_names
 
-    fields = dict(flatten(load_config("demo").model_dump(mode="json")))
+    fields = dict.fromkeys(field_names())  # tasks share some
     return [f"{name}=" for name in fields if name.startswith(typed)]
 
 
@@ -299,12 +300,17 @@ def convert(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory, or a checkpoint.")],
-    out: Annotated[Path, typer.Argument(help="The .safetensors or .pth file to write.")],
+    out: Annotated[
+        Path, typer.Argument(help="The .safetensors, .pth, .pt2 or .onnx file, or a folder.")
+    ],
     raw: Raw = False,
 ) -> None:
-    """Write the weights of a run to one file with classes, sampling and model configuration.
+    """Write a trained model to one file with classes, sampling and model configuration.
 
-    Example: vmp export runs/demo demo.safetensors
+    The suffix decides: .safetensors or .pth for weights, .pt2 for a program of torch.export, .onnx
+    for ONNX, none for a folder in the form of the Hugging Face Hub.
+
+    Example: vmp export runs/demo demo.onnx
     """
     from pipeline.inference.export import export_weights
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from model.config import ModelConfig, resolve_config
 from model.errors import ModelConfigError, brief
-from model.invalid import did_you_mean, first_problem, section_type
+from model.invalid import did_you_mean, field_path, first_problem, section_type, variants
 from pipeline.config.auto import DataFacts, settle
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.recipe import merge, read_layers
@@ -89,8 +89,12 @@ def _data_facts(raw: Mapping[str, Any], source: str) -> DataFacts:
 
 def _problem(error: ValidationError) -> str:
     problem = error.errors()[0]
-    if problem["type"] == "missing":
+    if problem["type"] == "union_tag_not_found":
         path = ".".join(str(part) for part in problem["loc"])
+        choices = variants(RunConfig, path)
+        return f"{path}.kind is missing: set it to one of {', '.join(choices)}"
+    if problem["type"] == "missing":
+        path = ".".join(str(part) for part in field_path(RunConfig, problem["loc"]))
         return f"{path} is missing: set it in the recipe or with {path}=..."
     return first_problem(error, RunConfig)
 
@@ -114,8 +118,16 @@ def _unknown_key(raw: Mapping[str, Any], node: type[BaseModel], prefix: str = ""
         if key not in known:
             return f"unknown key {prefix}{key}: {did_you_mean(str(key), known, 'known keys')}"
     for key, value in raw.items():
-        section = section_type(node, key)
+        section = section_type(node, key) or _variant(node, key, value)
         nested = value if section is not None and isinstance(value, Mapping) else {}
         if section is not None and (found := _unknown_key(nested, section, f"{prefix}{key}.")):
             return found
     return None
+
+
+def _variant(node: type[BaseModel], key: str, value: Any) -> type[BaseModel] | None:
+    """Return the model that `value` chooses by its tag; None when it chooses none."""
+    info = node.model_fields.get(key)  # `model.preset` is a key and no field
+    if info is None or not isinstance(info.discriminator, str) or not isinstance(value, Mapping):
+        return None
+    return variants(node, key).get(str(value.get(info.discriminator)))
