@@ -16,7 +16,7 @@ from pipeline.rundir import State
 from pipeline.rundir.summary import read_summary
 
 # What a reproduction may differ in: its name, its seed, and where its weights and files lie.
-_FREE = ("name", "seed", "deterministic", "init_from", "task.teacher.path")
+_FREE = ("name", "seed", "deterministic", "init_from")
 _Z = 1.959963984540054
 """Quantile of the normal distribution for an interval of 95 %."""
 
