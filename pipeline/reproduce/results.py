@@ -49,6 +49,8 @@ def results_of(runs_dir: Path, recipe: str, config: RunConfig) -> list[Result]:
         summary = read_summary(run_dir)
         if rundir.read_status(run_dir).state is not State.FINISHED or summary is None:
             continue
+        if not math.isfinite(summary.top1):  # pre-training without labels has no accuracy
+            continue
         try:
             of_run = read_config(run_dir)
         except ConfigError:

@@ -120,13 +120,14 @@ def test_a_dry_run_prints_the_chain_and_writes_nothing(
     options = {"shards": ["k400=/data/k400"], "row": row}
     assert submit(Order(dry_run=True), runs, "seed=3", **options) == exits.DONE
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert all("seed=3" in line and f"runs_dir={runs}" in line for line in lines)
-    assert "submit k400_m16_f16 " in lines[1]
-    assert f"init_from={runs / 'in1k_m16_224'}" in lines[1]
-    assert "data.train=/data/k400" in lines[1]
-    assert lines[1].endswith("(after stage 1)")
-    assert all(line.endswith("(after stage 2)") for line in lines[2:])
+    assert f"task.teacher.path={runs / 'in1k_s16_224'}" in lines[1]
+    assert "submit k400_m16_f16 " in lines[2]
+    assert f"init_from={runs / 'in1k_m16_224'}" in lines[2]
+    assert "data.train=/data/k400" in lines[2]
+    assert lines[2].endswith("(after stage 2)")
+    assert all(line.endswith("(after stage 3)") for line in lines[3:])
     assert not runs.exists()
 
 
