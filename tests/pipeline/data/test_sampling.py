@@ -107,7 +107,7 @@ def test_evaluation_frames_by_hand(kind, total, num, clips, expected) -> None:
 
 
 class Extreme:
-    """Draws that are all the lowest, or all the highest, that a generator may give."""
+    """Draws that are all the lowest, or all about the highest, that a generator may give."""
 
     def __init__(self, highest: bool) -> None:
         self.highest = highest
@@ -117,7 +117,7 @@ class Extreme:
         return np.asarray(high) - (0 if endpoint else 1) if self.highest else np.asarray(low)
 
     def random(self, size):
-        return np.full(size, np.nextafter(1.0, 0.0) if self.highest else 0.0)
+        return np.full(size, 1 - 1e-9 if self.highest else 0.0)
 
 
 @pytest.mark.parametrize(
