@@ -32,11 +32,11 @@ class EventOptions(SynthOptions):
     """Options of `vmp data synth --kind events`."""
 
     frames: int = Field(default=16, ge=2)
-    event_frames: int = Field(default=2, ge=1)
+    event_frames: int = Field(default=3, ge=1)
     """Length of each event."""
     distractors: int = Field(default=2, ge=0)
     """Other letters, dimmer and smaller, that drift past."""
-    height: tuple[float, float] = (13.0, 16.0)
+    height: tuple[float, float] = (16.0, 20.0)
     """Range of the letter's height in pixels at `size` 32."""
 
     @model_validator(mode="after")
@@ -80,8 +80,8 @@ def render_events(
             height=f32(np.full(frames, random.uniform(8, 12) * unit)),
             angle=f32(turned + turn * time),
         )
-        ink = coverage(random_glyph(random), drift, size)[..., None]
-        canvas += ink * (random.uniform(40, 140, 3) - canvas)
+        inked = coverage(random_glyph(random), drift, size)[..., None]
+        canvas += inked * (random.uniform(40, 140, 3) - canvas)
     place, jitter = random.uniform(-5, 5, 2), random.normal(0, 0.3, (2, frames))
     still = Motion(
         x=f32((place[0] + jitter[0]) * unit),

@@ -72,7 +72,7 @@ class VideoMamba(nn.Module):
         """
         self._check(clip, self.config.num_frames)
         branch, residual = self._blocks(self._embed(clip), drop_path_keep)
-        # Add and normalise only the tokens that are read: a CLS token, or all of them.
+        # Add and normalise only the tokens that are read: one CLS token, or all tokens.
         read = tokens_read(self.config)
         normed, _ = self.norm_f(branch[:, read], residual[:, read])
         logits: Tensor = self.head(normed.mean(dim=1))
@@ -124,7 +124,7 @@ class VideoMamba(nn.Module):
         times = torch.cat([times, beyond], dim=1)[:, :, None]
         cls = (self.cls_token + self.pos_embed[:, :1])[:, None] + times
         patches = patches + (self.pos_embed[:, None, 1:] + times)
-        return torch.cat([patches, cls.expand(len(clip), -1, -1, -1)], dim=2).flatten(1, 2)
+        return torch.cat([patches, cls.expand(clip.shape[0], -1, -1, -1)], dim=2).flatten(1, 2)
 
     def no_weight_decay(self) -> frozenset[str]:
         """Names of the parameters that weight decay must leave alone: biases, norms, the state
@@ -150,7 +150,7 @@ class VideoMamba(nn.Module):
             return self.embed_steps(clip, 0)
         positions = self.pos_embed[:, None, 1:] + self.temporal_pos_embedding[:, :, None]
         tokens = (self.patch_embed(clip) + positions).flatten(1, 2)
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(clip), -1, -1)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(clip.shape[0], -1, -1)
         return join_tokens(cls, tokens, self.config)
 
     def _blocks(self, tokens: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -97,6 +97,14 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 "direction forward has no backward weights for layout separate: set layout=shared"
             )
+        if self.direction == "forward" and (self.class_token, self.pooling) != (
+            "first",
+            "class_token",
+        ):
+            raise ValueError(
+                "direction forward has a class token behind every frame and reads the last: leave "
+                "class_token and pooling at their defaults"
+            )
         if self.drop_path_rate >= 1:
             raise ValueError(f"drop_path_rate {self.drop_path_rate} must be below 1")
         return self

@@ -1,5 +1,7 @@
 """The place of the class token among the patch tokens, and what the head reads.
 
+With the direction "forward", each step in time has a class token of its own instead, behind it.
+
 Legend: B batch, T steps in time, P patches per frame, L = T * P + 1 tokens, d embed_dim.
 """
 
@@ -38,7 +40,7 @@ def class_token_first(tokens: Tensor, config: ModelConfig) -> Tensor:
 
 def tokens_read(config: ModelConfig) -> slice:
     """The tokens that the final norm must see: the class token alone, or all of them."""
-    if config.direction == "forward":
+    if config.direction == "forward":  # the class token behind the last frame
         return slice(-1, None)
     if config.pooling == "mean":
         return slice(None)

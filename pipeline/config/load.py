@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from model.errors import ModelConfigError, brief
 from model.invalid import did_you_mean, field_path, first_problem, section_type, variants
 from pipeline.config.auto import DataFacts, settle
 from pipeline.config.overrides import apply_overrides
+from pipeline.config.recipe import merge, read_layers
 from pipeline.config.tree import RunConfig
-from pipeline.config.yaml_text import parse_yaml
 from pipeline.data.config import DataConfig
 from pipeline.data.errors import DataError
 from pipeline.errors import ConfigError
@@ -31,11 +30,22 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises ConfigError for an unknown recipe, an unknown key (with the closest match), a bad value,
     or shards that are needed and cannot be read.
     """
-    raw = _read_recipe(recipe)
+    raw = read_merged(recipe)
     apply_overrides(raw, overrides)
     _refuse_unknown_keys(raw, str(recipe))
     tree = settle(raw, lambda: _data_facts(raw, str(recipe)))
     return build_config(tree, source=str(recipe))
+
+
+def read_merged(recipe: str | Path) -> dict[str, Any]:
+    """Return a recipe merged with its bases, as read from YAML, once all of their keys are known.
+
+    Raises ConfigError, which names the file at fault.
+    """
+    layers = read_layers(recipe)
+    for layer in layers:
+        _refuse_unknown_keys(layer.own, layer.source)
+    return merge(layers)
 
 
 def build_config(raw: Mapping[str, Any], source: str) -> RunConfig:
@@ -75,35 +85,6 @@ def _data_facts(raw: Mapping[str, Any], source: str) -> DataFacts:
             f"{source}: values that are auto follow from data.train, which cannot be read ({error})"
         ) from error
     return DataFacts(classes=len(shards.classes), clips=len(shards))
-
-
-def shipped_recipes() -> list[str]:
-    """Return the names of the recipes in this package, sorted."""
-    folder = resources.files("pipeline") / "recipes"
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if ".yaml" in p.name)
-
-
-def _read_recipe(recipe: str | Path) -> dict[str, Any]:
-    path = Path(recipe)
-    if path.suffix in (".yaml", ".yml"):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"recipe {path}: cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"recipe {path}: not UTF-8 text ({error.reason})") from error
-    else:
-        known = shipped_recipes()
-        if str(recipe) not in known:
-            hint = did_you_mean(str(recipe), known, "shipped are")
-            raise ConfigError(
-                f"unknown recipe '{recipe}': {hint} (or give the path of a .yaml file)"
-            )
-        text = (resources.files("pipeline") / "recipes" / f"{recipe}.yaml").read_text()
-    raw = parse_yaml(text, f"recipe {recipe}")
-    if not isinstance(raw, dict):
-        raise ConfigError(f"recipe {recipe}: must be a mapping of sections")
-    return raw
 
 
 def _problem(error: ValidationError) -> str:

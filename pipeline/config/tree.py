@@ -94,6 +94,16 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _parity_is_published(self) -> RunConfig:
+        if self.optim.profile == "parity" and self.model.unpublished:
+            name = self.model.unpublished[0]
+            raise ValueError(
+                f"model.{name}={getattr(self.model, name)} is published nowhere, and "
+                "optim.profile=parity repeats what was published: leave out one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _masked_clips_are_not_mixed(self) -> RunConfig:
         if isinstance(self.task, MaskedConfig) and self.data.mix.is_on:
             raise ValueError(

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep.durable import publish
 from data_prep.synthetic import SynthOptions, picture
 from data_prep.synthetic_events import EventOptions
 from pipeline.data.batch import Batch
+from pipeline.data.order import ElasticBatches, Slot
 from pipeline.data.randomness import shuffled
 from pipeline.study.design import DataSet, Design
 
@@ -40,32 +42,33 @@ class Clips:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, rows: Tensor, epoch: int = 0, position: int = 0) -> Batch:
-        """The batch that a loader would give: rows (B,) int64 -> clips of one view."""
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """Every clip once."""
+        for start in range(0, len(self), size):
+            rows = range(start, min(start + size, len(self)))
+            yield self._batch([Slot(0, row, row) for row in rows])
+
+    def dealt(self, seed: int, size: int) -> Iterator[Batch]:
+        """Endless batches, in the order in which a run of one rank with this seed trains."""
+
+        def order(epoch: int) -> NDArray[np.int64]:
+            return shuffled(len(self), "samples", seed, epoch)
+
+        for slots in ElasticBatches(order, len(self), global_batch=size, micro_batch=size):
+            yield self._batch(slots)
+
+    def _batch(self, slots: list[Slot]) -> Batch:
+        """The batch that a loader would give: clips of one view."""
+        rows = torch.tensor([slot.row for slot in slots])
         return Batch(
             clips=self.pixels[rows].unsqueeze(1),
             label=self.labels[rows],
-            weight=torch.ones(len(rows)),
-            epoch=torch.full((len(rows),), epoch),
-            position=torch.arange(position, position + len(rows)),
-            keys=[f"{self.split}-{row}" for row in rows.tolist()],
+            weight=torch.ones(len(slots)),
+            epoch=torch.tensor([slot.epoch for slot in slots]),
+            position=torch.tensor([slot.position for slot in slots]),
+            keys=[f"{self.split}-{slot.row}" for slot in slots],
             bad=[],
         )
-
-    def in_order(self, size: int) -> Iterator[Batch]:
-        """Every clip once."""
-        for rows in torch.arange(len(self)).split(size):
-            yield self.batch(rows)
-
-    def shuffled(self, seed: int, size: int) -> Iterator[Batch]:
-        """Endless whole batches; each epoch has the order that training has for this seed."""
-        epoch = 0
-        while True:
-            order = torch.from_numpy(shuffled(len(self), "samples", seed, epoch))
-            for rows in order.split(size):
-                if len(rows) == size:
-                    yield self.batch(rows, epoch, epoch * len(self))
-            epoch += 1
 
 
 def load_clips(folder: Path, design: Design, data: str, split: str) -> Clips:

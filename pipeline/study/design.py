@@ -176,17 +176,15 @@ class Design(_Part):
         first, *others = self.seeds
         for data in self.data:
             yield from self._tuned_block(data, self.arms, first)
-        easiest = next(iter(self.data))
-        yield from self._tuned_block(easiest, self.candidate_arms, first)
-        yield from self._nuisance_block(easiest)
         for seed in others:
             for data in self.data:
                 yield from _seed_block(data, self.arms, seed)
-            yield from _seed_block(easiest, self.candidate_arms, seed)
-        for data in [name for name in self.data if name != easiest]:
+        for number, data in enumerate(self.data):
             yield from self._tuned_block(data, self.candidate_arms, first)
             for seed in others:
                 yield from _seed_block(data, self.candidate_arms, seed)
+            if number == 0:
+                yield from self._nuisance_block(data)
 
     def _tuned_block(self, data: str, arms: tuple[Arm, ...], seed: int) -> Iterator[Unit]:
         tuning = [self.tuning(data, arm) for arm in arms]

@@ -6,17 +6,15 @@ from pipeline.study.design import Arm, DataSet, Design, Nuisance
 
 _NEITHER = Arm(layout="shared", start="zero", mask=False)
 _BOTH = Arm(layout="shared", start="first_token", mask=True)
-_LAST, _INIT = ("class_token", "last"), (("bc_init", "fan_in"), ("delta_init", "large"))
+_LAST = ("class_token", "last")
 
 CANDIDATES = (
     _NEITHER.with_options(_LAST),
     _NEITHER.with_options(("class_token", "middle")),
     _NEITHER.with_options(("pooling", "mean")),
-    _NEITHER.with_options(_INIT[0]),
-    _NEITHER.with_options(_INIT[1]),
-    _NEITHER.with_options(*_INIT),
+    _NEITHER.with_options(("bc_init", "fan_in")),
+    _NEITHER.with_options(("delta_init", "large")),
     _BOTH.with_options(_LAST),
-    _BOTH.with_options(*_INIT),
 )
 
 NUISANCES = (
@@ -34,10 +32,10 @@ FULL = Design(
     title="ablation",
     data={
         "motion": DataSet(kind="motion", frames=8, patch=8, steps=480),
-        "events": DataSet(kind="events", frames=16, patch=16, steps=800),
+        "events": DataSet(kind="events", frames=16, patch=16, steps=1000),
     },
-    learning_rates=(3e-3, 1e-2),
-    warmups=(0.05, 0.2),
+    learning_rates=(3e-3, 6e-3),
+    warmups=(0.1, 0.3),
     candidate_arms=CANDIDATES,
     nuisances=NUISANCES,
 )

@@ -53,7 +53,7 @@ class PlainEngine:
         self.model.train(mode)
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        torch.autograd.backward(loss)
 
     def squared_grad_norm(self) -> Tensor:
         """0-dim float64, as the engine of training computes it."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from pipeline.study.design import Arm
@@ -29,7 +28,7 @@ def draw(summary: Summary, folder: Path) -> list[Path]:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    FigureCanvasSVG(figure).print_svg(str(path), metadata={"Date": None})
+    figure.savefig(path, format="svg", metadata={"Date": None})
     return path
 
 

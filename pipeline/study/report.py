@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ def load_results(source: Path) -> Results:
 
 
 def write_report(source: Path, out: Path, page: Path | None) -> list[Path]:
-    """Write results and figures into `out`, put the tables into `page`, and return all paths.
+    """Write results into `out`, tables into `page`, figures beside it, and return all paths.
 
+    Without a page, the figures are written into `out`.
     Raises ConfigError when the source holds no finished unit, or the page lacks a section.
     """
     results = load_results(source)
@@ -51,7 +53,7 @@ def write_report(source: Path, out: Path, page: Path | None) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     written = out / RESULTS_NAME
     publish(written, _as_lines(results).encode())
-    paths = [written, *draw(summary, out)]
+    paths = [written, *draw(summary, out if page is None else page.parent)]
     if page is not None and text is not None:
         publish(page, text.encode())
         paths.append(page)
@@ -64,8 +66,12 @@ def filled(text: str, sections: dict[str, str], page: Path) -> str:
         pattern = re.compile(rf"(<!-- study: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not pattern.search(text):
             raise ConfigError(f"{page}: has no section <!-- study: {name} --> ... <!-- end -->")
-        text = pattern.sub(lambda m, content=content: f"{m[1]}{content}\n{m[2]}", text)
+        text = pattern.sub(partial(_between, content), text)
     return text
+
+
+def _between(content: str, found: re.Match[str]) -> str:
+    return f"{found[1]}{content}\n{found[2]}"
 
 
 def _read(page: Path) -> str:

@@ -15,7 +15,7 @@ class Estimate(NamedTuple):
 
     mean: float
     half: float | None
-    count: int
+    runs: int
 
     def percent(self, *, signed: bool = False) -> str:
         """`91.2 ± 1.3`, in percent or points."""

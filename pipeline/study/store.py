@@ -10,6 +10,7 @@ DIR/claims/              which process trains what; see data_prep.jobs.claims
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -88,8 +89,12 @@ class Store:
 
 def best_settings(tuned: list[Result]) -> Settings:
     """Highest validation accuracy, then lowest validation loss, then the first of the grid."""
-    best = max(tuned, key=lambda result: (result.val_top1, -result.val_loss))
-    return best.settings
+
+    def merit(result: Result) -> tuple[float, float]:
+        loss = result.val_loss if math.isfinite(result.val_loss) else math.inf
+        return result.val_top1, -loss
+
+    return max(tuned, key=merit).settings
 
 
 def read_design(folder: Path) -> Design:

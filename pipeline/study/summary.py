@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.study.design import Arm, Design, Settings, Unit
+from pipeline.study.design import Arm, Design
 from pipeline.study.statistics import Estimate, estimate
 from pipeline.study.train import Result
 
@@ -20,7 +20,7 @@ PLATEAU_NATS = 0.1
 class Results(BaseModel):
     """A study as it is published: the design and every finished unit."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     design: Design
     results: list[Result]
@@ -49,9 +49,6 @@ class Summary:
             for result in self.results
             if result.unit.role == "seed" and (result.unit.data, result.unit.arm) == (data, arm)
         ]
-
-    def settings(self, data: str, arm: Arm) -> Settings | None:
-        return next((result.settings for result in self.seeds_of(data, arm)), None)
 
     def accuracy(self, data: str, arm: Arm) -> Estimate | None:
         return estimate([_test(result) for result in self.seeds_of(data, arm)])
@@ -115,16 +112,20 @@ class Summary:
                 differences.append(sum(on) / len(on) - sum(off) / len(off))
         return estimate(differences)
 
+    def difference(self, data: str, arm: Arm, other: Arm) -> Estimate | None:
+        """Test accuracy of an arm less that of another, paired by seed."""
+        ours, theirs = (
+            {result.unit.seed: _test(result) for result in self.seeds_of(data, each)}
+            for each in (arm, other)
+        )
+        return estimate([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+
     def nuisances(self) -> list[Result]:
         return [result for result in self.results if result.unit.role == "nuisance"]
 
     def finished(self) -> tuple[int, int]:
         """Units finished, and units of the design."""
         return len(self.results), sum(1 for _ in self.design.units())
-
-    def missing(self) -> list[Unit]:
-        done = {result.unit.name for result in self.results}
-        return [unit for unit in self.design.units() if unit.name not in done]
 
 
 def left_plateau(result: Result) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from pipeline.study.design import Arm
-from pipeline.study.statistics import Estimate
+from pipeline.study.statistics import Estimate, wilson
 from pipeline.study.summary import Summary, left_plateau
 
 _NONE = "-"
@@ -18,7 +18,7 @@ def tables(summary: Summary) -> dict[str, str]:
         "status": _status(summary),
         "combinations": _arms(summary, summary.design.arms),
         "effects": _effects(summary),
-        "candidates": _arms(summary, _with_bases(summary)),
+        "candidates": _arms(summary, summary.design.candidate_arms, with_bases=True),
         "nuisances": _nuisances(summary),
     }
 
@@ -54,32 +54,38 @@ def _range(counts: Sequence[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _arms(summary: Summary, arms: Sequence[Arm]) -> str:
-    lines = [
-        "| data | model | parameters | lr, warm-up | top-1, % | runs | left the plateau at step "
-        "| first gradient at the patches |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def _arms(summary: Summary, arms: Sequence[Arm], *, with_bases: bool = False) -> str:
+    """A row per arm that has runs.
+
+    Args:
+        with_bases: put each candidate behind the published model from which it departs, and show
+            its difference from it, paired by seed.
+    """
+    header = ["data", "model", "parameters", "lr, warm-up", "top-1, %", "runs"]
+    header += ["less the published model, points"] if with_bases else []
+    header += ["left the plateau at step", "first gradient at the patches"]
+    rows = []
     for data in summary.design.data:
-        for arm in arms:
+        for arm in _behind_bases(arms) if with_bases else arms:
             runs = summary.seeds_of(data, arm)
             if not runs:
                 continue
-            settings, gradient = summary.settings(data, arm), summary.first_gradient(data, arm)
-            assert settings is not None
-            accuracy = summary.accuracy(data, arm)
-            cells = [
-                data,
-                arm.name,
-                f"{runs[0].parameters:,}",
-                f"{settings.lr:g}, {settings.warmup:.0%}",
-                _percent(accuracy),
-                str(len(runs)),
-                _plateau(summary, data, arm),
-                _NONE if gradient is None else f"{gradient:.1e}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            settings, gradient = runs[0].settings, summary.first_gradient(data, arm)
+            row = [data, arm.name, f"{runs[0].parameters:,}"]
+            row += [f"{settings.lr:g}, {settings.warmup:.0%}"]
+            row += [_percent(summary.accuracy(data, arm)), str(len(runs))]
+            if with_bases:
+                base = summary.difference(data, arm, arm.with_options())
+                row += [_points(base) if arm.options else _NONE]
+            row += [_plateau(summary, data, arm)]
+            row += [_NONE if gradient is None else f"{gradient:.1e}"]
+            rows.append(row)
+    return _table(header, rows)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
 def _plateau(summary: Summary, data: str, arm: Arm) -> str:
@@ -92,46 +98,68 @@ def _plateau(summary: Summary, data: str, arm: Arm) -> str:
 
 
 def _effects(summary: Summary) -> str:
-    lines = [
-        "| data | layout | change | effect on top-1, points | runs per combination |",
-        "|---|---|---|---|---|",
+    """Effects within a layout, and the published model less VideoMamba; bold where sure."""
+    header = ["data", "layout", "change", "effect on top-1, points", "runs per combination"]
+    rows = [
+        [
+            effect.data,
+            effect.layout,
+            effect.change,
+            _points(effect.estimate),
+            _count(effect.estimate),
+        ]
+        for effect in summary.effects()
+        if effect.estimate is not None
     ]
-    for effect in summary.effects():
-        if effect.estimate is None:
-            continue
-        shown = effect.estimate.percent(signed=True)
-        sure = "**" if effect.estimate.excludes_zero else ""
-        lines.append(
-            f"| {effect.data} | {effect.layout} | {effect.change} | {sure}{shown}{sure} "
-            f"| {effect.estimate.count} |"
-        )
-    return "\n".join(lines)
+    pro = Arm(layout="shared", start="first_token", mask=True)
+    plain = Arm(layout="separate", start="zero", mask=False)
+    for data in summary.design.data:
+        difference = summary.difference(data, pro, plain)
+        if difference is not None:
+            change = f"{pro.name} less {plain.name}"
+            rows.append([data, "both", change, _points(difference), _count(difference)])
+    return _table(header, rows)
 
 
-def _with_bases(summary: Summary) -> list[Arm]:
+def _behind_bases(arms: Sequence[Arm]) -> list[Arm]:
     """Each candidate behind the published model from which it departs."""
-    arms: list[Arm] = []
-    for arm in summary.design.candidate_arms:
+    ordered: list[Arm] = []
+    for arm in arms:
         base = arm.with_options()
-        arms += [arm] if base in arms else [base, arm]
-    return arms
+        ordered += [arm] if base in ordered else [base, arm]
+    return ordered
 
 
 def _nuisances(summary: Summary) -> str:
-    lines = [
-        "| model | backend, precision, engine | top-1, % | last loss | left the plateau at step |",
-        "|---|---|---|---|---|",
-    ]
+    header = ["model", "backend, precision, engine", "top-1, % (95 % over clips)", "last loss"]
+    header += ["left the plateau at step"]
+    rows = []
     for result in summary.nuisances():
         assert result.test_top1 is not None
+        low, high = wilson(result.test_top1, result.test_clips)
         left = left_plateau(result)
-        lines.append(
-            f"| {result.unit.arm.name} | {result.unit.nuisance.name} "
-            f"| {100 * result.test_top1:.1f} | {result.losses[-1]:.4f} "
-            f"| {'never' if left is None else left} |"
+        rows.append(
+            [
+                result.unit.arm.name,
+                result.unit.nuisance.name,
+                f"{100 * result.test_top1:.1f} ({100 * low:.1f} to {100 * high:.1f})",
+                f"{result.losses[-1]:.4f}" if result.losses else _NONE,
+                "never" if left is None else str(left),
+            ]
         )
-    return "\n".join(lines)
+    return _table(header, rows)
 
 
 def _percent(value: Estimate | None) -> str:
     return _NONE if value is None else value.percent()
+
+
+def _points(value: Estimate | None) -> str:
+    if value is None:
+        return _NONE
+    shown = value.percent(signed=True)
+    return f"**{shown}**" if value.excludes_zero else shown
+
+
+def _count(value: Estimate | None) -> str:
+    return _NONE if value is None else str(value.runs)

@@ -34,7 +34,7 @@ _CPU = torch.device("cpu")
 class Probe(BaseModel):
     """Signal propagation at one step; see `pipeline.study.signal`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     step: int
     patch_gradient: float
@@ -44,7 +44,10 @@ class Probe(BaseModel):
 class Result(BaseModel):
     """What a finished unit says."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # A diverging unit may have a loss of NaN, which must survive the file.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants"
+    )
 
     unit: Unit
     settings: Settings
@@ -169,7 +172,7 @@ def _train(
     task = build_task(config, _CPU)
     steps = design.data[unit.data].steps
     schedule = Schedule(config.schedule, config.optim.lr, steps)
-    probed = next(data["val"].shuffled(0, min(design.probe_clips, len(data["val"]))))
+    probed = next(data["val"].dealt(0, min(design.probe_clips, len(data["val"]))))
     # Only reported units are probed; ZeRO 3, among the nuisances, holds no whole weights.
     shares = design.probe_at if unit.role == "seed" else ()
     probe_steps = {round(share * steps) for share in shares}
@@ -177,7 +180,7 @@ def _train(
     probes: list[Probe] = []
     diverged_at = None
     engine.train()
-    batches = data["train"].shuffled(unit.seed, config.batch.global_size)
+    batches = data["train"].dealt(unit.seed, config.batch.global_size)
     for step, batch in enumerate(islice(batches, steps)):
         if step in probe_steps:
             probes.append(Probe(step=step, **probe(model, task, probed)._asdict()))
@@ -192,5 +195,5 @@ def _train(
     if steps in probe_steps and diverged_at is None:
         probes.append(Probe(step=steps, **probe(model, task, probed)._asdict()))
     done = steps if diverged_at is None else diverged_at
-    curve = [float(part.mean()) for part in losses[:done].tensor_split(min(CURVE_POINTS, done))]
-    return curve, probes, diverged_at
+    parts = losses[:done].tensor_split(min(CURVE_POINTS, done)) if done else ()
+    return [float(part.mean()) for part in parts], probes, diverged_at

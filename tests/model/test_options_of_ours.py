@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from model import VideoMamba, create_model
 from model.config import PRESETS
+from model.errors import ModelConfigError
 from model.readout import class_token_index
 
 TINY = "videomambapro-tiny-test"
@@ -76,6 +77,13 @@ def test_the_head_reads_the_class_token_where_it_stands(place: str, index: int) 
 
 def class_places(index: int) -> list[int]:
     return [place for place in range(17) if place != index]
+
+
+@pytest.mark.parametrize("options", OPTIONS[:3], ids=str)
+def test_the_forward_direction_has_a_place_of_its_own(options: dict[str, str]) -> None:
+    with pytest.raises(ModelConfigError, match="leave class_token and pooling at their defaults"):
+        _made(**options, direction="forward")
+    assert _made(direction="forward", bc_init="fan_in")(_clip()).shape == (2, 5)
 
 
 def test_mean_pooling_reads_the_mean_of_all_normed_tokens() -> None:

@@ -248,6 +248,18 @@ def test_a_run_stored_today_resumes_when_a_field_is_added(
 
 
 @pytest.mark.parametrize(
+    "option",
+    ["class_token=last", "pooling=mean", "bc_init=fan_in", "delta_init=large"],
+)
+def test_parity_refuses_what_is_published_nowhere(option: str) -> None:
+    assert load_config("demo", [f"model.{option}"]).model.unpublished
+    assert load_config("demo", ["optim.profile=parity"]).model.unpublished == ()
+    with pytest.raises(ConfigError, match=f"model.{option} is published nowhere") as caught:
+        load_config("demo", [f"model.{option}", "optim.profile=parity"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("overrides", "said"),
     [
         (["task.kind=maskd"], "'classification', 'distillation', 'masked'"),
