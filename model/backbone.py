@@ -57,22 +57,28 @@ class VideoMamba(nn.Module):
         """Rate of dropping each block's output, one per block; column order of drop_path_keep."""
         return self.config.drop_path_rates
 
-    def forward(self, clip: Tensor, drop_path_keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self, clip: Tensor, drop_path_keep: Tensor | None = None, every_step: bool = False
+    ) -> Tensor:
         """Class logits of a batch of clips.
 
         clip: (B, 3, num_frames, img_size, img_size), normalised, floating point.
         drop_path_keep: (B, depth) bool, True keeps the output of that block for that sample,
             scaled by 1 / (1 - rate); without it the choice is drawn from torch's generator in
             training and everything is kept in evaluation.
-        Returns (B, num_classes), those after the last step in time for the direction "forward".
-        Raises ModelError for another shape.
+        every_step: return the logits after every step in time, for the direction "forward".
+        Returns (B, num_classes), those after the last step for the direction "forward", or with
+        `every_step` (B, T, num_classes). Raises ModelError for another shape.
         """
-        self._check(clip, self.config.num_frames)
-        branch, residual = self._blocks(self._embed(clip), drop_path_keep)
-        # Only one CLS token is read: add and normalise nothing else.
-        cls = slice(-1, None) if self.is_causal else slice(0, 1)
-        normed, _ = self.norm_f(branch[:, cls], residual[:, cls])
-        logits: Tensor = self.head(normed[:, 0])
+        branch, residual = self._encode(self._embed(clip), drop_path_keep)
+        if self.is_causal:
+            step = self.config.patches_per_frame + 1
+            last = slice(None) if every_step else slice(-step, None)
+            logits = self.read_out(branch[:, last], residual[:, last])
+            return logits if every_step else logits[:, 0]
+        # Only the CLS token is read: add and normalise nothing else.
+        normed, _ = self.norm_f(branch[:, :1], residual[:, :1])
+        logits = self.head(normed[:, 0])
         return logits
 
     def frame_logits(self, clip: Tensor) -> Tensor:
@@ -89,8 +95,7 @@ class VideoMamba(nn.Module):
         if frames == 0 or frames % self.config.tubelet_size:
             frames = self.config.num_frames
         self._check(clip, frames)
-        branch, residual = self._blocks(self._embed(clip), None)
-        return self.read_out(branch, residual)
+        return self.read_out(*self._encode(self.embed_steps(clip, 0), None))
 
     def read_out(self, branch: Tensor, residual: Tensor) -> Tensor:
         """(B, T * (P + 1), d) behind the last block -> logits (B, T, num_classes)."""
@@ -133,6 +138,7 @@ class VideoMamba(nn.Module):
             )
 
     def _embed(self, clip: Tensor) -> Tensor:
+        self._check(clip, self.config.num_frames)
         if self.is_causal:
             return self.embed_steps(clip, 0)
         positions = self.pos_embed[:, None, 1:] + self.temporal_pos_embedding[:, :, None]
@@ -140,10 +146,11 @@ class VideoMamba(nn.Module):
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(clip), -1, -1)
         return torch.cat([cls, tokens], dim=1)
 
-    def _blocks(self, tokens: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The branch of the last block and the residual stream before it, both (B, L, d)."""
-        branch, residual = tokens, None
-        scales = self._branch_scales(tokens, keep)
+    def _encode(self, tokens: Tensor, drop_path_keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """tokens (B, L, d) -> (branch, residual) of the last block, each (B, L, d)."""
+        branch = tokens
+        scales = self._branch_scales(tokens, drop_path_keep)
+        residual: Tensor | None = None
         for index, block in enumerate(self.layers):
             scale = None if scales is None else scales[:, index, None, None]
             if self.training and self.config.recomputes(index):
@@ -156,19 +163,19 @@ class VideoMamba(nn.Module):
         assert residual is not None  # depth >= 1
         return branch, residual
 
-    def _branch_scales(self, tokens: Tensor, keep: Tensor | None) -> Tensor | None:
+    def _branch_scales(self, clip: Tensor, keep: Tensor | None) -> Tensor | None:
         """(B, depth) factors of the branches; None when every factor is 1."""
         if keep is None and not (self.training and self.config.drop_path_rate > 0):
             return None
         # `drop_path_rates` is recomputed on the device, because a copy to it would wait for it.
         rate, depth = self.config.drop_path_rate, self.config.depth
-        kept = 1 - torch.linspace(0, rate, depth, device=tokens.device)
+        kept = 1 - torch.linspace(0, rate, depth, device=clip.device)
         if keep is None:
-            keep = torch.rand(len(tokens), depth, device=tokens.device) < kept
-        elif keep.shape != (len(tokens), depth):
+            keep = torch.rand(len(clip), depth, device=clip.device) < kept
+        elif keep.shape != (len(clip), depth):
             raise ModelError(
                 f"drop_path_keep has shape {tuple(keep.shape)}, "
-                f"expected (batch, depth) = {(len(tokens), depth)}"
+                f"expected (batch, depth) = {(len(clip), depth)}"
             )
         return keep / kept
 

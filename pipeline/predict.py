@@ -18,7 +18,7 @@ from data_prep.video.read import (
     read_pictures,
     read_timed_pictures,
 )
-from model import Stream, VideoMamba
+from model import StaggeredStream, Stream, VideoMamba
 from pipeline.config import RunConfig
 from pipeline.data.augment import square_crops
 from pipeline.data.batch import normalize
@@ -76,24 +76,30 @@ class Predictor:
         is decoded once, as it goes, and memory holds the frames of one window. Raises DataError.
         """
         stride_s = window_s / 2 if stride_s is None else stride_s
-        if window_s <= 0 or stride_s <= 0:
+        if min(window_s, stride_s) < _SHORTEST_S:
             raise ConfigError(
-                f"a window of {window_s:g} s every {stride_s:g} s: give positive times"
+                f"a window of {window_s:g} s every {stride_s:g} s: give {_SHORTEST_S:g} s or more"
             )
         for window in cut_windows(_timed(video), window_s, stride_s):
             wanted = self._wanted(len(window.pictures))
             shares = self._classify(window.pictures, wanted)
             yield Moment(window.start_s, window.end_s, shares)
 
-    def stream(self, video: Path | str, every: int | None = None) -> Iterator[Moment]:
-        """Classify as the frames come: after each step in time, from all frames up to it.
+    def stream(
+        self, video: Path | str, every: int | None = None, *, carry: bool = False
+    ) -> Iterator[Moment]:
+        """Classify as the frames come: after each step in time, from frames up to it.
+
+        An answer rests on at most as many frames as a clip of training has, see `StaggeredStream`;
+        with `carry`, on all since the start of the video, which training has not shown the model.
 
         `every`: frames of the video per frame of the model; the default is `data.stride` for the
         sampling dense, in which the model has seen frames at that distance.
         Raises ModelError unless the model's direction is "forward", ConfigError without `every` for
         another sampling, and DataError for an unreadable video.
         """
-        stream = Stream(self.model, batch=self.config.eval.crops)
+        kind = Stream if carry else StaggeredStream
+        stream = kind(self.model, batch=self.config.eval.crops)
         every = self._every() if every is None else every
         start_s: float | None = None
         for number, picture in enumerate(_timed(video)):

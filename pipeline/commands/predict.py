@@ -30,6 +30,9 @@ def predict(
     every: Annotated[
         int | None, typer.Option(min=1, help="Take every N-th frame; default: as in training.")
     ] = None,
+    carry: Annotated[
+        bool, typer.Option("--carry", help="Answer from all frames so far, not from recent ones.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a CSV row per class.")] = False,
     plot: Annotated[
@@ -54,6 +57,7 @@ def predict(
         stride_s=stride,
         stream=stream,
         every=every,
+        carry=carry,
         output="json" if as_json else "csv" if as_csv else "text",
         plot=plot,
     )

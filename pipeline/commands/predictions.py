@@ -41,6 +41,7 @@ class Request:
     stride_s: float | None = None
     stream: bool = False
     every: int | None = None
+    carry: bool = False
     output: Output = "text"
     plot: Path | None = None
 
@@ -52,6 +53,8 @@ class Request:
             raise ConfigError("--stride: is of windows; give --window SECONDS too")
         if self.every is not None and not self.stream:
             raise ConfigError("--every: is of a stream; give --stream too")
+        if self.carry and not self.stream:
+            raise ConfigError("--carry: is of a stream; give --stream too")
         if self.plot is not None:
             if not self.is_timeline:
                 raise ConfigError("--plot: draws a timeline; give --window SECONDS or --stream")
@@ -85,8 +88,7 @@ def predict_videos(checkpoint: Path, named: list[str], request: Request, *, raw:
                 else:
                     writer.whole(video, predictor.probabilities(path))
         except DataError as error:
-            # What the temporary copy of a URL is called says nothing to the user.
-            status = _complain(DataError(str(error).replace(str(path), video)))
+            status = _complain(error)
     return status
 
 
@@ -96,7 +98,7 @@ def _predict_timeline(
     if request.window_s is not None:
         moments = predictor.windows(path, request.window_s, request.stride_s)
     else:
-        moments = predictor.stream(path, request.every)
+        moments = predictor.stream(path, request.every, carry=request.carry)
     curves = None if request.plot is None else Curves()
     writer.begin(video)
     try:

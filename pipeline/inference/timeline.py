@@ -75,11 +75,12 @@ def _cut(held: Iterable[TimedPicture], start_s: float, end_s: float) -> Window:
 class Curves:
     """The course of probabilities over time, in a bounded number of points.
 
-    When a point too many comes, neighbours are averaged, and each point then stands for twice as
-    many moments.
+    When there are too many, neighbours are averaged, and each point then stands for twice as many
+    moments.
     """
 
     def __init__(self, max_points: int = 2000) -> None:
+        """`max_points` must be even."""
         self._max_points = max_points
         self._per_point = 1
         self._done: list[Moment] = []
@@ -89,7 +90,7 @@ class Curves:
         self._open.append(moment)
         if len(self._open) == self._per_point:
             self._close()
-        if len(self._done) > self._max_points:
+        if len(self._done) == self._max_points:
             pairs = (self._done[at : at + 2] for at in range(0, len(self._done), 2))
             self._done = [_mean(pair) for pair in pairs]
             self._per_point *= 2

@@ -159,6 +159,7 @@ def build_task(config: RunConfig, device: torch.device) -> ClassificationTask:
         drop_path_rates=config.model.drop_path_rates,
         seed=config.seed,
         device=device,
+        every_step=config.model.direction == "forward",
     )
 
 

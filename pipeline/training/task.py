@@ -39,12 +39,15 @@ class ClassificationTask:
         drop_path_rates: tuple[float, ...],
         seed: int,
         device: torch.device,
+        every_step: bool = False,
     ) -> None:
+        """With `every_step`, the model answers after each step, and the later half counts."""
         self.loss = loss
         self.data = data
         self.drop_path_rates = drop_path_rates
         self.seed = seed
         self.device = device
+        self.every_step = every_step
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Report]:
         """Return the 0-dim mean loss of the micro-batch for backward, and sums for the meters.
@@ -59,22 +62,25 @@ class ClassificationTask:
         mix = self._draw_mix(batch)
         if mix is not None:
             clips = mix_clips(clips, mix, views)
-        logits = forward(clips, drop_path_keep=self._drop_path_keep(batch, views)).float()
-        if mix is not None:
-            smoothing = self.loss.label_smoothing
-            targets = mix_targets(label, mix, views, logits.shape[-1], smoothing)
-            losses = F.cross_entropy(logits, targets, reduction="none")
-        else:
-            losses = F.cross_entropy(
-                logits,
-                label.repeat_interleave(views),
-                reduction="none",
-                label_smoothing=self.loss.label_smoothing,
-            )
+        options = {"every_step": True} if self.every_step else {}
+        keep = self._drop_path_keep(batch, views)
+        logits = forward(clips, drop_path_keep=keep, **options).float()
+        answers = logits.unbind(1)[logits.shape[1] // 2 :] if self.every_step else (logits,)
+        losses = torch.stack([self._losses(each, label, mix, views) for each in answers]).mean(0)
+        logits = answers[-1]
         weighted = losses * weight
         correct = (logits.detach().argmax(-1) == label.repeat_interleave(views)) * weight
         report = Report(weighted.detach().sum(), correct.sum(), weight.sum())
         return weighted.mean(), report
+
+    def _losses(self, logits: Tensor, label: Tensor, mix: Mix | None, views: int) -> Tensor:
+        """Return the cross-entropy (B * views,) of logits (B * views, classes)."""
+        smoothing = self.loss.label_smoothing
+        if mix is not None:
+            targets = mix_targets(label, mix, views, logits.shape[-1], smoothing)
+            return F.cross_entropy(logits, targets, reduction="none")
+        label = label.repeat_interleave(views)
+        return F.cross_entropy(logits, label, reduction="none", label_smoothing=smoothing)
 
     def _draw_mix(self, batch: Batch) -> Mix | None:
         if not self.data.mix.is_on:
