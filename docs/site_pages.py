@@ -26,4 +26,5 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    return _LINK.sub("](", markdown)
+    """Mend the links of the pages that lie at the root of the site."""
+    return markdown if "/" in page.file.src_uri else _LINK.sub("](", markdown)

@@ -15,13 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.config import ModelConfig
+from model.containers import FOREIGN
 from model.errors import WeightsError, brief
 from model.key_report import KeyReport
 
 # The masked-pretraining stage names the final norm differently.
 _RENAMES = {"norm.weight": "norm_f.weight"}
-# These keys are heads and decoders of other training stages.
-_FOREIGN = re.compile(r"^(distill_head|clip_decoder|clip_pos_embed|clip_img_pos_embed|mask_token)")
 # Only layout "separate" has these parameters; A_b_log exists in both layouts.
 _OWN_BACKWARD = re.compile(r"^(layers\.\d+\.mixer\.)(conv1d|x_proj|dt_proj|D)_b(\..+)?$")
 _SHARED = re.compile(r"^(layers\.\d+\.mixer\.)(conv1d|x_proj|dt_proj|D)(\..+)?$")
@@ -67,7 +66,7 @@ def adapt_state_dict(
 def _rename(source: dict[str, Tensor], report: KeyReport) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for key, tensor in source.items():
-        if _FOREIGN.match(key):
+        if FOREIGN.match(key):
             report.add("dropped", key, None, "belongs to another training stage")
         elif key in _RENAMES and _RENAMES[key] not in source:
             report.add("renamed", key, _RENAMES[key])

@@ -8,8 +8,7 @@ accumulated by a matrix product, into the memory that the next product reads. Th
 Legend: B batch, L tokens, D inner_dim, N d_state, R dt_rank.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,9 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.config import ModelConfig
-from model.scan import available_backends, conv, op
+from model.scan import conv, op
 from model.scan.cuda.plan import MAX_STATES
-from model.scan.dispatch import say_used
+from model.scan.dispatch import choose
 from model.scan.fused import fused_backend
 from model.scan.problem import Scan
 
@@ -77,17 +76,12 @@ def fused_backends(xz: Tensor, config: ModelConfig) -> tuple[str, str] | None:
     if not (torch.is_grad_enabled() and xz.requires_grad) or torch.compiler.is_compiling():
         return None
     device, convolution = xz.device.type, fused_backend(xz)
-    scan: str = config.scan_backend
+    if config.scan_backend not in ("auto", *op.BACKENDS) or convolution == "torch":
+        return None
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != xz.dtype:
         return None
-    if scan == "auto":
-        scan = available_backends(xz.device)[0]
-    if scan == "cuda" and config.d_state > MAX_STATES:
-        scan = "chunked"
-    is_fused = convolution != "torch" and scan in ("cuda", "cpu", "chunked")
-    if not is_fused or scan not in available_backends(xz.device):
-        return None
-    say_used(scan, device)
+    fits_cuda = config.d_state <= MAX_STATES
+    scan = choose(config.scan_backend, xz.device, is_double=False, fits_cuda=fits_cuda)
     return scan, convolution
 
 
@@ -98,7 +92,7 @@ class _Inner(torch.autograd.Function):
     ) -> Tensor:
         ctx.options, ctx.dtypes = options, [tensor.dtype for tensor in tensors]
         ways, activations = _ways(tensors), list[Tensor]()
-        with _as_given(xz):
+        with op.as_given(xz):
             for index, way in enumerate(ways):
                 activations += _scan_inputs(options, xz, way, reverse=index == 1)
             scan = _scan(options, xz, A, A_b, ways, activations)
@@ -122,7 +116,7 @@ class _Inner(torch.autograd.Function):
         into = {"z": dz}
         for suffix, buffer in zip(_SUFFIXES, dprojected, strict=False):
             _, into["B" + suffix], into["C" + suffix] = _columns(buffer, ways[0])
-        with _as_given(xz):
+        with op.as_given(xz):
             scan = _scan(options, xz, A, A_b, ways, activations)
             kernels = op.kernels(options.scan_backend)
             grads = kernels.backward(scan, dout.transpose(1, 2), None, pre_gate, states, into)
@@ -165,13 +159,6 @@ def _projection_backward(du: Tensor | None, way: Way, product: Tensor) -> Tensor
     if du is None:
         return product @ way.x_proj
     return _rows(du, product.dtype).addmm_(product, way.x_proj)
-
-
-@contextmanager
-def _as_given(xz: Tensor) -> Iterator[None]:
-    """Switch autocast off and make the device of ``xz`` current, on which kernels are launched."""
-    with torch.autocast(xz.device.type, enabled=False), torch.cuda.device_of(xz):
-        yield
 
 
 def _ways(tensors: Sequence[Tensor]) -> list[Way]:

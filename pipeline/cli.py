@@ -16,7 +16,7 @@ import typer
 
 from pipeline.commands import bench, data, jobs, predict
 from pipeline.isolation import isolate, set_umask
-from pipeline.terminal import one_line, say
+from pipeline.terminal import AsJson, one_line, say
 
 app = typer.Typer(
     name="vmp",
@@ -27,6 +27,14 @@ app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
 app.command()(predict.predict)
+
+
+def complete_field(typed: str) -> list[str]:
+    """Complete an override in the shell with the fields of the configuration."""
+    from pipeline.config import flatten, load_config
+
+    fields = dict(flatten(load_config("demo").model_dump(mode="json")))
+    return [f"{name}=" for name in fields if name.startswith(typed)]
 
 
 def complete_recipe(typed: str) -> list[str]:
@@ -44,7 +52,10 @@ Recipe = Annotated[
     ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Any field of the recipe: optim.lr=1e-3 ...")
+    list[str] | None,
+    typer.Argument(
+        help="Any field of the recipe: optim.lr=1e-3 ...", autocompletion=complete_field
+    ),
 ]
 Raw = Annotated[
     bool, typer.Option("--raw", help="Use the last weights, not their moving average (ema).")
@@ -247,16 +258,42 @@ def convert(
         bool,
         typer.Option("--allow-lossy", help="Merge two directions into one, which is not exact."),
     ] = False,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Read the moving average in a training checkpoint.")
+    ] = False,
+    keep_rest: Annotated[
+        bool,
+        typer.Option("--keep-rest", help="Keep other heads and teachers too, for --back."),
+    ] = False,
+    back: Annotated[
+        bool, typer.Option("--back", help="Write the original of a converted file, bit for bit.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Print the logits of both files on a seeded input.")
+    ] = False,
 ) -> None:
-    """Convert released VideoMamba or VideoMambaPro weights to this project's format.
+    """Convert released VideoMamba or VideoMambaPro weights to this project's format, or back.
 
-    Example: vmp convert videomamba_m16_k400.pth m16.safetensors
+    Example: vmp convert videomamba_m16_k400.pth m16.safetensors --verify
     """
-    from model.convert import convert as convert_weights
+    from pipeline.commands.convert import check_out, convert_back, convert_weights
 
+    check_out(source, out)
+    if back:
+        sys.exit(convert_back(source, out))
     fields = {"num_frames": num_frames, "num_classes": num_classes}
-    given = {key: value for key, value in fields.items() if value is not None}
-    say(str(convert_weights(source, out, model, allow_lossy, **given)))
+    status = convert_weights(
+        source,
+        out,
+        model,
+        allow_lossy=allow_lossy,
+        keep_rest=keep_rest,
+        ema=ema,
+        verify=verify,
+        fields={key: value for key, value in fields.items() if value is not None},
+    )
+    if status:
+        sys.exit(status)
 
 
 @app.command()
@@ -286,17 +323,19 @@ def plan(
     step_s: Annotated[
         float | None, typer.Option(min=0, help="Seconds per step, measured on these GPUs.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print parameters, FLOPs, memory per GPU at every ZeRO stage, steps, node-hours without a GPU.
 
     Example: vmp plan k400_m16_f16 --world 16 --samples 240000 --step-s 1.5
     """
-    from pipeline.commands.plan import print_plan, print_steps
+    from pipeline.commands.plan import make_plan, print_plan
     from pipeline.config import load_config
+    from pipeline.terminal import say_json
 
     config = load_config(recipe, overrides or [])
-    print_plan(config, world)
-    print_steps(config, samples, -(-world // gpus_per_node), step_s)
+    made = make_plan(config, world, -(-world // gpus_per_node), samples=samples, step_s=step_s)
+    say_json(made) if as_json else print_plan(made)
 
 
 @app.command()
@@ -321,14 +360,38 @@ def config(
 
 
 @app.command()
-def doctor() -> None:
+def audit(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(help="data.train=DIR, data.val=DIR: where the shards lie today."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Do not read the bytes of the shards again.")
+    ] = False,
+    as_json: AsJson = False,
+    html: Annotated[Path | None, typer.Option(help="Write the report as a page.")] = None,
+) -> None:
+    """Prove from its records that a run saw exactly the samples it should, over all attempts.
+
+    The exit status is 0 if that is proven, 1 if it is disproven, and 2 if it cannot be judged.
+
+    Example: vmp audit runs/demo --html audit.html
+    """
+    from pipeline.commands.audit import audit_run
+
+    sys.exit(audit_run(run, places or [], quick=quick, as_json=as_json, html=html))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
     """Check this machine and say what to do. The exit status is 1 when something must be done.
 
     Example: vmp doctor
     """
     from pipeline.commands.doctor import examine
 
-    sys.exit(examine())
+    sys.exit(examine(as_json=as_json))
 
 
 @app.command()

@@ -44,14 +44,17 @@ class Predictor:
 
     @classmethod
     def load(cls, checkpoint: Path | str, *, raw: bool = False) -> Predictor:
-        """Load a model from a run directory, a checkpoint or a file of `vmp export`.
+        """Load a model from a run directory, a checkpoint or a file of weights.
 
-        With `raw`, take the last weights even if the run kept their moving average.
+        With `raw`, take the last weights even if the run kept their moving average. Classes whose
+        names the source does not know are called "class 0" and so on.
         Raises CheckpointError, WeightsError or ConfigError.
         """
         trained = open_trained(Path(checkpoint), raw=raw)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(trained.config, trained.model.to(device).eval(), trained.classes, device)
+        unnamed = tuple(f"class {n}" for n in range(trained.config.model.num_classes))
+        classes = trained.classes or unnamed
+        return cls(trained.config, trained.model.to(device).eval(), classes, device)
 
     def __call__(self, video: Path | str) -> list[tuple[str, float]]:
         """Return (class, probability) of every class, most probable first.
