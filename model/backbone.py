@@ -74,11 +74,11 @@ class VideoMamba(nn.Module):
         if self.is_causal:
             step = self.config.patches_per_frame + 1
             last = slice(None) if every_step else slice(-step, None)
-            logits = self.read_out(branch[:, last], residual[:, last])
-            return logits if every_step else logits[:, 0]
+            answers = self.read_out(branch[:, last], residual[:, last])
+            return answers if every_step else answers[:, 0]
         # Only the CLS token is read: add and normalise nothing else.
         normed, _ = self.norm_f(branch[:, :1], residual[:, :1])
-        logits = self.head(normed[:, 0])
+        logits: Tensor = self.head(normed[:, 0])
         return logits
 
     def frame_logits(self, clip: Tensor) -> Tensor:
