@@ -1,4 +1,6 @@
-"""The video classifier: patch and position embeddings, blocks of mixers, a head on the CLS token.
+"""The video classifier: patch and position embeddings, blocks of mixers, a head.
+
+The head reads the CLS token, or the mean of all tokens as an option.
 
 Legend: B batch, T steps in time, P patches per frame, L tokens, d embed_dim. L is T * P + 1, or
 T * (P + 1) for the direction "forward".
@@ -18,6 +20,7 @@ from model.errors import ModelError
 from model.init import init_weights
 from model.mixer import Mixer
 from model.patch_embed import PatchEmbed
+from model.readout import class_token_first, join_tokens, tokens_read
 from model.step_linear import linear
 
 # Weight decay spares parameters whose last name is here, and those of the norms. Names decide, not
@@ -66,20 +69,29 @@ class VideoMamba(nn.Module):
         drop_path_keep: (B, depth) bool, True keeps the output of that block for that sample,
             scaled by 1 / (1 - rate); without it the choice is drawn from torch's generator in
             training and everything is kept in evaluation.
-        every_step: return the logits after every step in time, for the direction "forward".
+        every_step: return the logits after every step in time, if the direction is "forward".
         Returns (B, num_classes), those after the last step for the direction "forward", or with
         `every_step` (B, T, num_classes). Raises ModelError for another shape.
         """
-        branch, residual = self._encode(self._embed(clip), drop_path_keep)
-        if self.is_causal:
-            step = self.config.patches_per_frame + 1
-            last = slice(None) if every_step else slice(-step, None)
-            answers = self.read_out(branch[:, last], residual[:, last])
-            return answers if every_step else answers[:, 0]
-        # Only the CLS token is read: add and normalise nothing else.
-        normed, _ = self.norm_f(branch[:, :1], residual[:, :1])
-        logits: Tensor = self.head(normed[:, 0])
+        self._check(clip, self.config.num_frames)
+        branch, residual = self._blocks(self._embed(clip), drop_path_keep)
+        if every_step and self.is_causal:
+            return self.read_out(branch, residual)
+        # Add and normalise only the tokens that are read: one CLS token, or all tokens.
+        read = tokens_read(self.config)
+        normed, _ = self.norm_f(branch[:, read], residual[:, read])
+        logits: Tensor = self.head(normed.mean(dim=1))
         return logits
+
+    def tokens(self, clip: Tensor) -> Tensor:
+        """The normalised tokens (B, T * P + 1, d) from which heads read, the CLS token first.
+
+        clip: as `forward` takes it. Every block's output is kept. Of the CLS tokens of the
+            direction "forward", only the last is returned.
+        """
+        self._check(clip, self.config.num_frames)
+        normed, _ = self.norm_f(*self._blocks(self._embed(clip), None))
+        return class_token_first(normed, self.config)
 
     def frame_logits(self, clip: Tensor) -> Tensor:
         """Class logits after every step in time, for the direction "forward".
@@ -95,7 +107,7 @@ class VideoMamba(nn.Module):
         if frames == 0 or frames % self.config.tubelet_size:
             frames = self.config.num_frames
         self._check(clip, frames)
-        return self.read_out(*self._encode(self.embed_steps(clip, 0), None))
+        return self.read_out(*self._blocks(self.embed_steps(clip, 0), None))
 
     def read_out(self, branch: Tensor, residual: Tensor) -> Tensor:
         """(B, T * (P + 1), d) behind the last block -> logits (B, T, num_classes)."""
@@ -116,7 +128,7 @@ class VideoMamba(nn.Module):
         times = torch.cat([times, beyond], dim=1)[:, :, None]
         cls = (self.cls_token + self.pos_embed[:, :1])[:, None] + times
         patches = patches + (self.pos_embed[:, None, 1:] + times)
-        return torch.cat([patches, cls.expand(len(clip), -1, -1, -1)], dim=2).flatten(1, 2)
+        return torch.cat([patches, cls.expand(clip.shape[0], -1, -1, -1)], dim=2).flatten(1, 2)
 
     def no_weight_decay(self) -> frozenset[str]:
         """Names of the parameters that weight decay must leave alone: biases, norms, the state
@@ -138,19 +150,18 @@ class VideoMamba(nn.Module):
             )
 
     def _embed(self, clip: Tensor) -> Tensor:
-        self._check(clip, self.config.num_frames)
         if self.is_causal:
             return self.embed_steps(clip, 0)
         positions = self.pos_embed[:, None, 1:] + self.temporal_pos_embedding[:, :, None]
         tokens = (self.patch_embed(clip) + positions).flatten(1, 2)
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(clip), -1, -1)
-        return torch.cat([cls, tokens], dim=1)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(clip.shape[0], -1, -1)
+        return join_tokens(cls, tokens, self.config)
 
-    def _encode(self, tokens: Tensor, drop_path_keep: Tensor | None) -> tuple[Tensor, Tensor]:
-        """tokens (B, L, d) -> (branch, residual) of the last block, each (B, L, d)."""
+    def _blocks(self, tokens: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The branch of the last block and the residual stream before it, both (B, L, d)."""
         branch = tokens
-        scales = self._branch_scales(tokens, drop_path_keep)
         residual: Tensor | None = None
+        scales = self._branch_scales(tokens, keep)
         for index, block in enumerate(self.layers):
             scale = None if scales is None else scales[:, index, None, None]
             if self.training and self.config.recomputes(index):
