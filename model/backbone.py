@@ -73,15 +73,24 @@ class VideoMamba(nn.Module):
         Returns (B, num_classes), those after the last step for the direction "forward", or with
         `every_step` (B, T, num_classes). Raises ModelError for another shape.
         """
+        if every_step and self.is_causal:
+            self._check(clip, self.config.num_frames)
+            return self.read_out(*self._blocks(self._embed(clip), drop_path_keep))
+        logits: Tensor = self.head(self.features(clip, drop_path_keep))
+        return logits
+
+    def features(self, clip: Tensor, drop_path_keep: Tensor | None = None) -> Tensor:
+        """What the head reads of each clip: (B, d), the normalised CLS token or mean of all tokens.
+
+        Takes and raises what `forward` does.
+        """
         self._check(clip, self.config.num_frames)
         branch, residual = self._blocks(self._embed(clip), drop_path_keep)
-        if every_step and self.is_causal:
-            return self.read_out(branch, residual)
         # Add and normalise only the tokens that are read: one CLS token, or all tokens.
         read = tokens_read(self.config)
         normed, _ = self.norm_f(branch[:, read], residual[:, read])
-        logits: Tensor = self.head(normed.mean(dim=1))
-        return logits
+        features: Tensor = normed.mean(dim=1)
+        return features
 
     def tokens(self, clip: Tensor) -> Tensor:
         """The normalised tokens (B, T * P + 1, d) from which heads read, the CLS token first.

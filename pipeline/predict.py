@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,15 @@ from pipeline.inference.trained import open_trained
 _HELD = 1000
 """A longer video is read twice rather than held in memory: of 256 px, 1000 frames are 350 MB."""
 _SHORTEST_S = 0.01
+
+
+class Answer(NamedTuple):
+    """Means over the views of a video."""
+
+    probabilities: NDArray[np.float32]
+    """(classes,)."""
+    features: NDArray[np.float32]
+    """(embed_dim,), what the head of the model reads."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +71,14 @@ class Predictor:
 
         Raises DataError for an unreadable video.
         """
-        return ranked(self.classes, self.probabilities(video))
+        return ranked(self.classes, self.whole(video).probabilities)
 
-    def probabilities(self, video: Path | str) -> NDArray[np.float32]:
-        """Probabilities (classes,) of a whole video, averaged over the views of evaluation.
+    def whole(self, video: Path | str) -> Answer:
+        """Answer for a whole video, averaged over the views of evaluation.
 
         Memory is bounded however long the video is. Raises DataError for an unreadable video.
         """
-        return self._classify(*read_chosen(Path(video), self._wanted))
+        return self._answer(*read_chosen(Path(video), self._wanted))
 
     def windows(
         self, video: Path | str, window_s: float, stride_s: float | None = None
@@ -85,8 +95,7 @@ class Predictor:
             )
         for window in cut_windows(_timed(video), window_s, stride_s):
             wanted = self._wanted(len(window.pictures))
-            shares = self._classify(window.pictures, wanted)
-            yield Moment(window.start_s, window.end_s, shares)
+            yield Moment(window.start_s, window.end_s, *self._answer(window.pictures, wanted))
 
     def stream(
         self, video: Path | str, every: int | None = None, *, carry: bool = False
@@ -142,10 +151,10 @@ class Predictor:
         return normalize(torch.cat(views)[None].to(self.device), data.mean, data.std)
 
     @torch.no_grad()
-    def _classify(
-        self, pictures: Sequence[NDArray[np.uint8]], wanted: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        return _mean_share(self.model(self._views(pictures, wanted)))
+    def _answer(self, pictures: Sequence[NDArray[np.uint8]], wanted: NDArray[np.int64]) -> Answer:
+        features = self.model.features(self._views(pictures, wanted))
+        mean: NDArray[np.float32] = features.float().mean(0).cpu().numpy()
+        return Answer(_mean_share(self.model.head(features)), mean)
 
 
 def ranked(classes: Sequence[str], shares: NDArray[np.float32]) -> list[tuple[str, float]]:

@@ -38,6 +38,9 @@ def predict(
     plot: Annotated[
         Path | None, typer.Option(help="Draw the timeline of a video: .png, .pdf or .svg.")
     ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Write what the model's head reads, as .parquet.")
+    ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Use the last weights, not their moving average (ema).")
     ] = False,
@@ -60,5 +63,6 @@ def predict(
         carry=carry,
         output="json" if as_json else "csv" if as_csv else "text",
         plot=plot,
+        features=features,
     )
     sys.exit(predict_videos(checkpoint, videos, request, raw=raw))

@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,6 +21,7 @@ from data_prep.video.read import stated_seconds
 from pipeline import exits
 from pipeline.data.errors import DataError
 from pipeline.errors import ConfigError
+from pipeline.inference.features import FeatureFile
 from pipeline.inference.plot import check_plot, clock, draw_timeline
 from pipeline.inference.sources import as_local_file, find_videos
 from pipeline.inference.timeline import Curves, Moment
@@ -44,6 +45,7 @@ class Request:
     carry: bool = False
     output: Output = "text"
     plot: Path | None = None
+    features: Path | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError for options that do not go together."""
@@ -55,6 +57,8 @@ class Request:
             raise ConfigError("--every: is of a stream; give --stream too")
         if self.carry and not self.stream:
             raise ConfigError("--carry: is of a stream; give --stream too")
+        if self.stream and self.features is not None:
+            raise ConfigError("--features: are of whole videos and of windows, not of a stream")
         if self.plot is not None:
             if not self.is_timeline:
                 raise ConfigError("--plot: draws a timeline; give --window SECONDS or --stream")
@@ -79,38 +83,60 @@ def predict_videos(checkpoint: Path, named: list[str], request: Request, *, raw:
     if not videos:
         return status
     predictor = Predictor.load(checkpoint, raw=raw)
-    writer = _WRITERS[request.output](predictor.classes, request)
-    for video in videos:
-        try:
-            with as_local_file(video) as path, _progress(video, path, videos) as progress:
-                if request.is_timeline:
-                    _predict_timeline(predictor, video, path, request, writer, progress)
-                else:
-                    writer.whole(video, predictor.probabilities(path))
-        except DataError as error:
-            status = _complain(error)
+    with ExitStack() as stack:
+        features = None
+        if request.features is not None:
+            features = FeatureFile(request.features, predictor.config.model.embed_dim)
+            stack.enter_context(features)
+        run = _Run(
+            predictor, request, _WRITERS[request.output](predictor.classes, request), features
+        )
+        for video in videos:
+            try:
+                with as_local_file(video) as path, _progress(video, path, videos) as progress:
+                    run.predict(video, path, progress)
+            except DataError as error:
+                status = _complain(error)
     return status
 
 
-def _predict_timeline(
-    predictor: Predictor, video: str, path: Path, request: Request, writer: Writer, progress: Say
-) -> None:
-    if request.window_s is not None:
-        moments = predictor.windows(path, request.window_s, request.stride_s)
-    else:
-        moments = predictor.stream(path, request.every, carry=request.carry)
-    curves = None if request.plot is None else Curves()
-    writer.begin(video)
-    try:
-        for moment in moments:
-            writer.moment(video, moment)
-            progress(moment.end_s)
-            if curves is not None:
-                curves.add(moment)
-    finally:  # what came before a damaged frame is shown
-        writer.end()
-    if curves is not None and request.plot is not None:
-        draw_timeline(request.plot, curves, predictor.classes, one_line(Path(video).name))
+class _Run(NamedTuple):
+    """Where the answers of all videos go."""
+
+    predictor: Predictor
+    request: Request
+    writer: Writer
+    features: FeatureFile | None
+
+    def predict(self, video: str, path: Path, progress: Say) -> None:
+        if self.request.is_timeline:
+            self._timeline(video, path, progress)
+            return
+        shares, features = self.predictor.whole(path)
+        self.writer.whole(video, shares)
+        if self.features is not None:
+            self.features.add(video, features)
+
+    def _timeline(self, video: str, path: Path, progress: Say) -> None:
+        request, curves = self.request, None if self.request.plot is None else Curves()
+        if request.window_s is not None:
+            moments = self.predictor.windows(path, request.window_s, request.stride_s)
+        else:
+            moments = self.predictor.stream(path, request.every, carry=request.carry)
+        self.writer.begin(video)
+        try:
+            for moment in moments:
+                self.writer.moment(video, moment)
+                progress(moment.end_s)
+                if curves is not None:
+                    curves.add(moment)
+                if self.features is not None and moment.features is not None:
+                    self.features.add(video, moment.features, moment[:2])
+        finally:  # what came before a damaged frame is shown
+            self.writer.end()
+        if curves is not None and request.plot is not None:
+            title = one_line(Path(video).name)
+            draw_timeline(request.plot, curves, self.predictor.classes, title)
 
 
 def _complain(error: DataError) -> int:

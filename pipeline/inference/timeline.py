@@ -31,6 +31,8 @@ class Moment(NamedTuple):
     end_s: float
     probabilities: NDArray[np.float32]
     """(classes,)."""
+    features: NDArray[np.float32] | None = None
+    """(embed_dim,), the mean over the views of what the head reads; None for a stream."""
 
 
 def cut_windows(
@@ -99,8 +101,9 @@ class Curves:
         """Starts (n,) and ends (n,) in seconds and mean probabilities (n, classes)."""
         if self._open:
             self._close()
-        starts, ends, shares = zip(*self._done, strict=True)
-        return np.array(starts), np.array(ends), np.stack(shares)
+        starts = np.array([moment.start_s for moment in self._done])
+        ends = np.array([moment.end_s for moment in self._done])
+        return starts, ends, np.stack([moment.probabilities for moment in self._done])
 
     def _close(self) -> None:
         self._done.append(_mean(self._open))

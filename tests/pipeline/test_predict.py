@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -94,10 +95,10 @@ def test_a_window_is_predicted_like_a_file_of_its_frames(both: Path, long: Path)
     pictures = list(read_pictures(str(long)))
     for moment in moments:
         own = pictures[int(moment.start_s * 8) : int(moment.end_s * 8)]
-        expected = predictor._classify(own, predictor._wanted(len(own)))
-        assert (moment.probabilities == expected).all()
+        expected = predictor._answer(own, predictor._wanted(len(own)))
+        assert (moment.probabilities == expected.probabilities).all()
     (whole,) = predictor.windows(long, window_s=60)
-    assert (whole.probabilities == predictor.probabilities(long)).all()
+    assert (whole.probabilities == predictor.whole(long).probabilities).all()
     with pytest.raises(ConfigError, match=r"window of 1 s every 0 s: give 0\.01 s or more"):
         next(predictor.windows(long, 1, 0))
 
@@ -106,11 +107,11 @@ def test_a_long_video_is_read_twice_and_not_held(
     both: Path, long: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = Predictor.load(both)
-    whole = predictor.probabilities(long)
+    whole = predictor.whole(long).probabilities
     monkeypatch.setattr(predict, "_HELD", 10)
     held, wanted = predict.read_chosen(long, predictor._wanted)
     assert len(held) == wanted.size == 4
-    assert (predictor.probabilities(long) == whole).all()
+    assert (predictor.whole(long).probabilities == whole).all()
 
 
 def test_a_stream_answers_after_every_frame(forward: Path, long: Path) -> None:
@@ -236,6 +237,7 @@ def test_bad_input_is_one_line_each_and_the_rest_is_predicted(
         (("--every", 2), "--every: is of a stream"),
         (("--carry",), "--carry: is of a stream"),
         (("--plot", tmp_path / "a.png"), "--plot: draws a timeline"),
+        (("--stream", "--features", "a.parquet"), "--features: are of whole videos"),
         (("--stream", "--plot", "a.gif"), r"a.gif: cannot be drawn"),
         (("--json", "--csv"), "--json and --csv: choose one"),
         (("--stream", "--plot", tmp_path / "a.png", long), "--plot: draws one video, and 2 are"),
@@ -261,3 +263,23 @@ def test_what_precedes_damage_is_shown(forward: Path, long: Path, vmp: Vmp, tmp_
     assert status == 2
     assert err.startswith(f"error: {damaged}: cannot be used: corrupt")
     assert 20 <= len(out.splitlines()) < 40
+
+
+def test_features_are_what_the_head_reads(both: Path, long: Path, vmp: Vmp, tmp_path: Path) -> None:
+    predictor, out = Predictor.load(both), tmp_path / "out.parquet"
+    assert vmp("predict", both, long, tmp_path / "gone.mp4", "--features", out)[0] == 2
+    (row,) = pq.read_table(out).to_pylist()
+    assert (row["video"], row["start_s"], row["end_s"]) == (str(long), None, None)
+    features = torch.tensor([row["features"]])
+    shares = predictor.model.head(features).softmax(-1)[0].detach().numpy()  # one view
+    np.testing.assert_allclose(shares, predictor.whole(long).probabilities, atol=1e-6)
+
+    assert vmp("predict", both, long, "--window", 2, "--features", out)[0] == 0
+    table = pq.read_table(out).to_pylist()
+    assert [(row["start_s"], row["end_s"]) for row in table] == [(0, 2), (1, 3), (2, 4), (3, 5)]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
+
+    nowhere = tmp_path / "gone" / "out.parquet"
+    status, _, err = vmp("predict", both, long, "--features", nowhere)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: {nowhere}: cannot be written (")
