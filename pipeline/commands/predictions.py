@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
 
 from data_prep.video.read import stated_seconds
 from pipeline import exits
@@ -29,7 +30,6 @@ from pipeline.predict import Predictor, ranked
 from pipeline.terminal import one_line, say
 
 Output = Literal["text", "json", "csv"]
-Say = Callable[[float], None]
 _COLUMNS = ("video", "start_s", "end_s", "rank", "class", "probability")
 
 
@@ -108,7 +108,8 @@ class _Run(NamedTuple):
     writer: Writer
     features: FeatureFile | None
 
-    def predict(self, video: str, path: Path, progress: Say) -> None:
+    def predict(self, video: str, path: Path, progress: Progress) -> None:
+        self.writer.say = progress.say
         if self.request.is_timeline:
             self._timeline(video, path, progress)
             return
@@ -117,7 +118,7 @@ class _Run(NamedTuple):
         if self.features is not None:
             self.features.add(video, features)
 
-    def _timeline(self, video: str, path: Path, progress: Say) -> None:
+    def _timeline(self, video: str, path: Path, progress: Progress) -> None:
         request, curves = self.request, None if self.request.plot is None else Curves()
         if request.window_s is not None:
             moments = self.predictor.windows(path, request.window_s, request.stride_s)
@@ -127,7 +128,7 @@ class _Run(NamedTuple):
         try:
             for moment in moments:
                 self.writer.moment(video, moment)
-                progress(moment.end_s)
+                progress.update(moment.end_s)
                 if curves is not None:
                     curves.add(moment)
                 if self.features is not None and moment.features is not None:
@@ -144,23 +145,43 @@ def _complain(error: DataError) -> int:
     return exits.BAD_INPUT
 
 
+class Progress:
+    """How far into a video the work is, on a terminal; elsewhere nothing is drawn."""
+
+    def __init__(self, bar: Bar | None = None, seconds: float | None = None) -> None:
+        self._bar = bar
+        self._of = "" if seconds is None else f" of {clock(seconds)}"
+
+    def update(self, seconds: float) -> None:
+        if self._bar is not None:
+            self._bar.update(TaskID(0), completed=seconds, at=clock(seconds) + self._of)
+
+    def say(self, text: str) -> None:
+        """Print a line of the result, which must not join the line of the bar."""
+        if self._bar is None or not sys.stdout.isatty():
+            say(text)
+            return
+        self._bar.stop()
+        say(text)
+        self._bar.start()
+
+
 @contextmanager
-def _progress(video: str, path: Path, videos: list[str]) -> Iterator[Say]:
+def _progress(video: str, path: Path, videos: list[str]) -> Iterator[Progress]:
     """Draw, on a terminal, how far into which video the block is."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda seconds: None
+        yield Progress()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[at]}"))
+    seconds = stated_seconds(str(path))
     number = f"{videos.index(video) + 1}/{len(videos)} " if len(videos) > 1 else ""
-    # Text that goes to a pipe must not be drawn above the bar instead.
-    redirect = sys.stdout.isatty()
-    with Progress(*columns, console=console, transient=True, redirect_stdout=redirect) as bar:
-        total = stated_seconds(str(path))
-        name = one_line(Path(video).name).replace("[", r"\[")
-        task = bar.add_task(number + name, total=total, at="")
-        of = "" if total is None else f" of {clock(total)}"
-        yield lambda seconds: bar.update(task, completed=seconds, at=clock(seconds) + of)
+    name = one_line(Path(video).name).replace("[", r"\[")
+    # What is printed does not pass the console: a pipe gets it whatever the terminal shows.
+    quiet = {"redirect_stdout": False, "redirect_stderr": False}
+    with Bar(*columns, console=console, transient=True, **quiet) as bar:
+        bar.add_task(number + name, total=seconds, at="")
+        yield Progress(bar, seconds)
 
 
 class _Span(NamedTuple):
@@ -187,13 +208,14 @@ class Writer:
     def __init__(self, classes: tuple[str, ...], request: Request) -> None:
         self.classes = classes
         self.request = request
+        self.say: Callable[[str], None] = say
         self._span: _Span | None = None
 
     def whole(self, video: str, shares: NDArray[np.float32]) -> None:
-        say(one_line(f"{video}: {self._top(shares)}"))
+        self.say(one_line(f"{video}: {self._top(shares)}"))
 
     def begin(self, video: str) -> None:
-        say(one_line(f"{video}:"))
+        self.say(one_line(f"{video}:"))
 
     def moment(self, video: str, moment: Moment) -> None:
         if not self.request.stream:
@@ -219,7 +241,7 @@ class Writer:
         return ", ".join(f"{label} {share:.3f}" for label, share in best)
 
     def _line(self, start_s: float, end_s: float, text: str) -> None:
-        say(one_line(f"  {clock(start_s):>9} - {clock(end_s):>9}  {text}"))
+        self.say(one_line(f"  {clock(start_s):>9} - {clock(end_s):>9}  {text}"))
 
 
 class JsonWriter(Writer):
@@ -239,7 +261,7 @@ class JsonWriter(Writer):
         best = ranked(self.classes, shares)[: self.request.top]
         listed = [{"class": label, "probability": round(share, 6)} for label, share in best]
         # ASCII alone: no character of a name can reach the terminal as such.
-        say(json.dumps(head | {"classes": listed}))
+        self.say(json.dumps(head | {"classes": listed}))
 
 
 class CsvWriter(JsonWriter):
@@ -258,7 +280,7 @@ class CsvWriter(JsonWriter):
     def _row(self, cells: Iterable[object]) -> None:
         text = io.StringIO()
         csv.writer(text, lineterminator="").writerow(cells)
-        say(text.getvalue())
+        self.say(text.getvalue())
 
 
 _WRITERS: dict[Output, type[Writer]] = {"text": Writer, "json": JsonWriter, "csv": CsvWriter}

@@ -15,10 +15,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.progress import TextColumn
 
 from data_prep.video.read import read_pictures, read_timed_pictures, stated_seconds
 from model import ModelError, Stream, create_model
 from pipeline import cli, predict
+from pipeline.commands.predictions import Progress
 from pipeline.config import load_config
 from pipeline.data.augment import square_crops
 from pipeline.data.batch import normalize
@@ -283,3 +287,27 @@ def test_features_are_what_the_head_reads(both: Path, long: Path, vmp: Vmp, tmp_
     status, _, err = vmp("predict", both, long, "--features", nowhere)
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith(f"error: {nowhere}: cannot be written (")
+
+
+def test_a_line_of_the_result_never_joins_that_of_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    console = Console(file=screen, force_terminal=True)
+    quiet = {"redirect_stdout": False, "redirect_stderr": False}
+    with Bar(TextColumn("{task.fields[at]}"), console=console, transient=True, **quiet) as bar:
+        bar.add_task("", at="", total=90.0)
+        progress = Progress(bar, 90.0)
+        progress.update(60.5)
+        bar.refresh()
+        progress.say("result")
+        progress.update(61)
+    shown = screen.getvalue()
+    assert "1:00.5 of 1:30.0" in shown
+    before, _, after = shown.partition("result")
+    assert before.endswith(("\n", "\x1b[2K"))  # on a line of its own, or that of the erased bar
+    assert after.startswith("\n")
