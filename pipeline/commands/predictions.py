@@ -178,8 +178,9 @@ def _progress(video: str, path: Path, videos: list[str]) -> Iterator[Progress]:
     number = f"{videos.index(video) + 1}/{len(videos)} " if len(videos) > 1 else ""
     name = one_line(Path(video).name).replace("[", r"\[")
     # What is printed does not pass the console: a pipe gets it whatever the terminal shows.
-    quiet = {"redirect_stdout": False, "redirect_stderr": False}
-    with Bar(*columns, console=console, transient=True, **quiet) as bar:
+    with Bar(
+        *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
+    ) as bar:
         bar.add_task(number + name, total=seconds, at="")
         yield Progress(bar, seconds)
 
