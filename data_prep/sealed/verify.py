@@ -71,6 +71,11 @@ def verify(
     if not fix or not first.findings:
         return first
     manifest = _manifest(open_store(out, Path()), out)
+    if manifest.adopted:
+        raise DataError(
+            f"{out}: adopted tars cannot be rebuilt ({first.findings[0]}); restore them, or remove "
+            f"{MANIFEST_NAME} and run `vmp data adopt` again"
+        )
     rebuilt, left = rebuild(out, work_dir(out, work), manifest, first.findings)
     second = _verify(out, work, workers, show_progress)
     return replace(second, findings=second.findings + left, rebuilt=rebuilt)
