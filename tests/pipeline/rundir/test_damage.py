@@ -100,7 +100,7 @@ def read_everything(run_dir: Path, srun_status: int) -> None:
     (row,) = watch.list_jobs(run_dir.parent)
     assert (row.name, row.checkpoint) in (
         ("before", f"step-{SAVED:08d}"),
-        ("before", "-"),  # nobody knows the job: job.json is damaged
+        ("before", None),  # nobody knows the job: job.json is damaged
     )
     list(watch.bad_nodes(run_dir.parent))
     faults(run_dir.parent)
