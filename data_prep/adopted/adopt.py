@@ -17,14 +17,17 @@ from rich.console import Console
 from rich.progress import track
 
 from data_prep.adopted.labels import choose_classes
-from data_prep.adopted.links import places
+from data_prep.adopted.links import Place, places
 from data_prep.adopted.seal import known_manifest, seal_split
 from data_prep.adopted.tar import AdoptedTar, Identity
+from data_prep.errors import refused
 from data_prep.jobs.pool import Caps, ClipPool
 from data_prep.jobs.record import ShardResult, read_result, record_name
 from data_prep.schema import Manifest, SplitName
 from data_prep.storage import DirectoryStore, Store
 from data_prep.video.clip import PreparedClip, RejectedClip
+from data_prep.workdir import NAME as WORK_NAME
+from data_prep.workdir import Workdir
 
 
 class AdoptConfig(BaseModel):
@@ -38,7 +41,7 @@ class AdoptConfig(BaseModel):
     """Directory of the index, with links to the tars; by default the directory of the tars."""
     split: SplitName = "train"
     dataset: str = ""
-    """Part of every key; the name of the directory of the tars by default."""
+    """Part of every key; the name of the shard directory by default."""
     label_key: str | None = None
     """Field of the json member that holds the label; None = the cls or txt member holds it."""
     classes: tuple[str, ...] | None = None
@@ -61,11 +64,21 @@ def adopt(config: AdoptConfig, *, show_progress: bool = True) -> Manifest:
     Raises `DataError` for bad input and when too many samples are unusable.
     """
     found = places(config.source, config.out, config.split)
+    workdir = Workdir(config.root / WORK_NAME)
+    try:
+        workdir.root.mkdir(exist_ok=True)
+    except OSError as error:
+        raise refused(error, f"{config.root}: cannot be written; give another --out") from None
+    with workdir.alone():
+        return _adopt(config, found, show_progress)
+
+
+def _adopt(config: AdoptConfig, found: list[Place], show_progress: bool) -> Manifest:
     root = config.root
     store = DirectoryStore(root)
     names = [place.link.name for place in found]
     known = known_manifest(store, str(root), config.split, names)
-    identity = Identity(config.dataset or found[0].tar.parent.resolve().name, config.split)
+    identity = Identity(config.dataset or root.resolve().name, config.split)
     tars = [AdoptedTar(place, identity, config.label_key) for place in found]
     classes = choose_classes(
         [label for tar in tars for label in tar.labels],

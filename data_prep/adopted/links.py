@@ -28,7 +28,7 @@ class Place(NamedTuple):
         try:
             if self.link.exists() and not self.link.is_symlink():
                 raise DataError(f"{self.link}: a file, where a link to {self.tar} should be")
-            temporary = self.link.with_name(f".{uuid.uuid4().hex}.tmp")
+            temporary = self.link.with_name(f".{self.link.name}.{uuid.uuid4().hex}.tmp")
             temporary.symlink_to(os.path.abspath(self.tar))
             temporary.replace(self.link)
         except OSError as error:

@@ -52,6 +52,7 @@ def report(out: str, *, page: Path | None = None, seed: int = 0) -> Path:
     html = template.render(
         title=f"Data report: {found.manifest.dataset}",
         digest=found.manifest.digest,
+        adopted=found.manifest.adopted,
         splits=list(found.manifest.splits),
         cards=_cards(found),
         leakage=_leakage(found),

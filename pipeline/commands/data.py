@@ -131,6 +131,9 @@ def data_adopt(
         Path | None, typer.Option(help="Directory of the index; default: beside the tars.")
     ] = None,
     split: Annotated[str, typer.Option(help="The split that these tars are.")] = "train",
+    dataset: Annotated[
+        str, typer.Option(help="Name of the data set; default: that of the shard directory.")
+    ] = "",
     label_key: Annotated[
         str | None,
         typer.Option(help="Field of the json with the label; default: the cls or txt member."),
@@ -157,6 +160,7 @@ def data_adopt(
         source=tars,
         out=out,
         split=split,
+        dataset=dataset,
         label_key=label_key,
         classes=None if classes is None else read_classes(classes),
         max_missing=max_missing,

@@ -117,6 +117,7 @@ def adopted(downloaded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_tars_stay_where_they_are_and_the_seal_holds(downloaded: Path, adopted: Path) -> None:
     manifest = Manifest.model_validate_json((adopted / MANIFEST_NAME).read_text())
     assert (manifest.classes, manifest.splits) == (NAMES, {"train": 3, "val": 3})
+    assert manifest.dataset == "shards"
     assert manifest.adopted
     assert (adopted / "val-000000.tar").resolve() == (downloaded / "00001.tar").resolve()
     assert (adopted / "val-000000.tar").is_symlink()
@@ -165,6 +166,7 @@ def test_evaluation_and_the_report_show_them(adopted: Path, tmp_path: Path) -> N
     assert batch.weight.tolist() == [1.0, 1.0, 1.0]
     page = report(str(adopted), page=tmp_path / "report.html").read_text()
     assert "kept byte for byte" in page
+    assert "copies that were encoded anew are not found" in page
     assert page.count("data:image/jpeg;base64,") == 6
 
 
@@ -277,7 +279,7 @@ def test_a_damaged_tar_is_refused_as_a_whole(
     with pytest.raises(DataError, match=reason) as refused:
         adopt(config(tmp_path, label_key="meta.class"), show_progress=False)
     assert "\n" not in str(refused.value)
-    assert os.listdir(tmp_path) == ["00000.tar"]
+    assert sorted(os.listdir(tmp_path)) == [".prep", "00000.tar"]
 
 
 def test_changes_after_the_seal_are_found(tmp_path: Path) -> None:
@@ -344,6 +346,17 @@ def test_captions_are_not_taken_for_classes(tmp_path: Path) -> None:
     tar = raw(tmp_path / "t.tar", members)
     with pytest.raises(DataError, match="101 different labels in 101 samples look like captions"):
         adopt(config(tar), show_progress=False)
+
+
+def test_what_a_killed_call_left_is_removed_and_an_unusable_tar_stays(tmp_path: Path) -> None:
+    tars = tmp_path / "tars"
+    write(tars / "0.tar", [{"__key__": "a", "mp4": VIDEOS[0], "cls": 0}])
+    raw(tars / "1.tar", [("b.mp4", b"no video"), ("b.cls", b"0")])
+    (tars / ".manifest.json.0123456789abcdef.tmp").write_text("half")
+    manifest = adopt(config(tars, max_missing=0.5), show_progress=False)
+    assert [record.name for record in manifest.shards] == ["0.tar"]
+    assert verify(str(tars), workers=1, show_progress=False).findings == []
+    assert not list(tars.glob(".*.tmp"))
 
 
 def test_the_command(downloaded: Path, tmp_path: Path) -> None:
