@@ -111,7 +111,7 @@ class VideoMamba(nn.Module):
         times = torch.cat([times, beyond], dim=1)[:, :, None]
         cls = (self.cls_token + self.pos_embed[:, :1])[:, None] + times
         patches = patches + (self.pos_embed[:, None, 1:] + times)
-        return torch.cat([patches, cls.expand(len(clip), -1, -1, -1)], dim=2).flatten(1, 2)
+        return torch.cat([patches, cls.expand(clip.shape[0], -1, -1, -1)], dim=2).flatten(1, 2)
 
     def no_weight_decay(self) -> frozenset[str]:
         """Names of the parameters that weight decay must leave alone: biases, norms, the state
@@ -137,7 +137,7 @@ class VideoMamba(nn.Module):
             return self.embed_steps(clip, 0)
         positions = self.pos_embed[:, None, 1:] + self.temporal_pos_embedding[:, :, None]
         tokens = (self.patch_embed(clip) + positions).flatten(1, 2)
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(clip), -1, -1)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(clip.shape[0], -1, -1)
         return torch.cat([cls, tokens], dim=1)
 
     def _blocks(self, tokens: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:

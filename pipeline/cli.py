@@ -299,12 +299,17 @@ def convert(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory, or a checkpoint.")],
-    out: Annotated[Path, typer.Argument(help="The .safetensors or .pth file to write.")],
+    out: Annotated[
+        Path, typer.Argument(help="The .safetensors, .pth, .pt2 or .onnx file, or a folder.")
+    ],
     raw: Raw = False,
 ) -> None:
-    """Write the weights of a run to one file with classes, sampling and model configuration.
+    """Write a trained model to one file with classes, sampling and model configuration.
 
-    Example: vmp export runs/demo demo.safetensors
+    The suffix decides: .safetensors or .pth for weights, .pt2 for a program of torch.export, .onnx
+    for ONNX, none for a folder in the form of the Hugging Face Hub.
+
+    Example: vmp export runs/demo demo.onnx
     """
     from pipeline.inference.export import export_weights
 

@@ -19,7 +19,7 @@ from pipeline.data.config import Positive
 from pipeline.errors import ConfigError
 
 CARD_METADATA = "videomambapro"
-SUFFIXES = (".safetensors", ".pth")
+SUFFIXES = (".safetensors", ".pth", ".pt2", ".onnx")
 
 
 class Card(BaseModel):
@@ -65,17 +65,18 @@ class Card(BaseModel):
 
 def check_suffix(path: Path) -> None:
     """Raise ConfigError if the suffix names a format that cannot be written."""
-    if path.suffix not in SUFFIXES:
-        why = ": ONNX has no selective scan" if path.suffix == ".onnx" else ""
-        raise ConfigError(f"{path}: cannot be written{why}; choose {' or '.join(SUFFIXES)}")
+    if path.suffix and path.suffix not in SUFFIXES:
+        raise ConfigError(
+            f"{path}: cannot be written; choose {', '.join(SUFFIXES)}, or a name without a suffix "
+            "for a Hugging Face folder"
+        )
 
 
 def write_exported(path: Path, net: VideoMamba, card: Card) -> None:
-    """Write weights and card to `path`.
+    """Write weights and card to `path`, a .safetensors or .pth file.
 
-    Raises ConfigError for an unknown suffix, and WeightsError when the file cannot be written.
+    Raises WeightsError when the file cannot be written.
     """
-    check_suffix(path)
     save_model(path, net, {CARD_METADATA: card.model_dump_json()})
 
 
