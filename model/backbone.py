@@ -1,4 +1,6 @@
-"""The video classifier: patch and position embeddings, blocks of mixers, a head on the CLS token.
+"""The video classifier: patch and position embeddings, blocks of mixers, a head.
+
+The head reads the CLS token, or the mean of all tokens as an option.
 
 Legend: B batch, T steps in time, P patches per frame, L tokens, d embed_dim. L is T * P + 1, or
 T * (P + 1) for the direction "forward".
@@ -18,6 +20,7 @@ from model.errors import ModelError
 from model.init import init_weights
 from model.mixer import Mixer
 from model.patch_embed import PatchEmbed
+from model.readout import class_token_first, join_tokens, tokens_read
 from model.step_linear import linear
 
 # Weight decay spares parameters whose last name is here, and those of the norms. Names decide, not
@@ -69,11 +72,21 @@ class VideoMamba(nn.Module):
         """
         self._check(clip, self.config.num_frames)
         branch, residual = self._blocks(self._embed(clip), drop_path_keep)
-        # Only one CLS token is read: add and normalise nothing else.
-        cls = slice(-1, None) if self.is_causal else slice(0, 1)
-        normed, _ = self.norm_f(branch[:, cls], residual[:, cls])
-        logits: Tensor = self.head(normed[:, 0])
+        # Add and normalise only the tokens that are read: one CLS token, or all tokens.
+        read = tokens_read(self.config)
+        normed, _ = self.norm_f(branch[:, read], residual[:, read])
+        logits: Tensor = self.head(normed.mean(dim=1))
         return logits
+
+    def tokens(self, clip: Tensor) -> Tensor:
+        """The normalised tokens (B, T * P + 1, d) from which heads read, the CLS token first.
+
+        clip: as `forward` takes it. Every block's output is kept. Of the CLS tokens of the
+            direction "forward", only the last is returned.
+        """
+        self._check(clip, self.config.num_frames)
+        normed, _ = self.norm_f(*self._blocks(self._embed(clip), None))
+        return class_token_first(normed, self.config)
 
     def frame_logits(self, clip: Tensor) -> Tensor:
         """Class logits after every step in time, for the direction "forward".
@@ -138,7 +151,7 @@ class VideoMamba(nn.Module):
         positions = self.pos_embed[:, None, 1:] + self.temporal_pos_embedding[:, :, None]
         tokens = (self.patch_embed(clip) + positions).flatten(1, 2)
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(clip.shape[0], -1, -1)
-        return torch.cat([cls, tokens], dim=1)
+        return join_tokens(cls, tokens, self.config)
 
     def _blocks(self, tokens: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         """The branch of the last block and the residual stream before it, both (B, L, d)."""

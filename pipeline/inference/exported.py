@@ -6,6 +6,7 @@ of clips. It does not reveal where the run or its data were.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ from pipeline.data.config import Positive
 from pipeline.errors import ConfigError
 
 CARD_METADATA = "videomambapro"
-SUFFIXES = (".safetensors", ".pth", ".pt2", ".onnx")
+WEIGHTS_SUFFIXES = (".safetensors", ".pth")
+SUFFIXES = (*WEIGHTS_SUFFIXES, ".pt2", ".onnx")
 
 
 class Card(BaseModel):
@@ -88,16 +90,24 @@ def read_exported(path: Path) -> tuple[VideoMamba, Card | None]:
     invalid.
     """
     net, metadata = open_whole(path)
-    text = metadata.get(CARD_METADATA)
-    if text is None:
-        return net, None
-    try:
-        card = Card.model_validate_json(text)
-    except ValidationError as error:
-        problem = first_problem(error, Card, whole="content")
-        raise ConfigError(f"{path}: {CARD_METADATA} metadata: {problem}") from error
-    if card.classes and len(card.classes) != net.config.num_classes:
+    card = card_of(metadata, path)
+    if card is not None and card.classes and len(card.classes) != net.config.num_classes:
         raise ConfigError(
             f"{path}: names {len(card.classes)} classes, its head has {net.config.num_classes}"
         )
     return net, card
+
+
+def card_of(metadata: Mapping[str, str], path: Path) -> Card | None:
+    """Read the card among the texts of a file; None when it has none.
+
+    Raises ConfigError, which names `path`, for an invalid card.
+    """
+    text = metadata.get(CARD_METADATA)
+    if text is None:
+        return None
+    try:
+        return Card.model_validate_json(text)
+    except ValidationError as error:
+        problem = first_problem(error, Card, whole="content")
+        raise ConfigError(f"{path}: {CARD_METADATA} metadata: {problem}") from error
