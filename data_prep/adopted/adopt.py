@@ -10,19 +10,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.progress import track
 
-from data_prep.adopted.labels import choose_classes
+from data_prep.adopted.labels import choose_classes, label_text
 from data_prep.adopted.links import Place, places
 from data_prep.adopted.seal import known_manifest, seal_split
 from data_prep.adopted.tar import AdoptedTar, Identity
-from data_prep.errors import refused
+from data_prep.errors import DataError, refused
 from data_prep.jobs.pool import Caps, ClipPool
 from data_prep.jobs.record import ShardResult, read_result, record_name
+from data_prep.plan import UNLABELLED_SPLIT
 from data_prep.schema import Manifest, SplitName
 from data_prep.storage import DirectoryStore, Store
 from data_prep.video.clip import PreparedClip, RejectedClip
@@ -44,6 +46,8 @@ class AdoptConfig(BaseModel):
     """Part of every key; the name of the shard directory by default."""
     label_key: str | None = None
     """Field of the json member that holds the label; None = the cls or txt member holds it."""
+    unlabelled: bool = False
+    """Whether to read no labels at all; only the split `test` may lack them."""
     classes: tuple[str, ...] | None = None
     """Class names in the order of their numbers; None = those that occur."""
     max_missing: float = Field(default=0.1, ge=0, le=1)
@@ -63,6 +67,8 @@ def adopt(config: AdoptConfig, *, show_progress: bool = True) -> Manifest:
 
     Raises `DataError` for bad input and when too many samples are unusable.
     """
+    if config.unlabelled and config.split != UNLABELLED_SPLIT:
+        raise DataError(f"--unlabelled: only the split {UNLABELLED_SPLIT!r} may lack labels")
     found = places(config.source, config.out, config.split)
     workdir = Workdir(config.root / WORK_NAME)
     try:
@@ -79,7 +85,8 @@ def _adopt(config: AdoptConfig, found: list[Place], show_progress: bool) -> Mani
     names = [place.link.name for place in found]
     known = known_manifest(store, str(root), config.split, names)
     identity = Identity(config.dataset or root.resolve().name, config.split)
-    tars = [AdoptedTar(place, identity, config.label_key) for place in found]
+    find_label = None if config.unlabelled else partial(label_text, key=config.label_key)
+    tars = [AdoptedTar(place, identity, find_label) for place in found]
     classes = choose_classes(
         [label for tar in tars for label in tar.labels],
         given=config.classes,

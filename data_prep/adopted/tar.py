@@ -6,12 +6,12 @@ import hashlib
 import json
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import av
 
-from data_prep.adopted.labels import class_number, label_text
+from data_prep.adopted.labels import class_number
 from data_prep.adopted.links import Place
 from data_prep.adopted.members import ForeignSample, Member, read_members
 from data_prep.errors import DataError, refused
@@ -37,20 +37,27 @@ class _Video(NamedTuple):
     label: str | None
 
 
+FindLabel = Callable[[ForeignSample], str]
+"""Returns the label of a sample as text. Raises `ValueError` with the reason if it has none."""
+
+
 class AdoptedTar:
     """A tar whose samples were read; `number` gives them classes, `result` makes the record."""
 
-    def __init__(self, place: Place, identity: Identity, label_key: str | None) -> None:
-        """Read the members and labels. Raises `DataError` for a damaged tar."""
+    def __init__(self, place: Place, identity: Identity, find_label: FindLabel | None) -> None:
+        """Read the members and, unless `find_label` is None, the label of every sample.
+
+        Raises `DataError` for a damaged tar.
+        """
         self.place, self._identity = place, identity
         self._state = self._stat()
         self._videos: list[_Video] = []
         self._labels: list[int] = []
         self._rejected: list[RejectedRow] = []
         for sample in read_members(place.tar):
-            self._add(sample, label_key)
+            self._add(sample, find_label)
 
-    def _add(self, sample: ForeignSample, label_key: str | None) -> None:
+    def _add(self, sample: ForeignSample, find_label: FindLabel | None) -> None:
         if sample.fault is not None:
             self._reject(sample.key, *sample.fault)
             return
@@ -58,7 +65,7 @@ class AdoptedTar:
             self._reject(sample.key, "unpaired", f"{', '.join(sample.labels)} without a video")
             return
         try:
-            label = label_text(sample, label_key)
+            label = None if find_label is None else find_label(sample)
         except ValueError as error:
             if self._identity.split != UNLABELLED_SPLIT or sample.labels:
                 self._reject(sample.video.name, "no_label", str(error))

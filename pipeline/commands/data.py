@@ -146,6 +146,9 @@ def data_adopt(
         str | None,
         typer.Option(help="Field of the json with the label; default: the cls or txt member."),
     ] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Read no labels; for --split test only.")
+    ] = False,
     classes: Annotated[
         Path | None, typer.Option(help="File with a class name per line, in order of numbers.")
     ] = None,
@@ -170,6 +173,7 @@ def data_adopt(
         split=split,
         dataset=dataset,
         label_key=label_key,
+        unlabelled=unlabelled,
         classes=None if classes is None else read_classes(classes),
         max_missing=max_missing,
         decoders=decoders,

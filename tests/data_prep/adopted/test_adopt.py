@@ -187,6 +187,17 @@ def test_cls_numbers_take_names_from_a_file_and_txt_are_names(tmp_path: Path) ->
     assert open_shards(tars).labels.tolist() == [1, 0]
 
 
+def test_captioned_tars_without_labels_become_the_split_test(
+    downloaded: Path, tmp_path: Path
+) -> None:
+    options = {"out": tmp_path / "out", "unlabelled": True}
+    with pytest.raises(DataError, match="only the split 'test' may lack labels"):
+        adopt(config(downloaded, **options), show_progress=False)
+    manifest = adopt(config(downloaded, split="test", **options), show_progress=False)
+    assert (manifest.classes, manifest.splits) == ((), {"test": 6})
+    assert open_shards(tmp_path / "out").labels.tolist() == [-1] * 6
+
+
 def test_every_unusable_sample_is_listed_with_its_reason(tmp_path: Path) -> None:
     good, cls = VIDEOS[0], b"1"
     members = [
