@@ -64,6 +64,13 @@ def _bitmap(rows: str) -> _FloatArray:
 
 
 _GLYPHS = np.stack([_bitmap(rows) for rows in _LETTERS.values()])
+LETTERS = tuple(_LETTERS)
+
+
+def glyph_of(letter: str) -> _FloatArray:
+    """The (9, 9) bitmap of a letter."""
+    glyph: _FloatArray = _GLYPHS[LETTERS.index(letter)]
+    return glyph
 
 
 def random_glyph(random: np.random.Generator) -> _FloatArray:

@@ -20,7 +20,7 @@ from model.errors import ModelError
 from model.init import init_weights
 from model.mixer import Mixer
 from model.patch_embed import PatchEmbed
-from model.readout import join_tokens, tokens_read
+from model.readout import class_token_first, join_tokens, tokens_read
 from model.step_linear import linear
 
 # Weight decay spares parameters whose last name is here, and those of the norms. Names decide, not
@@ -78,6 +78,16 @@ class VideoMamba(nn.Module):
         logits: Tensor = self.head(normed.mean(dim=1))
         return logits
 
+    def tokens(self, clip: Tensor) -> Tensor:
+        """The normalised tokens (B, T * P + 1, d) from which heads read, the CLS token first.
+
+        clip: as `forward` takes it. Every block's output is kept. Of the CLS tokens of the
+            direction "forward", only the last is returned.
+        """
+        self._check(clip, self.config.num_frames)
+        normed, _ = self.norm_f(*self._blocks(self._embed(clip), None))
+        return class_token_first(normed, self.config)
+
     def frame_logits(self, clip: Tensor) -> Tensor:
         """Class logits after every step in time, for the direction "forward".
 
@@ -114,7 +124,7 @@ class VideoMamba(nn.Module):
         times = torch.cat([times, beyond], dim=1)[:, :, None]
         cls = (self.cls_token + self.pos_embed[:, :1])[:, None] + times
         patches = patches + (self.pos_embed[:, None, 1:] + times)
-        return torch.cat([patches, cls.expand(len(clip), -1, -1, -1)], dim=2).flatten(1, 2)
+        return torch.cat([patches, cls.expand(clip.shape[0], -1, -1, -1)], dim=2).flatten(1, 2)
 
     def no_weight_decay(self) -> frozenset[str]:
         """Names of the parameters that weight decay must leave alone: biases, norms, the state
@@ -140,7 +150,7 @@ class VideoMamba(nn.Module):
             return self.embed_steps(clip, 0)
         positions = self.pos_embed[:, None, 1:] + self.temporal_pos_embedding[:, :, None]
         tokens = (self.patch_embed(clip) + positions).flatten(1, 2)
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(clip), -1, -1)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(clip.shape[0], -1, -1)
         return join_tokens(cls, tokens, self.config)
 
     def _blocks(self, tokens: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:

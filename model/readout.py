@@ -27,6 +27,17 @@ def join_tokens(cls: Tensor, tokens: Tensor, config: ModelConfig) -> Tensor:
     return torch.cat([tokens[:, :index], cls, tokens[:, index:]], dim=1)
 
 
+def class_token_first(tokens: Tensor, config: ModelConfig) -> Tensor:
+    """The tokens (B, L, d) of the sequence, the (last) class token moved to the first place."""
+    if config.direction == "forward":  # every step ends with a CLS token
+        steps = tokens.reshape(len(tokens), config.num_steps, -1, tokens.shape[-1])
+        return torch.cat([tokens[:, -1:], steps[:, :, :-1].flatten(1, 2)], dim=1)
+    index = class_token_index(config)
+    if index == 0:
+        return tokens
+    return torch.cat([tokens[:, index : index + 1], tokens[:, :index], tokens[:, index + 1 :]], 1)
+
+
 def tokens_read(config: ModelConfig) -> slice:
     """The tokens that the final norm must see: the class token alone, or all of them."""
     if config.direction == "forward":  # the class token behind the last frame

@@ -58,6 +58,9 @@ def data_shard(
         int, typer.Option(min=1, max=3, help="Official division of ucf101 and hmdb51.")
     ] = 1,
     clips_per_shard: Annotated[int, typer.Option(min=1, help="Clips in one tar file.")] = 256,
+    crf: Annotated[
+        int, typer.Option(min=0, max=51, help="Quality of x264; lower is better and larger.")
+    ] = 23,
     copy: Annotated[bool, typer.Option("--copy", help="Keep suitable files as they are.")] = False,
     work: Annotated[Path | None, typer.Option(help="Shared directory, when OUT is a URL.")] = None,
     cluster: Annotated[
@@ -85,7 +88,7 @@ def data_shard(
         max_missing=max_missing,
         fold=fold,
         clips_per_shard=clips_per_shard,
-        encode=EncodeSettings(copy_suitable=copy),
+        encode=EncodeSettings(crf=crf, copy_suitable=copy),
         work=work,
     )
     manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)

@@ -52,3 +52,22 @@ def study_report(
 
     for path in write_report(source, out, page):
         say(path)
+
+
+@app.command("tasks")
+def study_tasks(
+    folder: Annotated[Path, typer.Argument(help="Directory of the study, new or begun.")],
+    size: Annotated[
+        Literal["full", "short"],
+        typer.Option(help="full: half an hour on one core; short: seconds, for tests."),
+    ] = "full",
+) -> None:
+    """Train from scratch, distilled, and after masked or image pre-training; see docs/training.md.
+
+    The same command goes on with a study that was stopped.
+
+    Example: vmp study tasks tasks
+    """
+    from pipeline.study.tasks import SIZES, run_tasks, table
+
+    say("\n".join(table(run_tasks(folder, SIZES[size], say))))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from model import VideoMamba
 from pipeline.data.batch import Batch
-from pipeline.training.task import ClassificationTask
+from pipeline.training.tasks.task import Task
 
 
 class Signal(NamedTuple):
@@ -29,7 +29,7 @@ class Signal(NamedTuple):
     """Root mean square of |d read / d tokens of frame t|_F, one per step in time."""
 
 
-def probe(model: VideoMamba, task: ClassificationTask, batch: Batch) -> Signal:
+def probe(model: VideoMamba, task: Task, batch: Batch) -> Signal:
     """Measure a model in fp32 on one batch. Gradients and the mode of the model are left as were.
 
     The generator of the vectors is seeded here, so probing changes no other random draw.

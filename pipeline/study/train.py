@@ -20,9 +20,10 @@ from pipeline.study.design import Design, Settings, Unit
 from pipeline.study.engine import PlainEngine, StepEngine
 from pipeline.study.signal import probe
 from pipeline.training import distributed
-from pipeline.training.assemble import build_engine, build_optimizer, build_task
+from pipeline.training.assemble import build_engine, build_optimizer
 from pipeline.training.schedule import Schedule
 from pipeline.training.startup import do_without_compiler, step_without_compiler
+from pipeline.training.tasks.build import build_task
 
 CURVE_POINTS = 24
 """Means of the training loss that a unit records."""

@@ -41,6 +41,8 @@ class Input(NamedTuple):
     """None when the kernels take the tensor as it is."""
     words: tuple[int, ...]
     """See ``structures.word``."""
+    in_pairs: bool
+    """Whether kernels move neighbouring channels of it as one word."""
 
 
 class Output(NamedTuple):
@@ -81,6 +83,8 @@ class Prepared:
     def __init__(self, scan: Scan, device: torch.device) -> None:
         self.batch, self.channels, self.length, self.size = scan.shape
         self.scan, self.dtype = scan, common_dtype(scan)
+        self.width = 2 if self.channels // scan.groups % 2 == 0 else 1
+        """The channels that a lane moves at once; 1 also where an address is odd."""
         self.inputs: list[Input] = []
         self.outputs: list[Output] = []
         self.launches: list[Launch] = []
@@ -110,8 +114,8 @@ class Prepared:
         card = launch.card(device)
         self.plan = Plan.of(len(directions), *scan.shape, job.groups, card)
         states_given = scan.initial_state is not None or scan.return_last_state
-        warps = self.plan.backward_warps
-        self.macros: Macros = macros(self.dtype, self.size, warps, card.shared, states_given)
+        common = (self.dtype, self.size, self.plan.backward_warps, card.shared, states_given)
+        self.macros: dict[int, Macros] = {width: macros(*common, width) for width in (1, 2)}
 
     def _fit(self, tensor: Tensor) -> Tensor:
         return within_reach(tensor.to(self.dtype))
@@ -122,8 +126,18 @@ class Prepared:
             return
         is_activation = tensor.dim() >= 3 and name not in _DENSE
         change: Change = self._fit if is_activation else dense
-        unchanged = change(tensor) is tensor
-        self.inputs.append(Input(name, None if unchanged else change, tuple(words)))
+        changed = change(tensor)
+        in_pairs = is_activation and name[0] not in "BC"
+        if in_pairs:
+            self._move(Layout(changed.shape, changed.stride(), changed.dtype))
+        unchanged = changed is tensor
+        self.inputs.append(Input(name, None if unchanged else change, tuple(words), in_pairs))
+
+    def _move(self, layout: Layout) -> None:
+        """Note that kernels move rows of ``layout``, which need even places for pairs."""
+        batch, channel, token = layout.stride
+        if channel != 1 or batch % 2 or token % 2:
+            self.width = 1
 
     def activation(self) -> Layout:
         """(B, D, L) in the dtype of the activations, its memory laid out (B, L, D)."""
@@ -231,7 +245,9 @@ class PreparedBackward(Prepared):
             shape = (self.batch, self.channels, self.size)
             self.add_output("initial_state", self.floats(*shape), word("dstart"))
         if scan.z is not None:
-            job.dz = _strided(self.into.get("z", self.activation()))
+            dz = self.into.get("z", self.activation())
+            self._move(dz)
+            job.dz = _strided(dz)
             self._add_gradient("z", self.activation(), word("dz"))
         self._add_activations()
         self.cut(self.plan.backward_segments)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from pipeline.config import load_config
 from pipeline.data.batch import Batch
-from pipeline.training.config import LossConfig
-from pipeline.training.task import ClassificationTask
+from pipeline.training.tasks.classification import ClassificationTask
 
 VIEWS, CLASSES = 2, 3
 LOGITS = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 3, 0], [0, 0, 1]])
@@ -28,14 +27,9 @@ def batch(weight: list[float]) -> Batch:
     )
 
 
-def task(smoothing: float = 0.0, drop_path: tuple[float, ...] = ()) -> ClassificationTask:
-    return ClassificationTask(
-        LossConfig(label_smoothing=smoothing),
-        load_config("demo").data,
-        drop_path_rates=drop_path,
-        seed=0,
-        device=torch.device("cpu"),
-    )
+def task(smoothing: float = 0.0, *overrides: str) -> ClassificationTask:
+    config = load_config("demo", [f"loss.label_smoothing={smoothing}", *overrides])
+    return ClassificationTask(config, torch.device("cpu"))
 
 
 def answer(clips: Tensor, drop_path_keep: Tensor | None) -> Tensor:
@@ -48,15 +42,15 @@ def test_every_view_counts_for_its_label() -> None:
     loss, report = task()(answer, batch([1, 1]))
     expected = F.cross_entropy(LOGITS, torch.tensor([0, 0, 1, 1]), reduction="none")
     assert float(loss) == pytest.approx(float(expected.mean()))
-    assert float(report.loss) == pytest.approx(float(expected.sum()))
-    assert (float(report.correct), float(report.weight)) == (2.0, 4.0)
+    assert float(report.sums["loss"]) == pytest.approx(float(expected.sum()))
+    assert (float(report.sums["top1"]), float(report.weight)) == (2.0, 4.0)
 
 
 def test_a_sample_without_weight_counts_in_the_divisor_only() -> None:
     loss, report = task()(answer, batch([1, 0]))
     expected = F.cross_entropy(LOGITS[:2], torch.tensor([0, 0]), reduction="sum")
     assert float(loss) == pytest.approx(float(expected) / 4)
-    assert (float(report.correct), float(report.weight)) == (1.0, 2.0)
+    assert (float(report.sums["top1"]), float(report.weight)) == (1.0, 2.0)
 
 
 def test_smoothing_is_that_of_torch() -> None:
@@ -72,7 +66,7 @@ def test_dropped_paths_depend_on_key_and_view_not_on_the_place_in_the_batch() ->
         kept.append(drop_path_keep)
         return LOGITS
 
-    paths = task(drop_path=(0.5,) * 40)
+    paths = task(0.0, "model.depth=40", "model.drop_path_rate=0.9")
     first = batch([1, 1])
     paths(remember, first)
     paths(remember, first._replace(keys=["b", "a"]))
@@ -80,4 +74,4 @@ def test_dropped_paths_depend_on_key_and_view_not_on_the_place_in_the_batch() ->
     assert torch.equal(kept[0][:2], kept[1][2:])
     assert torch.equal(kept[0][2:], kept[1][:2])
     assert not torch.equal(kept[0][0], kept[0][1])
-    assert 0.3 < float(kept[0].float().mean()) < 0.7
+    assert 0.35 < float(kept[0].float().mean()) < 0.75  # 0.55 is expected
