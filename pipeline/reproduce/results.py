@@ -65,7 +65,7 @@ def results_of(runs_dir: Path, recipe: str, config: RunConfig) -> list[Result]:
 
 def wilson(share: float, total: int) -> tuple[float, float]:
     """Return Wilson's score interval of 95 % for a share of `total` videos; (0, 1) for none."""
-    from scipy.stats import binomtest  # type: ignore[import-untyped]
+    from scipy.stats import binomtest
 
     if not total:
         return 0.0, 1.0

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.commands.plan import print_plan, print_steps
+from pipeline.commands.plan import make_plan, print_plan
 from pipeline.config import RunConfig, load_config, shipped_recipes
 from pipeline.config.tree import flatten
 from tests.conftest import ROOT
@@ -120,8 +120,7 @@ def test_recipes_that_differ_in_a_branch_have_runs_of_their_own(
 def test_plan(recipe: str, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = load_config(recipe, [f"data.train={shards}"])
     world = 4 if config.batch.global_size < 8 else 8
-    print_plan(config, world)
-    print_steps(config, 200_000, 1, 1.0)
+    print_plan(make_plan(config, world, 1, samples=200_000, step_s=1.0))
     out = capsys.readouterr().out
     micro, accumulation = config.batch_split(world)
     assert f"= {micro} x {accumulation} accumulation x {world} ranks" in out
