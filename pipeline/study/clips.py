@@ -48,7 +48,7 @@ class Clips:
             rows = range(start, min(start + size, len(self)))
             yield self._batch([Slot(0, row, row) for row in rows])
 
-    def shuffled(self, seed: int, size: int) -> Iterator[Batch]:
+    def dealt(self, seed: int, size: int) -> Iterator[Batch]:
         """Endless batches, in the order in which a run of one rank with this seed trains."""
 
         def order(epoch: int) -> NDArray[np.int64]:

@@ -172,7 +172,7 @@ def _train(
     task = build_task(config, _CPU)
     steps = design.data[unit.data].steps
     schedule = Schedule(config.schedule, config.optim.lr, steps)
-    probed = next(data["val"].shuffled(0, min(design.probe_clips, len(data["val"]))))
+    probed = next(data["val"].dealt(0, min(design.probe_clips, len(data["val"]))))
     # Only reported units are probed; ZeRO 3, among the nuisances, holds no whole weights.
     shares = design.probe_at if unit.role == "seed" else ()
     probe_steps = {round(share * steps) for share in shares}
@@ -180,7 +180,7 @@ def _train(
     probes: list[Probe] = []
     diverged_at = None
     engine.train()
-    batches = data["train"].shuffled(unit.seed, config.batch.global_size)
+    batches = data["train"].dealt(unit.seed, config.batch.global_size)
     for step, batch in enumerate(islice(batches, steps)):
         if step in probe_steps:
             probes.append(Probe(step=step, **probe(model, task, probed)._asdict()))
