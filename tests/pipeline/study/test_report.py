@@ -42,6 +42,7 @@ def test_effects_by_hand(finished: Store) -> None:
         # Means of two seeds; the half width is 12.706 * |a - b| / 2.
         assert found[layout, "masked backward"] == pytest.approx((0.12, 12.706 * 0.02, 2))
         assert found[layout, "first-token start"] == pytest.approx((0.2, 0.0, 2), abs=1e-9)
+        assert found["-", "separate layout"] == pytest.approx((0.0, 0.0, 2), abs=1e-9)
         assert found[layout, "both"] == pytest.approx((0.32, 12.706 * 0.02, 2))
 
 
