@@ -57,6 +57,8 @@ def read_container(path: Path, *, ema: bool = False) -> Container:
     average that a training checkpoint keeps beside its weights.
     Raises WeightsError when the file is missing, damaged, hostile or holds no weights.
     """
+    if path.is_dir():
+        raise WeightsError(f"{path}: a directory, not a file of weights")
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
