@@ -24,6 +24,8 @@ _RENAMES = {"norm.weight": "norm_f.weight"}
 # Only layout "separate" has these parameters; A_b_log exists in both layouts.
 _OWN_BACKWARD = re.compile(r"^(layers\.\d+\.mixer\.)(conv1d|x_proj|dt_proj|D)_b(\..+)?$")
 _SHARED = re.compile(r"^(layers\.\d+\.mixer\.)(conv1d|x_proj|dt_proj|D)(\..+)?$")
+# Only direction "bidirectional" has this parameter.
+_BACKWARD = re.compile(r"^(layers\.\d+\.mixer\.)A_b_log$")
 # Kinetics-710 lists the 400 classes of Kinetics-400 first.
 _K710, _K400 = 710, 400
 
@@ -38,11 +40,12 @@ def adapt_state_dict(
 
     Keys absent from the result keep the model's initial value (reported as "initialised").
     Raises WeightsError for keys or shapes that cannot be fitted, and for weights of the other
-    layout unless allow_lossy: neither direction keeps the function.
+    layout or direction unless allow_lossy: no such change keeps the function.
     """
     report = KeyReport()
     remaining = _rename(source, report)
     _to_layout(remaining, config, report, allow_lossy)
+    _to_direction(remaining, config, report, allow_lossy)
     fitted: dict[str, Tensor] = {}
     for key, shape in shapes.items():
         tensor = remaining.pop(key, None)
@@ -101,6 +104,33 @@ def _to_layout(
                 twin = f"{match[1]}{match[2]}_b{match[3] or ''}"
                 tensors[twin] = tensors[key].clone()
                 report.add("copied", key, twin, change)
+
+
+def _to_direction(
+    tensors: dict[str, Tensor], config: ModelConfig, report: KeyReport, allow_lossy: bool
+) -> None:
+    """Drops the backward scan from `tensors`, or gives them one, as the direction of `config` is.
+
+    The other direction also has its CLS token elsewhere, so the weights are only a start.
+    """
+    backward = [key for key in tensors if _BACKWARD.match(key)]
+    stored = "bidirectional" if backward else "forward"
+    if stored == config.direction or not any(key.endswith("mixer.A_log") for key in tensors):
+        return
+    if not allow_lossy:
+        raise WeightsError(
+            f"the weights have direction '{stored}', the model '{config.direction}', which is "
+            f"another function: set direction={stored}, or allow the loss explicitly"
+        )
+    change = f"direction {stored} -> {config.direction}"
+    for key in backward:
+        del tensors[key]
+        report.add("dropped", key, None, change)
+    if not backward:
+        for key in [key for key in tensors if key.endswith("mixer.A_log")]:
+            twin = key.removesuffix("A_log") + "A_b_log"
+            tensors[twin] = tensors[key].clone()
+            report.add("copied", key, twin, change)
 
 
 def _fit(

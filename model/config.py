@@ -50,6 +50,11 @@ class ModelConfig(BaseModel):
     """Taps of the causal depthwise convolution."""
     expand: int = Field(default=2, gt=0, le=2**6)
     """Inner width D = expand * embed_dim."""
+    direction: Literal["bidirectional", "forward"] = "bidirectional"
+    """bidirectional: every token sees the whole clip, behind one CLS token (the published models);
+    forward: a token sees earlier ones only and a CLS token ends each step in time, so that
+    `Stream` can go on with a video without end. It has no backward weights, needs layout shared
+    and does not read mask_backward."""
     layout: Literal["shared", "separate"] = "shared"
     """shared: both directions use one conv1d, x_proj, dt_proj and D (VideoMambaPro);
     separate: the backward direction has its own (VideoMamba and its released weights)."""
@@ -60,6 +65,16 @@ class ModelConfig(BaseModel):
     value: Literal["conv", "raw"] = "conv"
     """What is scanned: the convolved tokens, or the raw ones as in the authors' published code.
     Only their own weights need raw."""
+    class_token: Literal["first", "middle", "last"] = "first"
+    """Place of the class token: before the first frame, as published, between the two halves of the
+    frames, or after the last. Only first is published; docs/science.md compares them."""
+    pooling: Literal["class_token", "mean"] = "class_token"
+    """What the head reads: the class token, as published, or the mean of all tokens."""
+    bc_init: Literal["published", "fan_in"] = "published"
+    """Initial rows of x_proj that make B and C: standard deviation 0.02 at any width, as published,
+    or inner_dim ** -0.5, which keeps their size when the width changes."""
+    delta_init: Literal["published", "large"] = "published"
+    """Initial step sizes: log-uniform from 0.001 to 0.1, as published, or from 0.01 to 1."""
     drop_path_rate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Stochastic depth rate of the last block; earlier blocks rise linearly from 0."""
     scan_backend: Annotated[ScanBackend, OPERATIONAL] = "auto"
@@ -77,6 +92,18 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"num_frames {self.num_frames} is not a multiple of "
                 f"tubelet_size {self.tubelet_size}"
+            )
+        if self.direction == "forward" and self.layout == "separate":
+            raise ValueError(
+                "direction forward has no backward weights for layout separate: set layout=shared"
+            )
+        if self.direction == "forward" and (self.class_token, self.pooling) != (
+            "first",
+            "class_token",
+        ):
+            raise ValueError(
+                "direction forward has a class token behind every frame and reads the last: leave "
+                "class_token and pooling at their defaults"
             )
         if self.drop_path_rate >= 1:
             raise ValueError(f"drop_path_rate {self.drop_path_rate} must be below 1")
@@ -103,14 +130,31 @@ class ModelConfig(BaseModel):
 
     @property
     def num_tokens(self) -> int:
-        """L: length of the scanned sequence, CLS token included."""
-        return self.num_steps * self.patches_per_frame + 1
+        """L: length of the scanned sequence, CLS tokens included."""
+        return self.num_steps * self.patches_per_frame + self.num_cls_tokens
+
+    @property
+    def num_cls_tokens(self) -> int:
+        """One in front of the clip, or one at the end of every step in time."""
+        return self.num_steps if self.direction == "forward" else 1
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        """Tokens of a step in time, its CLS token included; None where steps have none."""
+        return self.patches_per_frame + 1 if self.direction == "forward" else None
 
     @property
     def drop_path_rates(self) -> tuple[float, ...]:
         """Rate at which the output of block i is dropped, one per block, 0 up to drop_path_rate."""
         last = max(self.depth - 1, 1)
         return tuple(self.drop_path_rate * i / last for i in range(self.depth))
+
+    @property
+    def unpublished(self) -> tuple[str, ...]:
+        """Names of the options in use that no published model has."""
+        names = ("class_token", "pooling", "bc_init", "delta_init")
+        fields = type(self).model_fields
+        return tuple(name for name in names if getattr(self, name) != fields[name].default)
 
     def recomputes(self, block: int) -> bool:
         """Whether block `block` is recomputed in backward instead of keeping its activations."""

@@ -167,6 +167,7 @@ def infer_config(tensors: dict[str, Tensor], path: Path, **overrides: Any) -> Mo
     except (KeyError, ValueError, IndexError, ArithmeticError) as error:
         raise WeightsError(f"{path}: not a VideoMamba state_dict ({error})") from error
     separate = "layers.0.mixer.conv1d_b.weight" in tensors
+    backward = "layers.0.mixer.A_b_log" in tensors
     fields: dict[str, Any] = {
         "embed_dim": dim,
         "depth": len({m[1] for key in tensors if (m := re.match(r"layers\.(\d+)\.", key))}),
@@ -178,6 +179,7 @@ def infer_config(tensors: dict[str, Tensor], path: Path, **overrides: Any) -> Mo
         "d_conv": taps,
         "expand": expand,
         "layout": "separate" if separate else "shared",
+        "direction": "bidirectional" if backward else "forward",
         "mask_backward": not separate,
         "initial_state": "zero" if separate else "first_token",
     }

@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.commands import bench, data, jobs
+from pipeline.commands import bench, data, jobs, predict, study
 from pipeline.isolation import isolate, set_umask
-from pipeline.terminal import one_line, say
+from pipeline.terminal import AsJson, one_line, say
 
 app = typer.Typer(
     name="vmp",
@@ -26,6 +26,16 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
+app.command()(predict.predict)
+app.add_typer(study.app, name="study")
+
+
+def complete_field(typed: str) -> list[str]:
+    """Complete an override in the shell with the fields of the configuration."""
+    from pipeline.config import field_names
+
+    fields = dict.fromkeys(field_names())  # tasks share some
+    return [f"{name}=" for name in fields if name.startswith(typed)]
 
 
 def complete_recipe(typed: str) -> list[str]:
@@ -43,7 +53,10 @@ Recipe = Annotated[
     ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Any field of the recipe: optim.lr=1e-3 ...")
+    list[str] | None,
+    typer.Argument(
+        help="Any field of the recipe: optim.lr=1e-3 ...", autocompletion=complete_field
+    ),
 ]
 Raw = Annotated[
     bool, typer.Option("--raw", help="Use the last weights, not their moving average (ema).")
@@ -252,35 +265,6 @@ def compare(
 
 
 @app.command()
-def predict(
-    checkpoint: Weights,
-    videos: Annotated[list[Path], typer.Argument(help="Video files of any format.")],
-    top: Annotated[int, typer.Option(min=1, help="Classes to show per video.")] = 5,
-    raw: Raw = False,
-) -> None:
-    """Classify videos. The exit status is 2 when some could not be read.
-
-    Example: vmp predict runs/demo demo/videos/val/000000.mp4
-    """
-    from pipeline import exits
-    from pipeline.data.errors import DataError
-    from pipeline.predict import Predictor
-
-    predictor = Predictor.load(checkpoint, raw=raw)
-    status = exits.DONE
-    for video in videos:
-        try:
-            classes = predictor(video)
-        except DataError as error:
-            say(f"error: {one_line(str(error))}", err=True)
-            status = exits.BAD_INPUT
-            continue
-        shown = ", ".join(f"{label} {share:.3f}" for label, share in classes[:top])
-        say(one_line(f"{video}: {shown}"))
-    sys.exit(status)
-
-
-@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="Released weights, .pth or .safetensors.")],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
@@ -336,12 +320,17 @@ def convert(
 @app.command()
 def export(
     run: Weights,
-    out: Annotated[Path, typer.Argument(help="The .safetensors or .pth file to write.")],
+    out: Annotated[
+        Path, typer.Argument(help="The .safetensors, .pth, .pt2 or .onnx file, or a folder.")
+    ],
     raw: Raw = False,
 ) -> None:
-    """Write weights to one file with classes, sampling and model configuration.
+    """Write a trained model to one file with classes, sampling and model configuration.
 
-    Example: vmp export runs/demo@best demo.safetensors
+    The suffix decides: .safetensors or .pth for weights, .pt2 for a program of torch.export, .onnx
+    for ONNX, none for a folder in the form of the Hugging Face Hub.
+
+    Example: vmp export runs/demo@best demo.onnx
     """
     from pipeline.inference.export import export_weights
 
@@ -360,17 +349,19 @@ def plan(
     step_s: Annotated[
         float | None, typer.Option(min=0, help="Seconds per step, measured on these GPUs.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print parameters, FLOPs, memory per GPU at every ZeRO stage, steps, node-hours without a GPU.
 
     Example: vmp plan k400_m16_f16 --world 16 --samples 240000 --step-s 1.5
     """
-    from pipeline.commands.plan import print_plan, print_steps
+    from pipeline.commands.plan import make_plan, print_plan
     from pipeline.config import load_config
+    from pipeline.terminal import say_json
 
     config = load_config(recipe, overrides or [])
-    print_plan(config, world)
-    print_steps(config, samples, -(-world // gpus_per_node), step_s)
+    made = make_plan(config, world, -(-world // gpus_per_node), samples=samples, step_s=step_s)
+    say_json(made) if as_json else print_plan(made)
 
 
 @app.command()
@@ -380,29 +371,134 @@ def config(
         str | None, typer.Argument(help="One section, such as optim or data.crop.")
     ] = None,
     overrides: Overrides = None,
+    origins: Annotated[
+        bool, typer.Option("--origins", help="Say which file states each value, not its meaning.")
+    ] = False,
 ) -> None:
     """Print the fields of a recipe: type, value, default, meaning, and if it may change on resume.
 
     Example: vmp config demo optim
     """
     from pipeline.commands.config import print_config
-    from pipeline.config import load_config
+    from pipeline.config import load_config, value_origins
 
     given = overrides or []
     if section is not None and "=" in section:
         given, section = [section, *given], None
-    print_config(load_config(recipe, given), section)
+    config = load_config(recipe, given)
+    print_config(config, section, value_origins(recipe, given) if origins else None)
 
 
 @app.command()
-def doctor() -> None:
+def recipes(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables of docs/recipes.md.")
+    ] = False,
+) -> None:
+    """List the shipped recipes with their settings.
+
+    Example: vmp recipes
+    """
+    from pipeline.commands.recipes import list_recipes, markdown_tables
+
+    if markdown:
+        say(markdown_tables())
+    else:
+        list_recipes()
+
+
+@app.command()
+def reproduce(
+    row: Annotated[
+        str | None, typer.Argument(help="A row such as k400/videomambapro-m/f32; default: list.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Fields of every stage: batch.max_micro=4 ...")
+    ] = None,
+    shards: Annotated[
+        list[str] | None,
+        typer.Option(help="Shards of the row's data set, or NAME=DIR for that of another stage."),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Directory of the runs.")] = Path("runs"),
+    init: Annotated[
+        list[str] | None,
+        typer.Option(help="Weights the row starts from, or RECIPE=WEIGHTS for another stage."),
+    ] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="Submit the chain of stages.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --submit: print the chain, submit nothing.")
+    ] = False,
+    cluster: Annotated[Cluster, typer.Option(help="local runs here, stage after stage.")] = "local",
+    profile: Annotated[Path | None, typer.Option(help="Cluster profile, YAML.")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of each stage.")] = 1,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=0, help="GPUs per node; of the cost too, by default of 8.")
+    ] = None,
+    clips_s: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="Clips/s of a GPU on the row's model, as vmp bench measures."),
+    ] = None,
+) -> None:
+    """Show what a row of the papers' tables claims and takes, and our runs beside it; or submit it.
+
+    Example: vmp reproduce k400/videomambapro-m/f32 --shards shards/k400
+    """
+    from pipeline.commands.reproduce import list_rows, show_row, submit_row
+    from pipeline.commands.submit import Order
+
+    if row is None:
+        list_rows()
+    elif submit:
+        order = Order(cluster, profile, nodes, gpus_per_node, dry_run=dry_run)
+        status = submit_row(
+            row, overrides or [], order, shards=shards or [], runs_dir=runs, init=init or []
+        )
+        sys.exit(status)
+    else:
+        show_row(
+            row,
+            overrides or [],
+            shards=shards or [],
+            runs_dir=runs,
+            init=init or [],
+            gpus_per_node=gpus_per_node or 8,
+            clips_s=clips_s,
+        )
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(help="data.train=DIR, data.val=DIR: where the shards lie today."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Do not read the bytes of the shards again.")
+    ] = False,
+    as_json: AsJson = False,
+    html: Annotated[Path | None, typer.Option(help="Write the report as a page.")] = None,
+) -> None:
+    """Prove from its records that a run saw exactly the samples it should, over all attempts.
+
+    The exit status is 0 if that is proven, 1 if it is disproven, and 2 if it cannot be judged.
+
+    Example: vmp audit runs/demo --html audit.html
+    """
+    from pipeline.commands.audit import audit_run
+
+    sys.exit(audit_run(run, places or [], quick=quick, as_json=as_json, html=html))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
     """Check this machine and say what to do. The exit status is 1 when something must be done.
 
     Example: vmp doctor
     """
     from pipeline.commands.doctor import examine
 
-    sys.exit(examine())
+    sys.exit(examine(as_json=as_json))
 
 
 @app.command()

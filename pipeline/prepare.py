@@ -18,7 +18,8 @@ def check_start(config: RunConfig, num_ranks: int, *, data_exists: bool = True) 
     """Raise the error that the run's ranks would raise, before the run directory is made.
 
     `data_exists` is False when an earlier job will make the shards.
-    Raises ConfigError or DataError, and CheckpointError or WeightsError for `init_from`.
+    Raises ConfigError or DataError, and CheckpointError or WeightsError for `init_from` and for the
+    teacher of the task.
     """
     config.batch_split(num_ranks)
     if not data_exists:
@@ -28,9 +29,13 @@ def check_start(config: RunConfig, num_ranks: int, *, data_exists: bool = True) 
         from pipeline.checkpoint.source import check_start_weights
 
         check_start_weights(config.init_from, config.model)
+    if config.task.kind != "classification":
+        from pipeline.training.tasks.teacher import check_teacher
+
+        check_teacher(config)
     train, val = open_data(config)
-    train.require_labels()
-    val.require_labels()
+    for shards in (train, val):
+        shards.require_samples(labelled=config.task.needs_labels)
     if config.data.reader == "ffcv":
         # This import loads torch, so it is made only for runs that read from a cache.
         from pipeline.data.ffcv.cache import open_fitting_cache
@@ -89,10 +94,11 @@ def _is_same_run(run_dir: Path, config: RunConfig) -> bool:
 
 
 def _begin_anew(run_dir: Path) -> None:
-    """Delete the MLflow id and the provenance of a run that has no checkpoint.
+    """Delete the MLflow id, the provenance and the starts of a run that has no checkpoint.
 
     The new run needs a new MLflow run, because MLflow cannot change the parameters of one. Metrics
     and sample logs are cut by the training itself.
     """
-    for name in (TRACKING_ID_FILE, TRACKING_PENDING_FILE, rundir.PROVENANCE_FILE):
+    of_that_run = (rundir.PROVENANCE_FILE, rundir.STARTS_FILE)
+    for name in (TRACKING_ID_FILE, TRACKING_PENDING_FILE, *of_that_run):
         (run_dir / name).unlink(missing_ok=True)

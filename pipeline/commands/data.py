@@ -24,15 +24,20 @@ def data_synth(
     train: Annotated[int, typer.Option(min=0, help="Clips of the training split.")] = 6000,
     val: Annotated[int, typer.Option(min=0, help="Clips of the validation split.")] = 800,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random draws.")] = 0,
+    kind: Annotated[
+        Literal["motion", "events"],
+        typer.Option(help="What the class is: a letter's motion, or the order of two events."),
+    ] = "motion",
 ) -> None:
-    """Render videos whose class is the motion of a letter.
+    """Render videos whose class is the motion of a letter, or the order of two short events.
 
     Example: vmp data synth --out glyphs
     """
     from data_prep.synthetic import SynthOptions, synthesize
+    from data_prep.synthetic_events import EventOptions
 
-    options = SynthOptions(clips_per_split={"train": train, "val": val}, seed=seed)
-    say(synthesize(out, options))
+    options_of = EventOptions if kind == "events" else SynthOptions
+    say(synthesize(out, options_of(clips_per_split={"train": train, "val": val}, seed=seed)))
 
 
 @app.command("shard")
@@ -53,6 +58,9 @@ def data_shard(
         int, typer.Option(min=1, max=3, help="Official division of ucf101 and hmdb51.")
     ] = 1,
     clips_per_shard: Annotated[int, typer.Option(min=1, help="Clips in one tar file.")] = 256,
+    crf: Annotated[
+        int, typer.Option(min=0, max=51, help="Quality of x264; lower is better and larger.")
+    ] = 23,
     copy: Annotated[bool, typer.Option("--copy", help="Keep suitable files as they are.")] = False,
     work: Annotated[Path | None, typer.Option(help="Shared directory, when OUT is a URL.")] = None,
     cluster: Annotated[
@@ -80,7 +88,7 @@ def data_shard(
         max_missing=max_missing,
         fold=fold,
         clips_per_shard=clips_per_shard,
-        encode=EncodeSettings(copy_suitable=copy),
+        encode=EncodeSettings(crf=crf, copy_suitable=copy),
         work=work,
     )
     manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)
@@ -96,8 +104,7 @@ def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
     """Plan and seal the shards in this process, and make them in a SLURM array."""
     from data_prep.errors import DataError
     from data_prep.jobs.progress import progress_bar
-    from data_prep.sealed.seal import seal
-    from data_prep.shard import prepare, sealed
+    from data_prep.shard import finish, prepare, sealed
     from pipeline import exits
     from slurm.array import run_array
     from slurm.job import ShardJob
@@ -112,7 +119,7 @@ def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
     with progress_bar(work):
         outcome = run_array(tasks, work / "logs", cluster_profile, name="vmp-shard", announce=say)
     try:
-        return seal(work)
+        return finish(work)
     except DataError as error:
         if outcome.all_completed:
             raise

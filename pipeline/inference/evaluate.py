@@ -19,7 +19,7 @@ from pipeline.data.batch import Batch, normalize
 from pipeline.data.config import DataConfig
 from pipeline.inference.statistics import Flags, Floats
 from pipeline.training.distributed import from_all_ranks
-from pipeline.training.task import Forward
+from pipeline.training.tasks.task import Forward
 
 
 class EvalResult(NamedTuple):

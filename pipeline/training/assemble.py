@@ -36,7 +36,8 @@ from pipeline.training.precision import allow_tf32
 from pipeline.training.recorder import Recorder
 from pipeline.training.schedule import Schedule
 from pipeline.training.startup import do_without_compiler, step_without_compiler
-from pipeline.training.task import ClassificationTask
+from pipeline.training.tasks.build import build_task
+from pipeline.training.tasks.task import Task
 from pipeline.training.trainer import Progress, Trainer
 
 logger = logging.getLogger(__name__)
@@ -63,12 +64,15 @@ def assemble(
     checkpoint = distributed.on_main(lambda: newest_valid(run_dir / rundir.CHECKPOINTS))
     # A resumed run must not need `init_from`: those weights may be gone by now.
     model = initial_model(config) if checkpoint is None else create_model(config.model)
+    task = build_task(config, world.device)
+    model = task.student(model)
     engine = build_engine(config, model, world, micro_batch, accumulation)
     saver = CheckpointSaver(run_dir / rundir.CHECKPOINTS, config.checkpoint, world)
     guard = NonFiniteGuard(config.guard)
     progress = Progress()
     if checkpoint is not None:
-        progress = resume(config, engine, guard, checkpoint, data_digest(train_shards, val_shards))
+        digest = data_digest(train_shards, val_shards)
+        progress = resume(config, engine, task, guard, checkpoint, digest)
     train_loader = build_train_loader(
         train_shards,
         config.data,
@@ -80,6 +84,7 @@ def assemble(
         rank=world.rank,
         world=world.size,
         start=progress.position,
+        labelled=config.task.needs_labels,
     )
     stack.callback(train_loader.close)
     steps_per_epoch = train_loader.batches.batches_per_epoch
@@ -96,7 +101,7 @@ def assemble(
         config=config,
         world=world,
         engine=engine,
-        task=build_task(config, world.device),
+        task=task,
         train_loader=train_loader,
         eval_loader=evaluation_loader(val_shards, config, world.rank, world.size),
         schedule=Schedule(config.schedule, config.optim.lr, steps_per_epoch),
@@ -153,16 +158,6 @@ def build_optimizer(config: RunConfig, model: VideoMamba, device: torch.device) 
     return build_adamw(groups, config.optim, device)
 
 
-def build_task(config: RunConfig, device: torch.device) -> ClassificationTask:
-    return ClassificationTask(
-        config.loss,
-        config.data,
-        drop_path_rates=config.model.drop_path_rates,
-        seed=config.seed,
-        device=device,
-    )
-
-
 def initial_model(config: RunConfig) -> VideoMamba:
     """Build a model with fresh weights, or with those of `init_from` fitted to its shape.
 
@@ -180,7 +175,12 @@ def initial_model(config: RunConfig) -> VideoMamba:
 
 
 def resume(
-    config: RunConfig, engine: Engine, guard: NonFiniteGuard, path: Path, digest: str
+    config: RunConfig,
+    engine: Engine,
+    task: Task,
+    guard: NonFiniteGuard,
+    path: Path,
+    digest: str,
 ) -> Progress:
     """Load a checkpoint of this run and return its progress. Collective.
 
@@ -191,6 +191,12 @@ def resume(
     """
     state, tensors = read_full_state(path)
     check_same_run(state, config, path, digest)
+    if state.teacher_digest != task.teacher_digest:
+        raise CheckpointError(
+            f"checkpoint {path} was trained with another teacher (digest "
+            f"{state.teacher_digest[:12]}, now {task.teacher_digest[:12]}): give task.teacher.path "
+            "the same weights, or choose another name=..."
+        )
     if state.shapes != engine.state.shapes:
         raise CheckpointError(f"checkpoint {path}: its parameters are not those of this model")
     engine.state.load(tensors, state.adam_steps)
@@ -203,7 +209,7 @@ def resume(
         elapsed_s=state.elapsed_s,
         metrics=state.metrics,
         evaluated_step=state.evaluated_step,
-        best_top1=state.best_top1,
+        best_score=state.best_top1,
         best_step=state.best_step,
         saved_step=state.step,
     )

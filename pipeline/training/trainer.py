@@ -18,7 +18,6 @@ from pipeline.data.loader import EvalLoader, TrainLoader
 from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stopper
 from pipeline.health.straggler import StragglerWatch
-from pipeline.inference.evaluate import evaluate
 from pipeline.inference.selection import is_test_split
 from pipeline.open_data import data_digest
 from pipeline.rundir import End, Phase, StopClass
@@ -28,7 +27,7 @@ from pipeline.training.guard import NonFiniteGuard
 from pipeline.training.meters import Meters
 from pipeline.training.recorder import Pace, Recorder
 from pipeline.training.schedule import Schedule
-from pipeline.training.task import ClassificationTask
+from pipeline.training.tasks.task import Task
 from pipeline.training.verdict import reach_verdict
 
 logger = logging.getLogger(__name__)
@@ -45,22 +44,24 @@ class Progress:
     """Metrics of the last evaluation."""
     evaluated_step: int = -1
     """Step of the last evaluation."""
-    best_top1: float = -1.0
-    """Best top-1 accuracy, in [0, 1], of all evaluations so far."""
+    best_score: float = -1.0
+    """Largest score of all evaluations so far: top-1 in [0, 1], or what the task names."""
     best_step: int = -1
-    """Step of the evaluation that gave `best_top1`."""
+    """Step of the evaluation that gave `best_score`."""
     saved_step: int = -1
     """Step of the newest checkpoint whose saving has begun."""
 
-    def note_evaluation(self, metrics: dict[str, float], *, chooses: bool = True) -> None:
+    def note_evaluation(
+        self, metrics: dict[str, float], score: str, *, chooses: bool = True
+    ) -> None:
         """Record the metrics, the same on every rank, of the weights at this step.
 
-        With `chooses`, these weights become the best ones if no earlier were as good.
+        With `chooses`, these weights become the best ones if no earlier had so high a `score`.
         """
         self.metrics = metrics
         self.evaluated_step = self.step
-        if chooses and metrics["top1"] > self.best_top1:
-            self.best_top1, self.best_step = metrics["top1"], self.step
+        if chooses and metrics[score] > self.best_score:
+            self.best_score, self.best_step = metrics[score], self.step
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Trainer:
     config: RunConfig
     world: World
     engine: Engine
-    task: ClassificationTask
+    task: Task
     train_loader: TrainLoader
     eval_loader: EvalLoader
     schedule: Schedule
@@ -199,11 +200,10 @@ class Trainer:
         self.engine.train(False)
         averaged = self.engine.state.averaged_weights(self.config.eval.use_ema)
         with self.pulse.during(Phase.EVAL), averaged:
-            batches = self._evaluation_batches()
-            result = evaluate(self.engine, batches, self.config.data, self.world.device)
+            metrics = self.task.evaluate(self.engine, self._evaluation_batches())
         if any_rank(self.stopper.requested):
             return False
-        self.progress.note_evaluation(result.metrics(), chooses=self._chooses_best())
+        self.progress.note_evaluation(metrics, self.task.score, chooses=self._chooses_best())
         seconds = {"seconds": time.monotonic() - began}
         self.recorder.record(self.progress.step, "eval", self.progress.metrics | seconds)
         return True
@@ -265,11 +265,12 @@ class Trainer:
             shapes=self.engine.state.shapes,
             classes=self.train_loader.shards.classes,
             data_digest=data_digest(self.train_loader.shards, self.eval_loader.shards),
+            teacher_digest=self.task.teacher_digest,
             skipped_steps=self.guard.skipped,
             loss_scale=self.engine.loss_scale.state,
             metrics=self.progress.metrics,
             evaluated_step=self.progress.evaluated_step,
-            best_top1=self.progress.best_top1,
+            best_top1=self.progress.best_score,
             best_step=self.progress.best_step,
             elapsed_s=self.progress.elapsed_s + attempt_s,
         )

@@ -18,7 +18,8 @@ from model.scan import bidirectional_scan, dispatch, op, selective_scan
 from model.scan.cuda import launch
 from model.scan.cuda import scan as cuda_scan
 from model.scan.cuda.plan import Plan, backward_blocks
-from model.scan.problem import Scan
+from model.scan.cuda.prepare import within_reach
+from model.scan.problem import NAMES, Scan
 from tests.model.scan.cuda_host import host_kernels
 
 Make = Callable[..., dict[str, Tensor]]
@@ -36,7 +37,7 @@ def on_host(monkeypatch: pytest.MonkeyPatch, poisoned_memory: None) -> None:
 
 
 @pytest.fixture
-def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[Plan], None]:
+def cut(monkeypatch: pytest.MonkeyPatch, fresh_plans: None) -> Callable[[Plan], None]:
     """Cuts every scan by a given plan."""
 
     def choose(plan: Plan) -> None:
@@ -60,6 +61,8 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[Plan], None]:
         ((2, 9, 50, 3), bf16, Plan(4, 4, 3), {}),
         ((1, 30, 65, 32), f16, Plan(3, 1, 3), {}),
         ((1, 9, 34, 64), f32, Plan(1, 3, 1), {}),
+        ((1, 10, 34, 64), bf16, Plan(1, 3, 1), {}),
+        ((3, 54, 33, 16), bf16, Plan(1, 1, 3), {}),
         ((1, 9, 17, 40), f32, Plan(2, 1, 1), {"mask_backward": False}),
     ],
 )
@@ -114,6 +117,43 @@ def test_one_tensor_is_the_backward_direction_s_own(
     tensors = random_scan((1, 20, 37, 16))
     tensors[f"{own}_b"] = random_scan((1, 20, 37, 16), seed=1)[own]
     assert_agrees(bidirectional_scan, tensors, backend="cuda")
+
+
+@pytest.mark.parametrize("odd", [None, "u", "z", "dout"])
+def test_channels_go_in_pairs_where_addresses_are_even(
+    random_scan: Make, monkeypatch: pytest.MonkeyPatch, odd: str | None
+) -> None:
+    """A tensor may begin anywhere; kernels that read two channels as one word may not."""
+    widths: list[Any] = []
+
+    def load(source: str, macros: dict[str, Any], device: torch.device) -> Any:
+        widths.append(macros["WIDTH"])
+        return host_kernels.load(source, macros, device)
+
+    monkeypatch.setattr(launch, "load", load)
+    tensors = {n: t.detach() for n, t in random_scan((2, 20, 37, 16)).items()}
+    for name in ("u", "delta", "z", "B", "C"):
+        tensors[name] = tensors[name].to(bf16)
+    dout = torch.randn(2, 37, 20).to(bf16).transpose(1, 2)
+
+    def results(change: dict[str, Tensor]) -> dict[str, Tensor]:
+        scan = Scan(**(tensors | {name: t for name, t in change.items() if name != "dout"}))
+        done = cuda_scan.forward(scan, keep=True)
+        given = change.get("dout", dout)
+        return cuda_scan.backward(scan, given, None, done.pre_gate, done.states)
+
+    def shifted(tensor: Tensor) -> Tensor:
+        memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:]
+        return memory.as_strided(tensor.shape, tensor.stride(), 1).copy_(tensor)
+
+    expected = results({})
+    assert widths == [2, 2]
+    if odd is None:
+        return
+    found = results({odd: shifted(dout if odd == "dout" else tensors[odd])})
+    assert widths[2:] == [2 if odd == "dout" else 1, 1]
+    for name, grad in found.items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-2, atol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize("size", [8, 16, 64])
@@ -188,7 +228,7 @@ def test_golden_file(case: str) -> None:
 def test_opcheck(random_scan: Make, separate: bool) -> None:
     tensors = random_scan((1, 18, 20, 8), separate=separate)
     scan = dispatch.Scan(**tensors, delta_softplus=True, first_token=True, mask_current=True)
-    arguments = [getattr(scan, name) for name in op._NAMES]
+    arguments = [getattr(scan, name) for name in NAMES]
     torch.use_deterministic_algorithms(False)  # opcheck compares memory that nobody reads
     result = torch.library.opcheck(op.forward_op, (*arguments, "cuda", True))
     assert set(result.values()) == {"SUCCESS"}
@@ -250,8 +290,8 @@ def test_neighbours_too_far_apart_are_brought_together() -> None:
     memory = torch.empty(1, dtype=f32, device="meta")
     far = memory.as_strided((2, 3, 4), (2**40, 2**30, 1))
     near = memory.as_strided((2, 3, 4), (2**40, 2**30 - 1, 1))
-    assert cuda_scan.within_reach(far).stride() == (12, 4, 1)
-    assert cuda_scan.within_reach(near) is near
+    assert within_reach(far).stride() == (12, 4, 1)
+    assert within_reach(near) is near
 
 
 def test_the_plan_depends_on_shapes_alone() -> None:
@@ -275,9 +315,5 @@ def test_more_blocks_than_a_grid_takes_is_said(random_scan: Make) -> None:
         name: tensor.expand(2**31, *tensor.shape[1:]) if tensor.dim() == 3 else tensor
         for name, tensor in tensors.items()
     }
-    scan = dispatch.Scan(**{n: t.unsqueeze(1) if n in "BC" else t for n, t in huge.items()})
-    call = object.__new__(cuda_scan._Call)
-    call.batch, call.channels, _, call.size = scan.shape
-    call.job = cuda_scan._Scan(segments=1, groups=1, directions=2)
     with pytest.raises(dispatch.ScanError, match="more than a GPU can be given"):
-        call.walk("scan_forward")
+        bidirectional_scan(**huge, backend="cuda")

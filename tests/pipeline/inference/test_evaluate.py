@@ -114,8 +114,8 @@ def test_a_test_split_is_known(format: str, split: str, test: bool) -> None:
 
 def test_a_test_split_never_chooses_the_best_weights() -> None:
     progress = Progress(step=10)
-    progress.note_evaluation({"top1": 0.9}, chooses=False)
-    assert (progress.best_step, progress.best_top1, progress.evaluated_step) == (-1, -1.0, 10)
+    progress.note_evaluation({"top1": 0.9}, "top1", chooses=False)
+    assert (progress.best_step, progress.best_score, progress.evaluated_step) == (-1, -1.0, 10)
     progress.step = 20
-    progress.note_evaluation({"top1": 0.2}, chooses=True)
-    assert (progress.best_step, progress.best_top1) == (20, 0.2)
+    progress.note_evaluation({"top1": 0.2}, "top1", chooses=True)
+    assert (progress.best_step, progress.best_score) == (20, 0.2)
