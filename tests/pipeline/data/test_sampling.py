@@ -80,3 +80,51 @@ def test_segment_clips_interleave(clips: int) -> None:
 def test_no_frames_at_all_is_an_error(kind) -> None:
     with pytest.raises(ValueError, match="a video of 0 frames"):
         train_frames(kind, 0, 8, 1, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "total", "num", "stride", "clips", "expected"),
+    [
+        # tsn: seg = (V - 1) / T; round(seg * i), halves to even, + int(seg / (K + 1) * (k + 1))
+        ("tsn", 17, 4, 1, 2, [[1, 5, 9, 13], [2, 6, 10, 14]]),
+        ("tsn", 17, 4, 1, 1, [[2, 6, 10, 14]]),
+        ("tsn", 8, 8, 1, 1, [[0, 1, 2, 3, 4, 4, 5, 6]]),  # V = T: seg = 7 / 8
+        ("tsn", 5, 8, 1, 1, [[0, 0, 1, 2, 2, 2, 3, 4]]),  # V < T: seg = 1 / 2
+        ("tsn", 5, 8, 1, 3, [[0, 0, 1, 2, 2, 2, 3, 4]] * 3),  # each part has but one frame
+        ("tsn", 2, 4, 1, 1, [[0, 0, 0, 1]]),
+        ("dense", 10, 4, 2, 1, [[1, 3, 5, 7]]),  # starts 0 to 3; a single clip is in the middle
+        ("dense", 10, 4, 2, 2, [[0, 2, 4, 6], [3, 5, 7, 9]]),
+        ("dense", 10, 4, 2, 3, [[0, 2, 4, 6], [1, 3, 5, 7], [3, 5, 7, 9]]),
+        ("dense", 7, 4, 2, 3, [[0, 2, 4, 6]] * 3),  # the window fills the video
+        ("dense", 3, 4, 2, 2, [[0, 2, 2, 2]] * 2),  # and here it is longer
+        ("dense", 4, 4, 1, 1, [[0, 1, 2, 3]]),
+        ("segment", 16, 4, 1, 2, [[1, 5, 9, 13], [3, 7, 11, 15]]),
+        ("segment", 16, 4, 1, 1, [[2, 6, 10, 14]]),
+        ("segment", 8, 8, 1, 1, [list(range(8))]),
+        ("segment", 4, 8, 1, 1, [[0, 0, 1, 1, 2, 2, 3, 3]]),
+        ("segment", 3, 2, 1, 3, [[0, 1], [0, 2], [1, 2]]),
+        ("segment", 1, 1, 1, 1, [[0]]),
+    ],
+)
+def test_evaluation_frames_by_hand(kind, total, num, stride, clips, expected) -> None:
+    assert eval_frames(kind, total, num, stride, clips).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "total", "num", "stride", "lowest", "highest"),
+    [
+        ("tsn", 17, 4, 1, [0, 4, 8, 12], [4, 8, 12, 16]),  # inclusive bounds, shared
+        ("tsn", 8, 8, 1, [0, 1, 2, 3, 4, 4, 5, 6], [1, 2, 3, 4, 4, 5, 6, 7]),
+        ("tsn", 5, 8, 1, [0, 0, 1, 2, 2, 2, 3, 4], [0, 1, 2, 2, 2, 3, 4, 4]),
+        ("dense", 10, 4, 2, [0, 2, 4, 6], [3, 5, 7, 9]),
+        ("dense", 3, 4, 2, [0, 2, 2, 2], [0, 2, 2, 2]),
+        ("segment", 16, 4, 1, [0, 4, 8, 12], [3, 7, 11, 15]),
+        ("segment", 8, 8, 1, list(range(8)), list(range(8))),
+        ("segment", 4, 8, 1, [0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 1, 1, 2, 2, 3, 3]),
+    ],
+)
+def test_training_frames_reach_their_bounds(kind, total, num, stride, lowest, highest) -> None:
+    rng = np.random.default_rng(0)
+    drawn = np.stack([train_frames(kind, total, num, stride, rng) for _ in range(200)])
+    assert drawn.min(0).tolist() == lowest
+    assert drawn.max(0).tolist() == highest
