@@ -215,7 +215,7 @@ def bench_machine_code_command(
 ) -> None:
     """Instructions in the loops of the compiled CUDA scan, by kind.
 
-    It needs `cuobjdump` of a CUDA toolkit, and no GPU.
+    It needs `cuobjdump`, of a CUDA toolkit or Triton, and no GPU.
 
     Example: vmp bench machine-code --architecture sm_80
     """
