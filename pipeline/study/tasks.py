@@ -235,7 +235,7 @@ def _train(stage: Stage, seed: int, folder: Path, size: Size) -> Result:
     schedule = Schedule(config.schedule, config.optim.lr, stage.steps)
     losses = torch.zeros(stage.steps)
     began = time.process_time()
-    for step, batch in enumerate(islice(train.shuffled(seed, _BATCH), stage.steps)):
+    for step, batch in enumerate(islice(train.dealt(seed, _BATCH), stage.steps)):
         loss, _ = task(engine, batch)
         engine.backward(loss)
         grad_norm = float(engine.squared_grad_norm().sqrt())
