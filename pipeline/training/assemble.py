@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ from model import VideoMamba, create_model, from_pretrained
 from model.convert import fit_model
 from pipeline import rundir
 from pipeline.checkpoint.layout import RunState
-from pipeline.checkpoint.load import newest_valid, read_full_state, read_weights
+from pipeline.checkpoint.load import read_full_state, read_weights
 from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.checkpoint.trained import checkpoint_config, find_checkpoint
 from pipeline.config import RunConfig, config_difference, refusal
@@ -32,11 +33,14 @@ from pipeline.training.engine import Engine
 from pipeline.training.guard import NonFiniteGuard
 from pipeline.training.optim import build_adamw, parameter_groups
 from pipeline.training.precision import allow_tf32
+from pipeline.training.progress import Progress, restore
 from pipeline.training.recorder import Recorder
+from pipeline.training.rollback import Rollbacks, newest_on_course
 from pipeline.training.schedule import Schedule
+from pipeline.training.spikes import SpikeWatch
 from pipeline.training.startup import do_without_compiler, step_without_compiler
 from pipeline.training.task import ClassificationTask
-from pipeline.training.trainer import Progress, Trainer
+from pipeline.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -59,16 +63,18 @@ def assemble(
     )
     train_shards, val_shards = open_data(config)
     micro_batch, accumulation = config.batch_split(world.size)
-    checkpoint = distributed.on_main(lambda: newest_valid(run_dir / rundir.CHECKPOINTS))
+    checkpoint = distributed.on_main(lambda: newest_on_course(run_dir))
     # A resumed run must not need `init_from`: those weights may be gone by now.
     model = initial_model(config) if checkpoint is None else create_model(config.model)
     engine = build_engine(config, model, world, micro_batch, accumulation)
     saver = CheckpointSaver(run_dir / rundir.CHECKPOINTS, config.checkpoint, world)
-    guard = NonFiniteGuard(config.guard)
+    guard, spikes = NonFiniteGuard(config.guard), SpikeWatch(config.stability)
     progress = Progress()
     if checkpoint is not None:
-        progress = resume(config, engine, guard, checkpoint, data_digest(train_shards, val_shards))
-    train_loader = build_train_loader(
+        digest = data_digest(train_shards, val_shards)
+        progress = resume(config, engine, guard, spikes, checkpoint, digest)
+    open_loader = partial(
+        build_train_loader,
         train_shards,
         config.data,
         img_size=config.model.img_size,
@@ -78,9 +84,9 @@ def assemble(
         micro_batch=micro_batch,
         rank=world.rank,
         world=world.size,
-        start=progress.position,
     )
-    stack.callback(train_loader.close)
+    rollbacks = Rollbacks(config.stability, run_dir)
+    train_loader = open_loader(start=progress.position, left_out=rollbacks.left_out)
     steps_per_epoch = train_loader.batches.batches_per_epoch
     datasets = [("training", train_shards), ("validation", val_shards)]
     recorder = Recorder(
@@ -91,15 +97,18 @@ def assemble(
         [_dataset_use(context, shards) for context, shards in datasets],
     )
     stack.push(recorder.close)
-    return Trainer(
+    trainer = Trainer(
         config=config,
         world=world,
         engine=engine,
         task=build_task(config, world.device),
         train_loader=train_loader,
+        open_loader=open_loader,
         eval_loader=evaluation_loader(val_shards, config, world.rank, world.size),
         schedule=Schedule(config.schedule, config.optim.lr, steps_per_epoch),
         guard=guard,
+        spikes=spikes,
+        rollbacks=rollbacks,
         saver=saver,
         stopper=stopper,
         pulse=pulse,
@@ -108,6 +117,8 @@ def assemble(
         steps_per_epoch=steps_per_epoch,
         accumulation=accumulation,
     )
+    stack.callback(lambda: trainer.train_loader.close())
+    return trainer
 
 
 def _dataset_use(context: str, shards: Shards) -> DatasetUse:
@@ -181,7 +192,12 @@ def initial_model(config: RunConfig) -> VideoMamba:
 
 
 def resume(
-    config: RunConfig, engine: Engine, guard: NonFiniteGuard, path: Path, digest: str
+    config: RunConfig,
+    engine: Engine,
+    guard: NonFiniteGuard,
+    spikes: SpikeWatch,
+    path: Path,
+    digest: str,
 ) -> Progress:
     """Load a checkpoint of this run and return its progress. Collective.
 
@@ -192,22 +208,8 @@ def resume(
     """
     state, tensors = read_full_state(path)
     check_same_run(state, config, path, digest)
-    if state.shapes != engine.state.shapes:
-        raise CheckpointError(f"checkpoint {path}: its parameters are not those of this model")
-    engine.state.load(tensors, state.adam_steps)
-    engine.loss_scale.restore(state.loss_scale)
-    guard.skipped = state.skipped_steps
     logger.warning("resuming from %s", path)
-    return Progress(
-        step=state.step,
-        position=state.position,
-        elapsed_s=state.elapsed_s,
-        metrics=state.metrics,
-        evaluated_step=state.evaluated_step,
-        best_top1=state.best_top1,
-        best_step=state.best_step,
-        saved_step=state.step,
-    )
+    return restore(engine, guard, spikes, path, state, tensors)
 
 
 def check_same_run(state: RunState, config: RunConfig, path: Path, digest: str) -> None:

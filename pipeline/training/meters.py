@@ -66,6 +66,7 @@ class Meters:
         """Return metric name -> mean since the last flush, and start anew. Collective.
 
         Loss, top-1 and clips per second cover all ranks; times and memory are those of this rank.
+        Loss and top-1 are absent if no clip counted.
         """
         loss, correct, weight = sum_over_ranks(self._sums.cpu()).tolist()
         elapsed = time.perf_counter() - self._started
@@ -73,10 +74,8 @@ class Meters:
             self._span_s[name] += begin.elapsed_time(end) / 1000
         steps = max(self._steps, 1)
         self.own_time = OwnTime(self._span_s["data"] / steps, self._span_s["forward"] / steps)
-        seen = max(weight, 1.0)
-        values = {
-            "loss": loss / seen,
-            "top1": correct / seen,
+        values = {"loss": loss / weight, "top1": correct / weight} if weight else {}
+        values |= {
             "clips_per_s": weight / elapsed,
             "step_s": elapsed / steps,
             "data_wait_share": self._span_s["data"] / elapsed,

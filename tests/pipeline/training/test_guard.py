@@ -30,7 +30,7 @@ def test_an_overflow_of_fp16_is_skipped_and_no_fault() -> None:
     guard = NonFiniteGuard(GuardConfig())
     for step in range(5):
         assert guard.rejects(step, False, overflow=True)
-    assert (guard.skipped, guard.skipped_in_a_row) == (5, 0)
+    assert (guard.skipped, guard.in_a_row) == (5, ())
     with pytest.raises(NonFiniteError):
         guard.rejects(5, False)
 
