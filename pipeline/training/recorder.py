@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 _SAMPLE = re.compile(rb"(\d+)\t([!-~]+)")
 # These values go to metrics.jsonl and MLflow only, so that a log line stays short enough to read.
 _UNSHOWN = ("step_s", "step_s_p50", "step_s_p95", "save_s", "save_blocked_s", "memory_peak_gib")
+_UNSHOWN_KINDS = ("layers",)
 
 
 class Pace(NamedTuple):
@@ -106,6 +107,8 @@ class Recorder:
         if self._rows is None:
             return
         self._tracker.log_rows([self._rows.write(step, kind, values)])
+        if kind in _UNSHOWN_KINDS:
+            return
         keys = [key for key in values if key not in _UNSHOWN]
         shown = "  ".join(f"{key} {values[key]:.4g}" for key in keys)
         logger.info("step %d%s %s  %s", step, pace or "", kind, shown)

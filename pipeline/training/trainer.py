@@ -26,6 +26,7 @@ from pipeline.rundir import End, Phase, StopClass
 from pipeline.training.distributed import World, any_rank, from_all_ranks, limit_collectives
 from pipeline.training.engine import Engine
 from pipeline.training.guard import NonFiniteGuard
+from pipeline.training.layers import LayerStatistics
 from pipeline.training.meters import Meters
 from pipeline.training.progress import Progress, restore
 from pipeline.training.recorder import Pace, Recorder
@@ -64,6 +65,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._meters = Meters(self.world.device)
+        self._layers = LayerStatistics(self.engine, self.world, self.config.log_layers_every_steps)
         self._stragglers = StragglerWatch(
             self.config.health.straggler_factor, self.world, self.pulse.host
         )
@@ -110,6 +112,7 @@ class Trainer:
         if step in self.rollbacks.left_out:
             return self._pass_over()
         self.engine.train()
+        self._layers.begin(step + 1)
         losses = torch.zeros((), device=self.world.device)
         for _ in range(self.accumulation):
             with self._meters.span("data"):
@@ -132,7 +135,8 @@ class Trainer:
             self.engine.discard_gradients()
         else:
             self.spikes.watch(step, verdict.loss / (self.world.size * self.accumulation))
-            self.engine.step(self.schedule.lr(step), verdict.grad_norm)
+            with self._layers.around_update():
+                self.engine.step(self.schedule.lr(step), verdict.grad_norm)
             self._meters.add_grad_norm(grad_norm)
         self.engine.loss_scale.note(verdict.finite)
         self._count_step()
@@ -205,6 +209,8 @@ class Trainer:
             values["rollbacks"] = float(len(self.rollbacks.made))
             values["left_out_steps"] = float(sum(s < step for s in self.rollbacks.left_out))
         self.recorder.record(step, "train", values, pace=self._pace())
+        if layers := self._layers.read():
+            self.recorder.record(step, "layers", layers)
 
     def _begin_pace(self) -> None:
         self._paced_from = self.progress.step, time.monotonic()
