@@ -20,7 +20,8 @@ from pipeline.training.distributed import World, sum_over_ranks
 from pipeline.training.engine import Engine
 
 _BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-_MAGNITUDES = ("delta_rms", "B_rms", "C_rms", "state_rms")
+MAGNITUDES = ("delta_rms", "B_rms", "C_rms", "state_rms")
+"""Names of what `Mixer.magnitudes` returns."""
 
 
 def layer_of(name: str) -> str:
@@ -114,7 +115,7 @@ class LayerStatistics:
             values[f"weight_norm/{layer}"] = weight
             values[f"update_ratio/{layer}"] = update / weight if weight else 0.0
         for layer, magnitudes in self._magnitudes.items():
-            for name, value in zip(_MAGNITUDES, magnitudes.tolist(), strict=True):
+            for name, value in zip(MAGNITUDES, magnitudes.tolist(), strict=True):
                 values[f"{name}/{layer}"] = value
         self._squares = None
         return values

@@ -6,6 +6,7 @@ over 1, 2 and 3 ranks x accumulation 1, 2, 4 x ZeRO 0 to 3 x activation checkpoi
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 from typing import NamedTuple
@@ -15,21 +16,21 @@ import torch
 from torch import nn
 
 from pipeline.bench.step import synthetic_batch
-from pipeline.config import load_config
+from pipeline.config import RunConfig, load_config
 from pipeline.data.batch import Batch
 from pipeline.training import determinism
 from pipeline.training.assemble import build_engine, build_optimizer, build_task, initial_model
 from pipeline.training.distributed import World
-from pipeline.training.layers import LayerStatistics, layer_of
+from pipeline.training.layers import MAGNITUDES, LayerStatistics, layer_of
 from pipeline.training.verdict import reach_verdict
 from tests.ranks import run_on_ranks
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 RANKS, ACCUMULATIONS, STAGES = (1, 2, 3), (1, 2, 4), (0, 1, 2, 3)
-GLOBAL_BATCH, STEPS, LR = 24, 4, 3e-3
-# fp32 sums in another order; the losses are near 2, and the curve moves by more than 0.01.
-TOLERANCE = 2e-6
+GLOBAL_BATCH, STEPS, LR = 24, 3, 3e-3
+# fp32 sums in another order, a few units in the last place of a loss near 2.
+TOLERANCE = 1e-6
 RECIPE = [
     "model.preset=videomambapro-tiny-test",
     "model.num_classes=8",
@@ -56,7 +57,7 @@ class Curve(NamedTuple):
     """Statistics per layer of the last step."""
 
 
-def config_of(stage: int, checkpointing: str) -> object:
+def config_of(stage: int, checkpointing: str) -> RunConfig:
     own = [f"engine.zero_stage={stage}", f"model.activation_checkpointing={checkpointing}"]
     return load_config("demo", [*RECIPE, "optim.clip_grad=0.1", *own])
 
@@ -91,6 +92,7 @@ def curve(world: World, case: Case, batch: Batch) -> Curve:
 
 
 def all_curves(world: World) -> dict[Case, Curve]:
+    gc.freeze()  # DeepSpeed's stage 3 collects garbage for each engine, of all that is imported
     batch = synthetic_batch(config_of(0, "none"), GLOBAL_BATCH, ALONE)
     cases = itertools.product((world.size,), ACCUMULATIONS, STAGES, ("none", "full"))
     # Stage 3 comes last, because DeepSpeed changes torch's linear layer for good with it.
@@ -124,7 +126,7 @@ def by_plain_torch() -> Curve:
     for _ in range(STEPS):
         loss, _ = task(model, batch)
         loss.backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         named = dict(model.named_parameters())
         gradients = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
         before = {name: p.detach().clone() for name, p in named.items()}
@@ -147,10 +149,10 @@ def norm(tensors: list[torch.Tensor]) -> float:
 
 def test_there_is_one_loss_curve(curves: dict[Case, Curve]) -> None:
     expected = by_plain_torch()
-    assert expected.losses[0] - expected.losses[-1] > 0.01
+    assert expected.losses[0] - expected.losses[-1] > 0.05
     for case, found in curves.items():
         assert found.losses == pytest.approx(expected.losses, abs=TOLERANCE), case
-        assert found.grad_norms == pytest.approx(expected.grad_norms, rel=1e-4), case
+        assert found.grad_norms == pytest.approx(expected.grad_norms, rel=2e-6), case
 
 
 def test_recomputed_activations_change_no_bit(curves: dict[Case, Curve]) -> None:
@@ -162,4 +164,12 @@ def test_statistics_per_layer_are_those_of_plain_torch(curves: dict[Case, Curve]
     expected = by_plain_torch().layers
     for case, found in curves.items():
         norms = {key: value for key, value in found.layers.items() if key in expected}
-        assert norms == pytest.approx(expected, rel=1e-3), case
+        assert norms == pytest.approx(expected, rel=1e-5), case
+
+
+def test_magnitudes_in_the_mixers_are_the_same_everywhere(curves: dict[Case, Curve]) -> None:
+    names = [f"{name}/{layer}" for name in MAGNITUDES for layer in ("00", "01")]
+    expected = curves[Case(1, 1, 0, "none")].layers
+    for case, found in curves.items():
+        for name in names:
+            assert found.layers[name] == pytest.approx(expected[name], rel=1e-5), (case, name)
