@@ -5,23 +5,30 @@ BIN := .venv/bin
 EXTRAS ?= dev
 INSTALLED := .venv/.installed-$(EXTRAS)
 
-.PHONY: demo test test-fast lint venv clean slurm-dev
+.PHONY: demo test test-fast lint docs venv clean slurm-dev
 
 demo: venv
 	$(BIN)/vmp demo
 
+# Two test processes fill two cores: a third of a test's time goes by in waiting.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # The inner loop: what needs neither several ranks nor many seconds.
 test-fast: venv
-	$(BIN)/python -m pytest -m "not slow and not dist"
+	$(PYTEST) -m "not slow and not dist"
 
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation as a site in build/site; needs the extra `docs`, e.g. `make docs EXTRAS=dev,docs`.
+docs: venv
+	$(BIN)/python -m mkdocs build --strict
 
 # A SLURM of three nodes on this machine, until Ctrl-C; prints the SLURM_CONF line to export.
 slurm-dev: venv

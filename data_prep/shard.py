@@ -1,7 +1,7 @@
 """Implements `vmp data shard`: plan, run the jobs, seal.
 
 `prepare` plans, `run_shard_worker` is the job, in local processes or through a scheduler, and
-`seal` writes the manifest. Every step may be killed and repeated.
+`finish` writes the manifest. Every step may be killed and repeated.
 """
 
 from __future__ import annotations
@@ -31,8 +31,12 @@ def shard(config: ShardConfig, *, show_progress: bool = True) -> Manifest:
         return manifest
     decoders = config.decoders or max(1, len(os.sched_getaffinity(0)) // config.jobs)
     run_jobs(work, jobs=config.jobs, decoders=decoders, show_progress=show_progress)
+    return finish(work)
+
+
+def finish(work: Path) -> Manifest:
+    """Seal what the jobs made, unless another call has done so. Raises `DataError` as `seal`."""
     with Workdir(work).alone():
-        # Another call may have sealed the directory meanwhile.
         return sealed(work) or seal(work)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
@@ -10,6 +12,9 @@ import fsspec
 
 from data_prep.durable import move, publish
 from data_prep.errors import DataError, refused
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-z]+\.tmp")
+"""A file's name, and then the generation of a claim or the random part of `publish`."""
 
 
 class Store(Protocol):
@@ -36,6 +41,9 @@ class Store(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove a file, if it exists."""
+
+    def sweep(self, names: Collection[str]) -> None:
+        """Remove what killed processes left of files that would have had one of `names`."""
 
 
 class DirectoryStore:
@@ -66,6 +74,12 @@ class DirectoryStore:
 
     def remove(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
+
+    def sweep(self, names: Collection[str]) -> None:
+        for name in self.names():
+            temporary = _TEMPORARY.fullmatch(name)
+            if temporary and temporary[1] in names:
+                self.remove(name)
 
 
 class UrlStore:
@@ -107,6 +121,9 @@ class UrlStore:
     def remove(self, name: str) -> None:
         if self.size(name) is not None:
             self._filesystem.rm_file(self._path(name))
+
+    def sweep(self, names: Collection[str]) -> None:
+        """Do nothing: the object store drops an upload that its client did not end."""
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

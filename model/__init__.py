@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from model.config import PRESETS, ModelConfig, resolve_config
     from model.convert import from_pretrained
     from model.errors import ModelConfigError, ModelError, WeightsError
+    from model.stream import Stream
     from model.weights import load_model, save_model
 
 _HOME = {
@@ -25,6 +26,7 @@ _HOME = {
     "ModelConfigError": "model.errors",
     "WeightsError": "model.errors",
     "from_pretrained": "model.convert",
+    "Stream": "model.stream",
     "load_model": "model.weights",
     "save_model": "model.weights",
 }
@@ -34,6 +36,7 @@ __all__ = [
     "ModelConfig",
     "ModelConfigError",
     "ModelError",
+    "Stream",
     "VideoMamba",
     "WeightsError",
     "create_model",

@@ -15,16 +15,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.config import ModelConfig
+from model.containers import FOREIGN
 from model.errors import WeightsError, brief
 from model.key_report import KeyReport
 
 # The masked-pretraining stage names the final norm differently.
 _RENAMES = {"norm.weight": "norm_f.weight"}
-# These keys are heads and decoders of other training stages.
-_FOREIGN = re.compile(r"^(distill_head|clip_decoder|clip_pos_embed|clip_img_pos_embed|mask_token)")
 # Only layout "separate" has these parameters; A_b_log exists in both layouts.
 _OWN_BACKWARD = re.compile(r"^(layers\.\d+\.mixer\.)(conv1d|x_proj|dt_proj|D)_b(\..+)?$")
 _SHARED = re.compile(r"^(layers\.\d+\.mixer\.)(conv1d|x_proj|dt_proj|D)(\..+)?$")
+# Only direction "bidirectional" has this parameter.
+_BACKWARD = re.compile(r"^(layers\.\d+\.mixer\.)A_b_log$")
 # Kinetics-710 lists the 400 classes of Kinetics-400 first.
 _K710, _K400 = 710, 400
 
@@ -39,11 +40,12 @@ def adapt_state_dict(
 
     Keys absent from the result keep the model's initial value (reported as "initialised").
     Raises WeightsError for keys or shapes that cannot be fitted, and for weights of the other
-    layout unless allow_lossy: neither direction keeps the function.
+    layout or direction unless allow_lossy: no such change keeps the function.
     """
     report = KeyReport()
     remaining = _rename(source, report)
     _to_layout(remaining, config, report, allow_lossy)
+    _to_direction(remaining, config, report, allow_lossy)
     fitted: dict[str, Tensor] = {}
     for key, shape in shapes.items():
         tensor = remaining.pop(key, None)
@@ -64,7 +66,7 @@ def adapt_state_dict(
 def _rename(source: dict[str, Tensor], report: KeyReport) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for key, tensor in source.items():
-        if _FOREIGN.match(key):
+        if FOREIGN.match(key):
             report.add("dropped", key, None, "belongs to another training stage")
         elif key in _RENAMES and _RENAMES[key] not in source:
             report.add("renamed", key, _RENAMES[key])
@@ -102,6 +104,33 @@ def _to_layout(
                 twin = f"{match[1]}{match[2]}_b{match[3] or ''}"
                 tensors[twin] = tensors[key].clone()
                 report.add("copied", key, twin, change)
+
+
+def _to_direction(
+    tensors: dict[str, Tensor], config: ModelConfig, report: KeyReport, allow_lossy: bool
+) -> None:
+    """Drops the backward scan from `tensors`, or gives them one, as the direction of `config` is.
+
+    The other direction also has its CLS token elsewhere, so the weights are only a start.
+    """
+    backward = [key for key in tensors if _BACKWARD.match(key)]
+    stored = "bidirectional" if backward else "forward"
+    if stored == config.direction or not any(key.endswith("mixer.A_log") for key in tensors):
+        return
+    if not allow_lossy:
+        raise WeightsError(
+            f"the weights have direction '{stored}', the model '{config.direction}', which is "
+            f"another function: set direction={stored}, or allow the loss explicitly"
+        )
+    change = f"direction {stored} -> {config.direction}"
+    for key in backward:
+        del tensors[key]
+        report.add("dropped", key, None, change)
+    if not backward:
+        for key in [key for key in tensors if key.endswith("mixer.A_log")]:
+            twin = key.removesuffix("A_log") + "A_b_log"
+            tensors[twin] = tensors[key].clone()
+            report.add("copied", key, twin, change)
 
 
 def _fit(

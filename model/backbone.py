@@ -1,6 +1,7 @@
 """The video classifier: patch and position embeddings, blocks of mixers, a head on the CLS token.
 
-Legend: B batch, T steps in time, P patches per frame, L = T * P + 1 tokens, d embed_dim.
+Legend: B batch, T steps in time, P patches per frame, L tokens, d embed_dim. L is T * P + 1, or
+T * (P + 1) for the direction "forward".
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from model.errors import ModelError
 from model.init import init_weights
 from model.mixer import Mixer
 from model.patch_embed import PatchEmbed
+from model.step_linear import linear
 
 # Weight decay spares parameters whose last name is here, and those of the norms. Names decide, not
 # shapes, because ZeRO-3 flattens parameters.
@@ -44,7 +46,9 @@ class VideoMamba(nn.Module):
         self.patch_embed = PatchEmbed(config)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm_f = RMSNorm(dim)
-        self.head = nn.Linear(dim, config.num_classes)
+        self.is_causal = config.direction == "forward"
+        rows = 1 if self.is_causal else None
+        self.head = linear(dim, config.num_classes, rows=rows, bias=True)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         init_weights(self, config)
 
@@ -60,25 +64,54 @@ class VideoMamba(nn.Module):
         drop_path_keep: (B, depth) bool, True keeps the output of that block for that sample,
             scaled by 1 / (1 - rate); without it the choice is drawn from torch's generator in
             training and everything is kept in evaluation.
-        Returns (B, num_classes). Raises ModelError for another shape.
+        Returns (B, num_classes), those after the last step in time for the direction "forward".
+        Raises ModelError for another shape.
         """
-        branch = self._embed(clip)
-        scales = self._branch_scales(clip, drop_path_keep)
-        residual: Tensor | None = None
-        for index, block in enumerate(self.layers):
-            scale = None if scales is None else scales[:, index, None, None]
-            if self.training and self.config.recomputes(index):
-                # No block draws random numbers, so there is no generator state to replay.
-                branch, residual = checkpoint(
-                    block, branch, residual, scale, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                branch, residual = block(branch, residual, scale)
-        assert residual is not None  # depth >= 1
-        # Only the CLS token is read: add and normalise nothing else.
-        normed, _ = self.norm_f(branch[:, :1], residual[:, :1])
+        self._check(clip, self.config.num_frames)
+        branch, residual = self._blocks(self._embed(clip), drop_path_keep)
+        # Only one CLS token is read: add and normalise nothing else.
+        cls = slice(-1, None) if self.is_causal else slice(0, 1)
+        normed, _ = self.norm_f(branch[:, cls], residual[:, cls])
         logits: Tensor = self.head(normed[:, 0])
         return logits
+
+    def frame_logits(self, clip: Tensor) -> Tensor:
+        """Class logits after every step in time, for the direction "forward".
+
+        clip: (B, 3, frames, img_size, img_size) of any length that is a multiple of tubelet_size.
+            Steps beyond the trained length have the temporal embedding of the last trained one.
+        Returns (B, frames / tubelet_size, num_classes); step t depends on the frames up to it.
+        Raises ModelError for another direction or shape.
+        """
+        if not self.is_causal:
+            raise ModelError("logits of every frame need a model with direction=forward")
+        frames = clip.shape[2] if clip.ndim == 5 else 0
+        if frames == 0 or frames % self.config.tubelet_size:
+            frames = self.config.num_frames
+        self._check(clip, frames)
+        branch, residual = self._blocks(self._embed(clip), None)
+        return self.read_out(branch, residual)
+
+    def read_out(self, branch: Tensor, residual: Tensor) -> Tensor:
+        """(B, T * (P + 1), d) behind the last block -> logits (B, T, num_classes)."""
+        step = self.config.patches_per_frame + 1
+        normed, _ = self.norm_f(branch[:, step - 1 :: step], residual[:, step - 1 :: step])
+        logits: Tensor = self.head(normed)
+        return logits
+
+    def embed_steps(self, clip: Tensor, first: int) -> Tensor:
+        """Tokens (B, n * (P + 1), d) of n steps in time, the first being number `first`.
+
+        clip: (B, 3, n * tubelet_size, img_size, img_size).
+        """
+        patches = self.patch_embed(clip)
+        steps = patches.shape[1]
+        times = self.temporal_pos_embedding[:, first : first + steps]
+        beyond = self.temporal_pos_embedding[:, -1:].expand(-1, steps - times.shape[1], -1)
+        times = torch.cat([times, beyond], dim=1)[:, :, None]
+        cls = (self.cls_token + self.pos_embed[:, :1])[:, None] + times
+        patches = patches + (self.pos_embed[:, None, 1:] + times)
+        return torch.cat([patches, cls.expand(len(clip), -1, -1, -1)], dim=2).flatten(1, 2)
 
     def no_weight_decay(self) -> frozenset[str]:
         """Names of the parameters that weight decay must leave alone: biases, norms, the state
@@ -89,33 +122,53 @@ class VideoMamba(nn.Module):
             if name.rpartition(".")[2] in _UNDECAYED or "norm" in name
         )
 
-    def _embed(self, clip: Tensor) -> Tensor:
-        config = self.config
-        expected = (3, config.num_frames, config.img_size, config.img_size)
+    def _check(self, clip: Tensor, frames: int) -> None:
+        size = self.config.img_size
+        expected = (3, frames, size, size)
         if clip.ndim != 5 or clip.shape[1:] != expected:
             raise ModelError(
                 f"clip has shape {tuple(clip.shape)}, the model takes (batch, "
                 f"{', '.join(map(str, expected))}): resize the clip or set "
                 "num_frames / img_size of the model"
             )
+
+    def _embed(self, clip: Tensor) -> Tensor:
+        if self.is_causal:
+            return self.embed_steps(clip, 0)
         positions = self.pos_embed[:, None, 1:] + self.temporal_pos_embedding[:, :, None]
         tokens = (self.patch_embed(clip) + positions).flatten(1, 2)
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(clip), -1, -1)
         return torch.cat([cls, tokens], dim=1)
 
-    def _branch_scales(self, clip: Tensor, keep: Tensor | None) -> Tensor | None:
+    def _blocks(self, tokens: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The branch of the last block and the residual stream before it, both (B, L, d)."""
+        branch, residual = tokens, None
+        scales = self._branch_scales(tokens, keep)
+        for index, block in enumerate(self.layers):
+            scale = None if scales is None else scales[:, index, None, None]
+            if self.training and self.config.recomputes(index):
+                # No block draws random numbers, so there is no generator state to replay.
+                branch, residual = checkpoint(
+                    block, branch, residual, scale, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                branch, residual = block(branch, residual, scale)
+        assert residual is not None  # depth >= 1
+        return branch, residual
+
+    def _branch_scales(self, tokens: Tensor, keep: Tensor | None) -> Tensor | None:
         """(B, depth) factors of the branches; None when every factor is 1."""
         if keep is None and not (self.training and self.config.drop_path_rate > 0):
             return None
         # `drop_path_rates` is recomputed on the device, because a copy to it would wait for it.
         rate, depth = self.config.drop_path_rate, self.config.depth
-        kept = 1 - torch.linspace(0, rate, depth, device=clip.device)
+        kept = 1 - torch.linspace(0, rate, depth, device=tokens.device)
         if keep is None:
-            keep = torch.rand(len(clip), depth, device=clip.device) < kept
-        elif keep.shape != (len(clip), depth):
+            keep = torch.rand(len(tokens), depth, device=tokens.device) < kept
+        elif keep.shape != (len(tokens), depth):
             raise ModelError(
                 f"drop_path_keep has shape {tuple(keep.shape)}, "
-                f"expected (batch, depth) = {(len(clip), depth)}"
+                f"expected (batch, depth) = {(len(tokens), depth)}"
             )
         return keep / kept
 

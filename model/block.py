@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.mixer import Mixer
+from model.mixer import Mixer, MixerState
 from model.scan import rms_norm_residual
 
 NORM_EPS = 1e-5
@@ -45,3 +45,11 @@ class Block(nn.Module):
         if branch_scale is not None:
             branch = branch * branch_scale.to(branch.dtype)
         return branch, residual
+
+    def advance(
+        self, branch: Tensor, residual: Tensor | None, state: MixerState | None
+    ) -> tuple[Tensor, Tensor, MixerState]:
+        """The block on the next tokens of a sequence: see `Mixer.advance`."""
+        normed, residual = self.norm(branch, residual)
+        branch, state = self.mixer.advance(normed, state)
+        return branch, residual, state

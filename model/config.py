@@ -50,6 +50,11 @@ class ModelConfig(BaseModel):
     """Taps of the causal depthwise convolution."""
     expand: int = Field(default=2, gt=0, le=2**6)
     """Inner width D = expand * embed_dim."""
+    direction: Literal["bidirectional", "forward"] = "bidirectional"
+    """bidirectional: every token sees the whole clip, behind one CLS token (the published models);
+    forward: a token sees earlier ones only and a CLS token ends each step in time, so that
+    `Stream` can go on with a video without end. It has no backward weights, needs layout shared
+    and does not read mask_backward."""
     layout: Literal["shared", "separate"] = "shared"
     """shared: both directions use one conv1d, x_proj, dt_proj and D (VideoMambaPro);
     separate: the backward direction has its own (VideoMamba and its released weights)."""
@@ -78,6 +83,10 @@ class ModelConfig(BaseModel):
                 f"num_frames {self.num_frames} is not a multiple of "
                 f"tubelet_size {self.tubelet_size}"
             )
+        if self.direction == "forward" and self.layout == "separate":
+            raise ValueError(
+                "direction forward has no backward weights for layout separate: set layout=shared"
+            )
         if self.drop_path_rate >= 1:
             raise ValueError(f"drop_path_rate {self.drop_path_rate} must be below 1")
         return self
@@ -103,8 +112,18 @@ class ModelConfig(BaseModel):
 
     @property
     def num_tokens(self) -> int:
-        """L: length of the scanned sequence, CLS token included."""
-        return self.num_steps * self.patches_per_frame + 1
+        """L: length of the scanned sequence, CLS tokens included."""
+        return self.num_steps * self.patches_per_frame + self.num_cls_tokens
+
+    @property
+    def num_cls_tokens(self) -> int:
+        """One in front of the clip, or one at the end of every step in time."""
+        return self.num_steps if self.direction == "forward" else 1
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        """Tokens of a step in time, its CLS token included; None where steps have none."""
+        return self.patches_per_frame + 1 if self.direction == "forward" else None
 
     @property
     def drop_path_rates(self) -> tuple[float, ...]:

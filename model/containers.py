@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import zipfile
 from collections.abc import Mapping
 from itertools import islice
@@ -18,51 +19,64 @@ from model.errors import ModelConfigError, WeightsError, brief
 from model.flops import count_parameters
 
 CONFIG_METADATA = "model_config"
+FOREIGN = re.compile(
+    r"(distill_head|clip_decoder|clip_pos_embed|clip_img_pos_embed|mask_token|pool_norm|clip_teacher"
+    r"|text_encoder|vision_proj|text_proj|itm_head|temp)(\.|$)"
+)
+"""Keys of the heads, decoders and companions that other training stages put beside the model."""
+KEPT = "origin/"
+"""Prefix of the tensors that `convert` keeps for the way back; no model reads them."""
 _WRAPPERS = ("model", "module", "state_dict", "model_state_dict")
+_EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema")
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "vision_encoder.")
 
 
 class Container(NamedTuple):
-    """Tensors by bare key, and the model's configuration where the file carries one."""
+    """What a file of weights holds."""
 
     tensors: dict[str, Tensor]
+    """Tensors by bare key."""
     config: ModelConfig | None
+    """The model's configuration, where the file carries one."""
+    metadata: dict[str, str]
+    """Texts beside the weights, such as those that `save_model` stores."""
+    wrapper: str | None
+    """Key of the mapping in which the tensors lay; None at the top level and in safetensors."""
+    names: dict[str, str]
+    """Bare key -> key in the file."""
+    kept: dict[str, Tensor]
+    """Tensors that `convert` kept for the way back, by their key in the original file."""
 
 
-def read_container(path: Path) -> Container:
+def read_container(path: Path, *, ema: bool = False) -> Container:
     """Reads a safetensors file or a torch checkpoint: bare, wrapped, or of a training run.
 
     Pickles go through torch's restricted unpickler; beyond tensors and plain containers only
-    argparse.Namespace, which training checkpoints carry, is admitted.
+    argparse.Namespace, which training checkpoints carry, is admitted. With `ema`, reads the moving
+    average that a training checkpoint keeps beside its weights.
     Raises WeightsError when the file is missing, damaged, hostile or holds no weights.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    content = _read_torch(path)
-    tensors = _bare_tensors(_unwrap(content, path), path)
-    stored = content.get(CONFIG_METADATA) if isinstance(content, Mapping) else None
-    # `save_model` stores a string; other checkpoints may keep something else under that name.
-    config = _config(stored, tensors, path) if isinstance(stored, str) else None
-    return Container(tensors, config)
-
-
-def read_metadata(path: Path, key: str) -> str | None:
-    """The text under `key` that `save_model` stored beside the weights; None when there is none.
-
-    Raises WeightsError as `read_container` does.
-    """
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return (file.metadata() or {}).get(key)
-        except Exception as error:  # safetensors raises its own types, and Python's, for damage
-            raise WeightsError(f"{path}: damaged safetensors file ({brief(error)})") from error
-    content = _read_torch(path)
-    text = content.get(key) if isinstance(content, Mapping) else None
-    return text if isinstance(text, str) else None
+        tensors, metadata = _read_safetensors(path)
+        if ema:
+            raise WeightsError(f"{path}: holds one set of weights, no moving average beside it")
+        wrapper = None
+    else:
+        content = _read_torch(path)
+        wrapper, tensors = _unwrap(content, path, ema)
+        texts = content if isinstance(content, Mapping) else {}
+        # `save_model` stores strings; other checkpoints may keep something else under such names.
+        metadata = {key: text for key, text in texts.items() if isinstance(text, str)}
+    kept = {k.removeprefix(KEPT): t for k, t in tensors.items() if k.startswith(KEPT)}
+    own = {key: tensor for key, tensor in tensors.items() if not key.startswith(KEPT)}
+    names = _bare_names(own, path)
+    bare = {name: own[key] for name, key in names.items()}
+    stored = metadata.get(CONFIG_METADATA)
+    config = None if stored is None else _config(stored, bare, path)
+    return Container(bare, config, metadata, wrapper, names, kept)
 
 
 def _read_torch(path: Path) -> Any:
@@ -80,17 +94,13 @@ def _read_torch(path: Path) -> Any:
         ) from error
 
 
-def _read_safetensors(path: Path) -> Container:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-            stored = (file.metadata() or {}).get(CONFIG_METADATA)
+            return tensors, dict(file.metadata() or {})
     except Exception as error:  # a dtype of its own, no permission, a damaged header
         raise WeightsError(f"{path}: damaged safetensors file ({brief(error)})") from error
-    tensors = _bare_tensors(tensors, path)
-    if stored is None:
-        return Container(tensors, None)
-    return Container(tensors, _config(stored, tensors, path))
 
 
 def _config(stored: str, tensors: dict[str, Tensor], path: Path) -> ModelConfig:
@@ -120,20 +130,28 @@ def _refuse_inflation(path: Path) -> None:
         raise ValueError(f"a compressed archive, which unpacks to {unpacked:,} bytes")
 
 
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    candidates = [content]
+def _unwrap(content: Any, path: Path, ema: bool) -> tuple[str | None, dict[str, Tensor]]:
+    """The state_dict in a checkpoint, and the key under which it lies.
+
+    A checkpoint with nothing but an average gives that.
+    """
+    wrappers = _EMA_WRAPPERS if ema else _WRAPPERS
+    top = {None: content}
     if isinstance(content, Mapping):
-        candidates = [content[key] for key in _WRAPPERS if key in content] + candidates
-    for candidate in candidates:
+        inner = {key: content[key] for key in (*wrappers, *_EMA_WRAPPERS) if key in content}
+        candidates = inner if ema else {**inner, **top}
+    else:
+        candidates = {} if ema else top
+    for key, candidate in candidates.items():
         if _is_state_dict(candidate):
-            return dict(candidate)
+            return key, dict(candidate)
     found = f"a {type(content).__name__}"
     if isinstance(content, Mapping):
         keys = ", ".join(brief(key) for key in islice(content, 5))
         found = f"{len(content)} keys: {keys}{', ...' if len(content) > 5 else ''}"
+    what, where = ("moving average", "") if ema else ("state_dict", "at the top level and ")
     raise WeightsError(
-        f"{path}: holds no state_dict; looked at the top level and under "
-        f"{', '.join(_WRAPPERS)}, found {found}"
+        f"{path}: holds no {what}; looked {where}under {', '.join(wrappers)}, found {found}"
     )
 
 
@@ -145,9 +163,9 @@ def _is_state_dict(value: Any) -> bool:
     )
 
 
-def _bare_tensors(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """`tensors` by their names without wrappers' prefixes, each one proved to be plain numbers."""
-    bare: dict[str, Tensor] = {}
+def _bare_names(tensors: dict[str, Tensor], path: Path) -> dict[str, str]:
+    """Name without wrappers' prefixes -> key, of tensors that are proved to be plain numbers."""
+    bare: dict[str, str] = {}
     for key, tensor in tensors.items():
         name = key
         while prefix := next((p for p in _PREFIXES if name.startswith(p)), None):
@@ -157,27 +175,33 @@ def _bare_tensors(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
                 f"{path}: two tensors are named {brief(name)} once prefixes such as "
                 f"'{_PREFIXES[0]}' are removed: keep one of them"
             )
-        if fault := _fault(tensor):
+        if fault := no_number(tensor) or (None if FOREIGN.match(name) else _no_weight(tensor)):
             raise WeightsError(
                 f"{path}: {brief(name)} {fault}; weights are dense, finite, real numbers"
             )
-        bare[name] = tensor
+        bare[name] = key
     return bare
 
 
-def _fault(tensor: Tensor) -> str | None:
-    """Why a tensor cannot be a weight, or None."""
+def no_number(tensor: Tensor) -> str | None:
+    """Why a tensor is no plain array of the numbers that its file stores, or None."""
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
         return f"is {brief(str(tensor.layout))}, not dense"
     if tensor.is_meta:
         return "has a shape and no values"
-    if not tensor.numel():
-        return f"is empty, of shape {tuple(tensor.shape)}"
-    if tensor.dtype not in _FLOATS:
-        return f"has dtype {tensor.dtype}"
     # A stride of zero repeats one stored number, so a few bytes could claim terabytes.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"claims {tensor.numel():,} numbers and stores fewer"
+    return None
+
+
+def _no_weight(tensor: Tensor) -> str | None:
+    """Why an array cannot be a weight of the model, or None."""
+    if not tensor.numel():
+        why = ": ZeRO stage 3 leaves the weights elsewhere, zero_to_fp32.py gathers them"
+        return f"is empty, of shape {tuple(tensor.shape)}{why if tensor.shape == (0,) else ''}"
+    if tensor.dtype not in _FLOATS:
+        return f"has dtype {tensor.dtype}"
     # The model computes in float32, in which 1e300 is infinite.
     if not tensor.float().isfinite().all():
         return "holds NaN or infinite numbers"

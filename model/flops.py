@@ -20,7 +20,8 @@ def count_parameters(config: ModelConfig) -> int:
     """Trainable parameters, to the unit."""
     d, D, N = config.embed_dim, config.inner_dim, config.d_state
     own = _directions_of_weights(config)
-    block = d + 2 * D * d + 2 * D * N + D * d + own * (_projection_weights(config) + 3 * D)
+    decays = _directions(config) * D * N
+    block = d + 2 * D * d + decays + D * d + own * (_projection_weights(config) + 3 * D)
     positions = 1 + (config.patches_per_frame + 1) + config.num_steps
     patch = _pixels_per_patch(config) * d + d
     head = config.num_classes * (d + 1)
@@ -45,12 +46,12 @@ def published_flops(config: ModelConfig) -> int:
 def forward_flops(config: ModelConfig) -> int:
     """Floating-point operations of one clip's forward pass; a multiply-add counts as two.
 
-    All projections, both convolutions where there are two, and the scan in both directions.
+    All projections, both convolutions where there are two, and the scan in every direction.
     """
     d, D, N = config.embed_dim, config.inner_dim, config.d_state
     own = _directions_of_weights(config)
     products = 3 * D * d + own * _projection_weights(config)
-    scan_and_skip = 2 * (SCAN_FLOPS_PER_STATE * N + 2) * D + D
+    scan_and_skip = _directions(config) * (SCAN_FLOPS_PER_STATE * N + 2) * D + D
     per_token = 2 * products + scan_and_skip
     return config.depth * config.num_tokens * per_token + 2 * _ends(config)
 
@@ -79,7 +80,7 @@ def activation_bytes(
     # A recomputed block keeps its two inputs: the branch, and the fp32 residual stream.
     inputs = tokens * d * (compute_bytes + _FP32)
     working = block if recomputed else 0
-    patches = (tokens - 1) * _pixels_per_patch(config) * compute_bytes
+    patches = _num_patches(config) * _pixels_per_patch(config) * compute_bytes
     return patches + (config.depth - recomputed) * block + recomputed * inputs + working
 
 
@@ -90,9 +91,18 @@ def _block_bytes(config: ModelConfig, compute_bytes: int, scan_chunk: int) -> in
     in_proj = compute_bytes * (d + 2 * D)  # its input, and x and z
     per_direction = compute_bytes * (D + config.dt_rank + 2 * N + D)  # conv, x_proj, delta
     out = compute_bytes * D + _FP32 * D  # gated sum, and the sum before the gate
-    states = _FP32 * 2 * D * N / scan_chunk
+    states = _FP32 * _directions(config) * D * N / scan_chunk
     per_token = stream + in_proj + own * per_direction + out + states
     return int(config.num_tokens * per_token)
+
+
+def _directions(config: ModelConfig) -> int:
+    return 1 if config.direction == "forward" else 2
+
+
+def _num_patches(config: ModelConfig) -> int:
+    """Patches of a clip."""
+    return config.num_steps * config.patches_per_frame
 
 
 def _directions_of_weights(config: ModelConfig) -> int:
@@ -111,5 +121,5 @@ def _pixels_per_patch(config: ModelConfig) -> int:
 
 def _ends(config: ModelConfig) -> int:
     """Multiply-adds of the patch embedding and the head."""
-    patches = (config.num_tokens - 1) * _pixels_per_patch(config) * config.embed_dim
+    patches = _num_patches(config) * _pixels_per_patch(config) * config.embed_dim
     return patches + config.embed_dim * config.num_classes

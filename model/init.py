@@ -37,7 +37,8 @@ def _init_mixer(mixer: Mixer, config: ModelConfig) -> None:
     shared = config.layout == "shared"
     with torch.no_grad():
         mixer.A_log.copy_(ladder.expand_as(mixer.A_log))
-        mixer.A_b_log.copy_(ladder.expand_as(mixer.A_b_log))
+        if mixer.A_b_log is not None:
+            mixer.A_b_log.copy_(ladder.expand_as(mixer.A_b_log))
         for skip in [mixer.D] if shared else [mixer.D, mixer.D_b]:
             nn.init.ones_(skip)
         for dt_proj in [mixer.dt_proj] if shared else [mixer.dt_proj, mixer.dt_proj_b]:

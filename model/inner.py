@@ -8,8 +8,7 @@ accumulated by a matrix product, into the memory that the next product reads. Th
 Legend: B batch, L tokens, D inner_dim, N d_state, R dt_rank.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,9 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.config import ModelConfig
-from model.scan import available_backends, conv, op
+from model.scan import conv, op
 from model.scan.cuda.plan import MAX_STATES
-from model.scan.dispatch import say_used
+from model.scan.dispatch import choose
 from model.scan.fused import fused_backend
 from model.scan.problem import Scan
 
@@ -50,11 +49,14 @@ class Options:
     conv_backend: str  # "cpu" or "cuda"
 
 
-def inner(xz: Tensor, A: Tensor, A_b: Tensor, ways: Sequence[Way], options: Options) -> Tensor:
+def inner(
+    xz: Tensor, A: Tensor, A_b: Tensor | None, ways: Sequence[Way], options: Options
+) -> Tensor:
     """xz (B, L, 2 D) -> (B, L, D): convolution, projections, both scans and gate.
 
     ``ways`` has one entry where both directions share their parameters, two where the backward
-    direction has its own. Everything is computed in the dtype of xz, the state in float32.
+    direction has its own. Without ``A_b`` there is the forward scan only. Everything is computed in
+    the dtype of xz, the state in float32.
     """
     typed = [
         way._replace(x_proj=way.x_proj.to(xz.dtype), dt_proj=way.dt_proj.to(xz.dtype))
@@ -74,28 +76,23 @@ def fused_backends(xz: Tensor, config: ModelConfig) -> tuple[str, str] | None:
     if not (torch.is_grad_enabled() and xz.requires_grad) or torch.compiler.is_compiling():
         return None
     device, convolution = xz.device.type, fused_backend(xz)
-    scan: str = config.scan_backend
+    if config.scan_backend not in ("auto", *op.BACKENDS) or convolution == "torch":
+        return None
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != xz.dtype:
         return None
-    if scan == "auto":
-        scan = available_backends(xz.device)[0]
-    if scan == "cuda" and config.d_state > MAX_STATES:
-        scan = "chunked"
-    is_fused = convolution != "torch" and scan in ("cuda", "cpu", "chunked")
-    if not is_fused or scan not in available_backends(xz.device):
-        return None
-    say_used(scan, device)
+    fits_cuda = config.d_state <= MAX_STATES
+    scan = choose(config.scan_backend, xz.device, is_double=False, fits_cuda=fits_cuda)
     return scan, convolution
 
 
 class _Inner(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, options: Options, xz: Tensor, A: Tensor, A_b: Tensor, *tensors: Tensor
+        ctx: Any, options: Options, xz: Tensor, A: Tensor, A_b: Tensor | None, *tensors: Tensor
     ) -> Tensor:
         ctx.options, ctx.dtypes = options, [tensor.dtype for tensor in tensors]
         ways, activations = _ways(tensors), list[Tensor]()
-        with _as_given(xz):
+        with op.as_given(xz):
             for index, way in enumerate(ways):
                 activations += _scan_inputs(options, xz, way, reverse=index == 1)
             scan = _scan(options, xz, A, A_b, ways, activations)
@@ -119,7 +116,7 @@ class _Inner(torch.autograd.Function):
         into = {"z": dz}
         for suffix, buffer in zip(_SUFFIXES, dprojected, strict=False):
             _, into["B" + suffix], into["C" + suffix] = _columns(buffer, ways[0])
-        with _as_given(xz):
+        with op.as_given(xz):
             scan = _scan(options, xz, A, A_b, ways, activations)
             kernels = op.kernels(options.scan_backend)
             grads = kernels.backward(scan, dout.transpose(1, 2), None, pre_gate, states, into)
@@ -145,7 +142,8 @@ class _Inner(torch.autograd.Function):
             if options.scans_input:
                 dx += grads["u"]
         typed = [grad.to(dtype) for grad, dtype in zip(dparameters, ctx.dtypes, strict=True)]
-        return (None, dxz, grads["A"].to(A.dtype), grads["A_b"].to(A_b.dtype), *typed)
+        dA_b = None if A_b is None else grads["A_b"].to(A_b.dtype)
+        return (None, dxz, grads["A"].to(A.dtype), dA_b, *typed)
 
 
 def _step_backward(ddelta: Tensor, projected: Tensor, way: Way, product: Tensor) -> Tensor:
@@ -161,13 +159,6 @@ def _projection_backward(du: Tensor | None, way: Way, product: Tensor) -> Tensor
     if du is None:
         return product @ way.x_proj
     return _rows(du, product.dtype).addmm_(product, way.x_proj)
-
-
-@contextmanager
-def _as_given(xz: Tensor) -> Iterator[None]:
-    """Switch autocast off and make the device of ``xz`` current, on which kernels are launched."""
-    with torch.autocast(xz.device.type, enabled=False), torch.cuda.device_of(xz):
-        yield
 
 
 def _ways(tensors: Sequence[Tensor]) -> list[Way]:
@@ -207,7 +198,7 @@ def _scan(
     options: Options,
     xz: Tensor,
     A: Tensor,
-    A_b: Tensor,
+    A_b: Tensor | None,
     ways: Sequence[Way],
     activations: Sequence[Tensor],
 ) -> Scan:
@@ -228,5 +219,5 @@ def _scan(
         z=z,
         delta_softplus=True,
         first_token=options.first_token,
-        mask_current=options.mask_backward,
+        mask_current=options.mask_backward and A_b is not None,
     )

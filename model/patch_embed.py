@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import ModelConfig
+from model.step_linear import linear_by_step
 
 
 class PatchEmbed(nn.Module):
@@ -16,6 +17,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.is_causal = config.direction == "forward"
         self.block = (config.tubelet_size, config.patch_size, config.patch_size)
         self.proj = nn.Conv3d(3, config.embed_dim, kernel_size=self.block, stride=self.block)
 
@@ -30,4 +32,7 @@ class PatchEmbed(nn.Module):
         steps, rows, columns = frames // tubelet, height // patch, width // patch
         blocks = clip.reshape(batch, channels, steps, tubelet, rows, patch, columns, patch)
         blocks = blocks.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, steps, rows * columns, -1)
-        return F.linear(blocks, self.proj.weight.flatten(1), self.proj.bias)
+        weight, bias = self.proj.weight.flatten(1), self.proj.bias
+        if self.is_causal:
+            return linear_by_step(blocks, weight, bias, rows * columns)
+        return F.linear(blocks, weight, bias)

@@ -10,29 +10,47 @@ from textwrap import shorten
 
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from model.backbone import VideoMamba
-from model.containers import CONFIG_METADATA, read_container
+from model.containers import CONFIG_METADATA, KEPT, Container, read_container
 from model.errors import WeightsError
 
 
 def save_model(
-    path: str | Path, net: VideoMamba, metadata: Mapping[str, str] | None = None
+    path: str | Path,
+    net: VideoMamba,
+    metadata: Mapping[str, str] | None = None,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes parameters and configuration durably: temporary name, fsync, rename, fsync.
 
     A .pth file is `{"model": state_dict, "model_config": JSON, **metadata}`, which torch.load reads
-    with weights_only=True; any other name gets safetensors.
+    with weights_only=True; any other name gets safetensors. Tensors of `kept` lie beside the
+    parameters, under names that no model has.
     """
     path = Path(path)
     metadata = {**(metadata or {}), CONFIG_METADATA: net.config.model_dump_json()}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    beside = {f"{KEPT}{key}": value for key, value in (kept or {}).items()}
+    tensors = {
+        key: value.detach().cpu().contiguous()
+        for key, value in {**net.state_dict(), **beside}.items()
+    }
     if path.suffix == ".pth":
-        buffer = io.BytesIO()
-        torch.save({"model": tensors, **metadata}, buffer)
-        content = buffer.getvalue()
+        write_durably(path, torch_bytes({"model": tensors, **metadata}))
     else:
-        content = save(tensors, metadata=metadata)
+        write_durably(path, save(tensors, metadata=metadata))
+
+
+def torch_bytes(content: object) -> bytes:
+    """What torch.save writes for `content`."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replaces `path` by `content`. Raises WeightsError when it cannot be written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -55,8 +73,12 @@ def load_model(path: str | Path) -> VideoMamba:
 
     Raises WeightsError when the file is damaged, foreign, or lacks a key of its own model.
     """
-    path = Path(path)
-    tensors, config = read_container(path)
+    return model_of(read_container(Path(path)), Path(path))
+
+
+def model_of(container: Container, path: Path) -> VideoMamba:
+    """The model in a container that `save_model` wrote, as `load_model` returns it."""
+    tensors, config = container.tensors, container.config
     if config is None:
         raise WeightsError(
             f"{path}: carries no model configuration; bring it in with `vmp convert` first"

@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.commands import bench, data, jobs
+from pipeline.commands import bench, data, jobs, predict
 from pipeline.isolation import isolate, set_umask
-from pipeline.terminal import one_line, say
+from pipeline.terminal import AsJson, one_line, say
 
 app = typer.Typer(
     name="vmp",
@@ -26,6 +26,15 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
+app.command()(predict.predict)
+
+
+def complete_field(typed: str) -> list[str]:
+    """Complete an override in the shell with the fields of the configuration."""
+    from pipeline.config import flatten, load_config
+
+    fields = dict(flatten(load_config("demo").model_dump(mode="json")))
+    return [f"{name}=" for name in fields if name.startswith(typed)]
 
 
 def complete_recipe(typed: str) -> list[str]:
@@ -43,7 +52,10 @@ Recipe = Annotated[
     ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Any field of the recipe: optim.lr=1e-3 ...")
+    list[str] | None,
+    typer.Argument(
+        help="Any field of the recipe: optim.lr=1e-3 ...", autocompletion=complete_field
+    ),
 ]
 Raw = Annotated[
     bool, typer.Option("--raw", help="Use the last weights, not their moving average (ema).")
@@ -232,37 +244,6 @@ def eval_command(
 
 
 @app.command()
-def predict(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A run directory, a checkpoint, or an exported file.")
-    ],
-    videos: Annotated[list[Path], typer.Argument(help="Video files of any format.")],
-    top: Annotated[int, typer.Option(min=1, help="Classes to show per video.")] = 5,
-    raw: Raw = False,
-) -> None:
-    """Classify videos. The exit status is 2 when some could not be read.
-
-    Example: vmp predict runs/demo demo/videos/val/000000.mp4
-    """
-    from pipeline import exits
-    from pipeline.data.errors import DataError
-    from pipeline.predict import Predictor
-
-    predictor = Predictor.load(checkpoint, raw=raw)
-    status = exits.DONE
-    for video in videos:
-        try:
-            classes = predictor(video)
-        except DataError as error:
-            say(f"error: {one_line(str(error))}", err=True)
-            status = exits.BAD_INPUT
-            continue
-        shown = ", ".join(f"{label} {share:.3f}" for label, share in classes[:top])
-        say(one_line(f"{video}: {shown}"))
-    sys.exit(status)
-
-
-@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="Released weights, .pth or .safetensors.")],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
@@ -277,16 +258,42 @@ def convert(
         bool,
         typer.Option("--allow-lossy", help="Merge two directions into one, which is not exact."),
     ] = False,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Read the moving average in a training checkpoint.")
+    ] = False,
+    keep_rest: Annotated[
+        bool,
+        typer.Option("--keep-rest", help="Keep other heads and teachers too, for --back."),
+    ] = False,
+    back: Annotated[
+        bool, typer.Option("--back", help="Write the original of a converted file, bit for bit.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Print the logits of both files on a seeded input.")
+    ] = False,
 ) -> None:
-    """Convert released VideoMamba or VideoMambaPro weights to this project's format.
+    """Convert released VideoMamba or VideoMambaPro weights to this project's format, or back.
 
-    Example: vmp convert videomamba_m16_k400.pth m16.safetensors
+    Example: vmp convert videomamba_m16_k400.pth m16.safetensors --verify
     """
-    from model.convert import convert as convert_weights
+    from pipeline.commands.convert import check_out, convert_back, convert_weights
 
+    check_out(source, out)
+    if back:
+        sys.exit(convert_back(source, out))
     fields = {"num_frames": num_frames, "num_classes": num_classes}
-    given = {key: value for key, value in fields.items() if value is not None}
-    say(str(convert_weights(source, out, model, allow_lossy, **given)))
+    status = convert_weights(
+        source,
+        out,
+        model,
+        allow_lossy=allow_lossy,
+        keep_rest=keep_rest,
+        ema=ema,
+        verify=verify,
+        fields={key: value for key, value in fields.items() if value is not None},
+    )
+    if status:
+        sys.exit(status)
 
 
 @app.command()
@@ -316,17 +323,19 @@ def plan(
     step_s: Annotated[
         float | None, typer.Option(min=0, help="Seconds per step, measured on these GPUs.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print parameters, FLOPs, memory per GPU at every ZeRO stage, steps, node-hours without a GPU.
 
     Example: vmp plan k400_m16_f16 --world 16 --samples 240000 --step-s 1.5
     """
-    from pipeline.commands.plan import print_plan, print_steps
+    from pipeline.commands.plan import make_plan, print_plan
     from pipeline.config import load_config
+    from pipeline.terminal import say_json
 
     config = load_config(recipe, overrides or [])
-    print_plan(config, world)
-    print_steps(config, samples, -(-world // gpus_per_node), step_s)
+    made = make_plan(config, world, -(-world // gpus_per_node), samples=samples, step_s=step_s)
+    say_json(made) if as_json else print_plan(made)
 
 
 @app.command()
@@ -351,14 +360,38 @@ def config(
 
 
 @app.command()
-def doctor() -> None:
+def audit(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(help="data.train=DIR, data.val=DIR: where the shards lie today."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Do not read the bytes of the shards again.")
+    ] = False,
+    as_json: AsJson = False,
+    html: Annotated[Path | None, typer.Option(help="Write the report as a page.")] = None,
+) -> None:
+    """Prove from its records that a run saw exactly the samples it should, over all attempts.
+
+    The exit status is 0 if that is proven, 1 if it is disproven, and 2 if it cannot be judged.
+
+    Example: vmp audit runs/demo --html audit.html
+    """
+    from pipeline.commands.audit import audit_run
+
+    sys.exit(audit_run(run, places or [], quick=quick, as_json=as_json, html=html))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
     """Check this machine and say what to do. The exit status is 1 when something must be done.
 
     Example: vmp doctor
     """
     from pipeline.commands.doctor import examine
 
-    sys.exit(examine())
+    sys.exit(examine(as_json=as_json))
 
 
 @app.command()

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 
-from pipeline import rundir
-from pipeline.checkpoint.layout import committed
 from pipeline.config import RunConfig
 from pipeline.data.shards import Shards, open_shards
 from pipeline.errors import ConfigError
@@ -19,9 +17,8 @@ def open_data(config: RunConfig) -> tuple[Shards, Shards]:
     """Open the training and validation shards and check that they fit the model.
 
     Raises DataError when a directory is not a shard directory. Raises ConfigError when the classes
-    differ, when the training split does not fill a batch, or when `init_from` is needed but absent.
+    differ, or when the training split does not fill a batch.
     """
-    _check_init_from(config)
     train = open_shards(config.data.train, config.data.train_split)
     val = open_shards(config.data.val_location, config.data.val_split)
     for shards in (train, val):
@@ -41,16 +38,6 @@ def open_data(config: RunConfig) -> tuple[Shards, Shards]:
             f"of {train.location} has {len(train)} samples: set it to {len(train)} or less"
         )
     return train, val
-
-
-def _check_init_from(config: RunConfig) -> None:
-    """Raise ConfigError if `init_from` is absent, unless the run has a checkpoint of its own."""
-    path = config.init_from
-    if path is None or path.exists() or committed(config.run_dir / rundir.CHECKPOINTS):
-        return
-    raise ConfigError(
-        f"init_from={path}: no such file or checkpoint; `vmp convert` and `vmp export` make one"
-    )
 
 
 def data_digest(train: Shards, val: Shards) -> str:

@@ -18,11 +18,16 @@ def check_start(config: RunConfig, num_ranks: int, *, data_exists: bool = True) 
     """Raise the error that the run's ranks would raise, before the run directory is made.
 
     `data_exists` is False when an earlier job will make the shards.
-    Raises ConfigError or DataError.
+    Raises ConfigError or DataError, and CheckpointError or WeightsError for `init_from`.
     """
     config.batch_split(num_ranks)
     if not data_exists:
         return
+    if config.init_from is not None and not rundir.committed(config.run_dir / rundir.CHECKPOINTS):
+        # This import loads torch, so it is made only for runs that start from weights.
+        from pipeline.checkpoint.source import check_start_weights
+
+        check_start_weights(config.init_from, config.model)
     train, val = open_data(config)
     train.require_labels()
     val.require_labels()
@@ -84,11 +89,11 @@ def _is_same_run(run_dir: Path, config: RunConfig) -> bool:
 
 
 def _begin_anew(run_dir: Path) -> None:
-    """Delete the MLflow id, provenance and rollbacks of a run that has no checkpoint.
+    """Delete the MLflow id, provenance, starts and rollbacks of a run that has no checkpoint.
 
     The new run needs a new MLflow run, because MLflow cannot change the parameters of one. Metrics
     and sample logs are cut by the training itself.
     """
-    left = (TRACKING_ID_FILE, TRACKING_PENDING_FILE, rundir.PROVENANCE_FILE, rundir.ROLLBACKS_FILE)
-    for name in left:
+    of_that_run = (rundir.PROVENANCE_FILE, rundir.STARTS_FILE, rundir.ROLLBACKS_FILE)
+    for name in (TRACKING_ID_FILE, TRACKING_PENDING_FILE, *of_that_run):
         (run_dir / name).unlink(missing_ok=True)

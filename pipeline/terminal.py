@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from typing import TYPE_CHECKING
+import math
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +14,8 @@ from pipeline.redact import redact
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs to stdout.")]
 
 
 def printable(text: str) -> str:
@@ -29,6 +34,21 @@ def one_line(text: str) -> str:
 def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
     """Print to stdout or stderr. All output of commands goes through this function."""
     typer.echo(printable(redact(str(text))), err=err, nl=nl)  # noqa: TID251 - here alone
+
+
+def say_json(value: Any) -> None:
+    """Print dataclasses, and lists and mappings of them, as JSON; numbers are finite or null."""
+    say(json.dumps(_plain(value), indent=1, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table_console(piped_width: int = 200) -> Console:

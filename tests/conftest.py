@@ -19,6 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 ROOT = Path(__file__).parents[1]
+SLURM = "slurm"
+"""The fixture of tests/slurm that starts the cluster, and the name of its users' group."""
 
 
 def missing_components() -> list[str]:
@@ -26,7 +28,7 @@ def missing_components() -> list[str]:
     programs = {"a C++ compiler": "c++", "slurmctld": "slurmctld", "munged": "munged"}
     search = os.environ["PATH"] + ":/usr/sbin:/sbin"
     missing = [name for name, x in programs.items() if shutil.which(x, path=search) is None]
-    packages = ("cuda", "ffcv", "torchcodec")
+    packages = ("cuda", "ffcv", "mkdocs", "torchcodec")
     return missing + [name for name in packages if importlib.util.find_spec(name) is None]
 
 
@@ -35,6 +37,27 @@ def pytest_sessionstart() -> None:
     missing = missing_components() if os.environ.get("VMP_CI") == "1" else []
     if missing:
         pytest.exit(f"VMP_CI=1, but missing here: {', '.join(missing)}", returncode=1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let one test process run a whole file, and one all tests on the SLURM cluster.
+
+    Files with slow tests go first, so that both processes end at about the same time.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    groups = {item: _group(item) for item in items}
+    slow = {groups[item] for item in items if item.get_closest_marker("slow")}
+    slow |= {groups[item] for item in items if item.get_closest_marker("dist")}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    if getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
+        items.sort(key=lambda item: (groups[item] != SLURM, groups[item] not in slow))
+
+
+def _group(item: pytest.Item) -> str:
+    return SLURM if SLURM in getattr(item, "fixturenames", ()) else str(item.path)
 
 
 def require(present: bool, what: str) -> None:

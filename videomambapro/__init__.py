@@ -11,13 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model import ModelConfig, VideoMamba, create_model, from_pretrained, load_model, save_model
+    from model import (
+        ModelConfig,
+        Stream,
+        VideoMamba,
+        create_model,
+        from_pretrained,
+        load_model,
+        save_model,
+    )
     from pipeline.config import RunConfig, load_config
     from pipeline.data import Shards, open_shards
     from pipeline.predict import Predictor
 
 _HOME = {
     "ModelConfig": "model",
+    "Stream": "model",
     "VideoMamba": "model",
     "create_model": "model",
     "from_pretrained": "model",
@@ -35,6 +44,7 @@ __all__ = [
     "Predictor",
     "RunConfig",
     "Shards",
+    "Stream",
     "VideoMamba",
     "create_model",
     "from_pretrained",

@@ -66,7 +66,8 @@ def rebuild(
         shutil.rmtree(beside)
     if not left and found_in & {MANIFEST_NAME, INDEX_NAME}:
         try:
-            seal(work, only_as={manifest.digest, manifest.compute_digest()})
+            with workdir.alone():
+                seal(work, only_as={manifest.digest, manifest.compute_digest()})
         except DataError as error:
             left.append(Finding(MANIFEST_NAME, "not_resealed", str(error)))
     return rebuilt, left

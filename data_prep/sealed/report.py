@@ -57,6 +57,7 @@ def report(out: str, *, page: Path | None = None, seed: int = 0) -> Path:
         left_out=_left_out(found),
         histograms=_histograms(found),
         counted=_counted(found),
+        clips_in_all=len(found.samples),
         classes=_classes(found),
         sheets=_sheets(found, store, random.Random(seed)),
     )
@@ -102,6 +103,7 @@ def _left_out(found: Survey) -> dict[str, Any]:
     lines = found.quarantine
     return {
         "counts": Counter(line["code"] for line in lines).most_common(),
+        "total": len(lines),
         "rows": [
             (line["code"], line["source"], line["where"], line["detail"])
             for line in lines[:_MAX_LISTED]
@@ -144,6 +146,7 @@ def _histogram(title: str, values: Sequence[float], bins: int = 24) -> _Histogra
 
 
 def _counted(found: Survey) -> list[tuple[str, Counts]]:
+    """How many clips have each property; a clip may have several peculiarities, or none."""
     rows = [sample.row for sample in found.samples]
     return [
         ("Size of the sources", _top(f"{r.source_width}x{r.source_height}" for r in rows)),

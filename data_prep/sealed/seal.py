@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from data_prep.annotation import HARMLESS
 from data_prep.durable import publish
 from data_prep.errors import DataError
-from data_prep.jobs.record import ShardResult, read_result
+from data_prep.jobs.record import ShardResult, read_result, record_name
 from data_prep.jobs.write import printable
 from data_prep.schema import (
     INDEX_NAME,
@@ -35,8 +35,8 @@ _SEALED_NAME = "sealed.json"
 def seal(work: Path, *, only_as: Collection[str] | None = None) -> Manifest:
     """Write `quarantine.jsonl`, `index.parquet` and, last, `manifest.json`.
 
-    Raises `DataError` when a planned shard is not done, when no input could be used, or, before
-    anything is written, when the digest is not among `only_as`.
+    The caller holds `Workdir.alone`. Raises `DataError` when a planned shard is not done, when no
+    input could be used, or, before anything is written, when the digest is not among `only_as`.
     """
     workdir = Workdir(work)
     plans = workdir.plans()
@@ -44,6 +44,7 @@ def seal(work: Path, *, only_as: Collection[str] | None = None) -> Manifest:
         raise DataError(f"{work}: no plan; run `vmp data shard` to make one")
     store = open_store(plans[0].out, workdir.scratch)
     _refuse_gaps(store, plans)
+    store.sweep(_stored_names(plans))
 
     quarantine = io.BytesIO()
     table = io.BytesIO()
@@ -147,6 +148,12 @@ def shaping(plan: SplitPlan) -> dict[str, Any]:
         # Manifests of version 1 lack the field, and keep their digest without it.
         **({"picture_version": plan.picture_version} if plan.picture_version > 1 else {}),
     }
+
+
+def _stored_names(plans: list[SplitPlan]) -> set[str]:
+    """Every name that a sealed directory may hold."""
+    shards = {name for plan in plans for name in plan.shard_names()}
+    return shards | set(map(record_name, shards)) | {QUARANTINE_NAME, INDEX_NAME, MANIFEST_NAME}
 
 
 def _refuse_gaps(store: Store, plans: list[SplitPlan]) -> None:

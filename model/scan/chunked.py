@@ -25,7 +25,7 @@ def states_shape(scan: Scan) -> Sequence[int]:
 
 
 def forward(scan: Scan, keep: bool) -> Forward:
-    """See ``op.Kernels``."""
+    """See ``op.ScanKernels``."""
     batch, channels, length, _ = scan.shape
     dtype = scan.state_dtype
     total = scan.u.new_zeros((length, batch, channels), dtype=dtype)
@@ -52,7 +52,7 @@ def backward(
     states: Tensor,
     into: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """See ``op.Kernels``."""
+    """See ``op.ScanKernels``."""
     dtype = scan.state_dtype
     grads: dict[str, Tensor] = {}
     dy = _tokens_first(dout, dtype)

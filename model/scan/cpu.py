@@ -61,7 +61,7 @@ def _tiling() -> _Tiling:
 
 
 def forward(scan: Scan, keep: bool) -> Forward:
-    """See ``op.Kernels``."""
+    """See ``op.ScanKernels``."""
     batch, channels, length, size = scan.shape
     call = _Call(scan)
     out = token_major(batch, channels, length, scan.u, torch.float32)
@@ -89,7 +89,7 @@ def backward(
     states: Tensor,
     into: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """See ``op.Kernels``. Sums over channels and samples have a fixed order: deterministic."""
+    """See ``op.ScanKernels``. Sums over channels and samples have a fixed order: deterministic."""
     batch, channels, length, size = scan.shape
     call = _Call(scan)
     call.keep(states)

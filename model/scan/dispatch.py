@@ -133,20 +133,18 @@ def bidirectional_scan(
 @constant_under_compile
 def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
     """Names of the backends that can run on ``device`` here; "auto" takes the first."""
-    return probe(torch.device(device).type)
+    device = torch.device(device)
+    fused = [
+        *(["cuda"] if cuda.is_available(device) else []),
+        *(["cpu"] if device.type == "cpu" and library.is_available() else []),
+    ]
+    peers = ["mamba_ssm"] if device.type == "cuda" and _has_mamba() else []
+    return (*fused, "chunked", "reference", *peers)
 
 
 @functools.cache
-def probe(device: str) -> tuple[str, ...]:
-    """``available_backends`` for a type of device, determined once per process."""
-    fused = [
-        *(["cuda"] if device == "cuda" and cuda.is_available(device) else []),
-        *(["cpu"] if device == "cpu" and library.is_available() else []),
-    ]
-    names = [*fused, "chunked", "reference"]
-    if device == "cuda" and mamba.why_unavailable() is None:
-        names.append("mamba_ssm")
-    return tuple(names)
+def _has_mamba() -> bool:
+    return mamba.why_unavailable() is None
 
 
 @constant_under_compile
@@ -163,7 +161,12 @@ def _say_once(backend: str, device: str) -> bool:
 
 def _run(scan: Scan, backend: str) -> tuple[Tensor, Tensor]:
     scan.validate()
-    chosen = choose(scan, backend)
+    chosen = choose(
+        backend,
+        scan.u.device,
+        is_double=scan.state_dtype == torch.float64,
+        fits_cuda=cuda_scan.takes(scan),
+    )
     if chosen == "reference":
         return scan_reference(scan)
     if chosen == "mamba_ssm":
@@ -171,14 +174,18 @@ def _run(scan: Scan, backend: str) -> tuple[Tensor, Tensor]:
     return op.run(scan, chosen)
 
 
-def choose(scan: Scan, backend: str) -> str:
-    """The backend that runs ``scan`` when ``backend`` is asked for."""
-    device = scan.u.device.type
+def choose(backend: str, device: torch.device, *, is_double: bool, fits_cuda: bool) -> str:
+    """The backend that runs a scan on ``device`` when ``backend`` is asked for.
+
+    Args:
+        is_double: whether the state is float64. fits_cuda: whether the CUDA kernels take the scan.
+    Raises:
+        ScanError: the backend is unknown or cannot run here.
+    """
     ready = available_backends(device)
     chosen = ready[0] if backend == "auto" else backend
     if chosen not in ready:
-        raise ScanError(_why_not(chosen, device))
-    is_double = scan.state_dtype == torch.float64
+        raise ScanError(_why_not(chosen, device.type))
     if chosen == "mamba_ssm" and is_double:
         raise ScanError(
             "scan: backend 'mamba_ssm' cannot compute in float64; cast the tensors or choose "
@@ -186,9 +193,9 @@ def choose(scan: Scan, backend: str) -> str:
         )
     if chosen in FUSED and is_double:
         chosen = "chunked"  # the fused kernels compute in float32
-    if chosen == "cuda" and not cuda_scan.takes(scan):
+    if chosen == "cuda" and not fits_cuda:
         chosen = "chunked"
-    say_used(chosen, device)
+    say_used(chosen, device.type)
     return chosen
 
 

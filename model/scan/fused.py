@@ -10,23 +10,23 @@ from model.scan.problem import ScanError
 
 def fused_backend(*tensors: Tensor) -> str:
     """The fastest of "cpu", "cuda" and "torch" for ``tensors``."""
-    device = tensors[0].device.type
+    device = tensors[0].device
     is_double = any(tensor.dtype == torch.float64 for tensor in tensors)
     if is_double or tensors[0].numel() == 0:
         return "torch"
-    if device == "cpu" and library.is_available():
+    if device.type == "cpu" and library.is_available():
         return "cpu"
     return "cuda" if cuda.is_available(device) else "torch"
 
 
 def check_backend(operator: str, backend: str, *tensors: Tensor) -> None:
     """Raise ScanError unless ``backend`` exists and can take ``tensors``."""
-    device, dtypes = tensors[0].device.type, {tensor.dtype for tensor in tensors}
+    device, dtypes = tensors[0].device, {tensor.dtype for tensor in tensors}
     match backend:
         case "torch":
             return
         case "cpu":
-            able = device == "cpu" and library.is_available()
+            able = device.type == "cpu" and library.is_available()
         case "cuda":
             able = cuda.is_available(device)
         case _:
@@ -35,4 +35,6 @@ def check_backend(operator: str, backend: str, *tensors: Tensor) -> None:
             )
     if not able or torch.float64 in dtypes:
         kinds = ", ".join(sorted(str(dtype) for dtype in dtypes))
-        raise ScanError(f"{operator}: the {backend} kernel cannot run {kinds} on {device} here")
+        raise ScanError(
+            f"{operator}: the {backend} kernel cannot run {kinds} on {device.type} here"
+        )

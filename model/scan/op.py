@@ -1,26 +1,27 @@
-"""The scan as registered PyTorch operators, so that autograd and torch.compile know it.
+"""The scan for autograd, and as registered PyTorch operators for whatever traces it.
 
-One forward and one backward operator serve every fused backend; ``backend`` selects the kernels.
-Autocast rule: tensors keep the dtype they arrive in and autocast is off inside, because A, D, the
-bias and the state must stay float32 whatever the inputs are. Kernels are launched on the current
-device, so the device of the inputs is made current.
+Plain eager code goes through an ``autograd.Function``: passing 23 arguments through the dispatcher
+takes as long as all else that a call does on the host. torch.compile, torch.func and dispatch modes
+see the operators. One forward and one backward operator serve every fused backend; ``backend``
+selects the kernels.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from model.scan import chunked, cpu
-from model.scan.problem import Forward, Scan, token_major
+from model.scan.problem import NAMES, OPTIONS, TENSORS, Forward, Scan, token_major
 
-_NAMES = tuple(field.name for field in fields(Scan))
-TENSORS = _NAMES[: _NAMES.index("delta_softplus")]
+BACKENDS = ("cuda", "cpu", "chunked")
 
 
-class Kernels(Protocol):
+class ScanKernels(Protocol):
     """A fused backend: a module with these functions."""
 
     def states_shape(self, scan: Scan) -> Sequence[int]:
@@ -49,22 +50,95 @@ class Kernels(Protocol):
         ...
 
 
-def kernels(backend: str) -> Kernels:
-    """The module behind the name of a fused backend."""
+def kernels(backend: str) -> ScanKernels:
+    """The module behind the name of a backend, one of ``BACKENDS``."""
     if backend == "cuda":
         from model.scan.cuda import scan as cuda_scan
 
         return cuda_scan
-    modules: dict[str, Kernels] = {"chunked": chunked, "cpu": cpu}
+    modules: dict[str, ScanKernels] = {"chunked": chunked, "cpu": cpu}
     return modules[backend]
+
+
+@contextmanager
+def as_given(like: Tensor) -> Iterator[None]:
+    """Switch autocast off and make the device of ``like`` current.
+
+    Tensors keep the dtype they arrive in, because A, D, the bias and the state must stay float32
+    whatever the inputs are. Kernels are launched on the current device.
+    """
+    device = like.device.type
+    is_on = torch.is_autocast_enabled(device)
+    if is_on:  # torch.autocast does the same, and takes longer than a kernel
+        torch.set_autocast_enabled(device, False)
+    try:
+        with torch.cuda.device_of(like):
+            yield
+    finally:
+        if is_on:
+            torch.set_autocast_enabled(device, True)
 
 
 def run(scan: Scan, backend: str) -> tuple[Tensor, Tensor]:
     """Run ``scan`` on the kernels of ``backend``: out and last state, differentiable once."""
-    tensors = [tensor for _, tensor in scan.tensors()]
-    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    done = forward_op(*(getattr(scan, name) for name in _NAMES), backend, keep)
-    return done[0], done[3]
+    tensors = [getattr(scan, name) for name in TENSORS]
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if _is_watched():
+        options = [getattr(scan, name) for name in OPTIONS]
+        done = forward_op(*tensors, *options, backend, keep)
+        return done[0], done[3]
+    if keep:
+        found: tuple[Tensor, Tensor] = _Run.apply(scan, backend, *tensors)  # type: ignore[no-untyped-call]
+        return found
+    with as_given(scan.u):
+        direct = kernels(backend).forward(scan, keep=False)
+    return direct.out, direct.last_state
+
+
+def _is_watched() -> bool:
+    """Whether something looks at operators: a tracer, a dispatch mode or a transform."""
+    return (
+        torch.compiler.is_compiling()
+        or is_in_torch_dispatch_mode()
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, scan: Scan, backend: str, *tensors: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        with as_given(scan.u):
+            out, pre_gate, states, last_state = kernels(backend).forward(scan, keep=True)
+        if not scan.return_last_state:
+            ctx.mark_non_differentiable(last_state)
+        ctx.backend, ctx.options = backend, [getattr(scan, name) for name in OPTIONS]
+        ctx.set_materialize_grads(False)  # else autograd fills zeros for an unused last state
+        ctx.save_for_backward(pre_gate, states, *tensors)
+        return out, last_state
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, dout: Tensor | None, dlast_state: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        pre_gate, states, *tensors = ctx.saved_tensors
+        scan = Scan(**dict(zip(NAMES, (*tensors, *ctx.options), strict=True)))
+        if dout is None:  # only the last state is used
+            dout = torch.zeros_like(scan.u)
+        with as_given(scan.u):
+            grads = kernels(ctx.backend).backward(scan, dout, dlast_state, pre_gate, states)
+        present = dict(scan.tensors())
+        fitted = {name: _fitted(grads[name], tensor) for name, tensor in present.items()}
+        return (None, None, *(fitted.get(name) for name in TENSORS))
+
+
+def _fitted(grad: Tensor, tensor: Tensor) -> Tensor:
+    """``grad`` in the dtype and shape of ``tensor``."""
+    if grad.dim() > tensor.dim():
+        grad = grad.squeeze(1)  # the one group of a B or C without groups
+    return grad.to(tensor.dtype)
 
 
 # The operators' names carry a version, which changes with the arguments and with the layout of the
@@ -96,15 +170,15 @@ def forward_op(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     arguments = locals()
-    scan = Scan(**{name: arguments[name] for name in _NAMES})
-    with torch.autocast(u.device.type, enabled=False), torch.cuda.device_of(u):
+    scan = Scan(**{name: arguments[name] for name in NAMES})
+    with as_given(u):
         return kernels(backend).forward(scan, keep)
 
 
 @forward_op.register_fake
 def _forward_fake(*arguments: Any) -> Forward:
     *values, backend, keep = arguments
-    scan = Scan(**dict(zip(_NAMES, values, strict=True)))
+    scan = Scan(**dict(zip(NAMES, values, strict=True)))
     batch, channels, length, size = scan.shape
     u, dtype = scan.u, scan.state_dtype
 
@@ -151,15 +225,15 @@ def backward_op(
 ) -> list[Tensor]:
     """Gradients of the tensors that are present, in the order of the arguments."""
     arguments = locals()
-    scan = Scan(**{name: arguments[name] for name in _NAMES})
-    with torch.autocast(u.device.type, enabled=False), torch.cuda.device_of(u):
+    scan = Scan(**{name: arguments[name] for name in NAMES})
+    with as_given(u):
         grads = kernels(backend).backward(scan, dout, dlast_state, pre_gate, states)
     return [_like(grads[name], tensor, name) for name, tensor in scan.tensors()]
 
 
 @backward_op.register_fake
 def _backward_fake(*arguments: Any) -> list[Tensor]:
-    scan = Scan(**dict(zip(_NAMES, arguments[4:-1], strict=True)))
+    scan = Scan(**dict(zip(NAMES, arguments[4:-1], strict=True)))
     return [_grad_memory(tensor, name) for name, tensor in scan.tensors()]
 
 
@@ -173,17 +247,15 @@ def _grad_memory(tensor: Tensor, name: str) -> Tensor:
 
 def _like(grad: Tensor, tensor: Tensor, name: str) -> Tensor:
     """``grad`` in the dtype of ``tensor`` and the layout promised by ``_grad_memory``."""
-    if grad.dim() > tensor.dim():
-        grad = grad.squeeze(1)  # the one group of a B or C without groups
-    memory = _grad_memory(tensor, name)
-    if grad.dtype == memory.dtype and grad.stride() == memory.stride():
+    grad, memory = _fitted(grad, tensor), _grad_memory(tensor, name)
+    if grad.stride() == memory.stride():
         return grad
     return memory.copy_(grad)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    tensors, flags = inputs[: len(TENSORS)], inputs[len(TENSORS) : len(_NAMES)]
-    ctx.flags, ctx.backend = flags, inputs[len(_NAMES)]
+    tensors, flags = inputs[: len(TENSORS)], inputs[len(TENSORS) : len(NAMES)]
+    ctx.flags, ctx.backend = flags, inputs[len(NAMES)]
     _, pre_gate, states, last_state = output
     ctx.mark_non_differentiable(pre_gate, states)
     if not flags[-1]:

@@ -4,9 +4,10 @@ Letters: B batch, D channels, L tokens, N state size, G groups of D / G neighbou
 share their B and C. Every tensor is in token order, never flipped.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,27 @@ InitialState = Literal["zero", "first_token"]
 
 class ScanError(ModelError):
     """A scan was asked for with tensors, options or a backend that cannot work."""
+
+
+class Layout(NamedTuple):
+    """A tensor without its elements and without a place in memory."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor | None) -> "Layout | None":
+        """The layout of ``tensor``; None when absent."""
+        return None if tensor is None else cls(tensor.shape, tensor.stride(), tensor.dtype)
+
+    def without_memory(self) -> Tensor:
+        """A tensor of this layout on the device "meta"."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+
+
+Layouts = tuple[Layout | bool | None, ...]
+"""The fields of a scan, each tensor as its layout."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +92,23 @@ class Scan:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors that are present, by argument name, in the order of the fields."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                yield field.name, value
+        for name in TENSORS:
+            value = getattr(self, name)
+            if value is not None:
+                yield name, value
+
+    @functools.cached_property
+    def layout(self) -> Layouts:
+        """All that a plan for this scan may depend on."""
+        tensors = (Layout.of(getattr(self, name)) for name in TENSORS)
+        return (*tensors, *(getattr(self, name) for name in OPTIONS))
+
+    @classmethod
+    def without_memory(cls, layout: Layouts) -> "Scan":
+        """A scan of that ``layout`` on the device "meta"."""
+        values = (v.without_memory() if isinstance(v, Layout) else v for v in layout)
+        arguments: dict[str, Any] = dict(zip(NAMES, values, strict=True))
+        return cls(**arguments)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -153,6 +188,14 @@ class Scan:
                 raise ScanError(f"scan: {name} is {_describe(tensor)}; it must be floating point")
             if tensor.device != self.u.device:
                 raise ScanError(f"scan: {name} is on {tensor.device}, u is on {self.u.device}")
+
+
+NAMES = tuple(field.name for field in fields(Scan))
+TENSORS, OPTIONS = (
+    NAMES[: NAMES.index("delta_softplus")],
+    NAMES[NAMES.index("delta_softplus") :],
+)
+"""The fields of a scan, and which of them are tensors."""
 
 
 class Forward(NamedTuple):

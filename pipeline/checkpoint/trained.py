@@ -9,26 +9,11 @@ import torch
 from torch import Tensor
 
 from model import VideoMamba, create_model
-from pipeline import rundir
 from pipeline.checkpoint import layout
-from pipeline.checkpoint.load import newest_valid, read_weights
+from pipeline.checkpoint.load import read_weights
 from pipeline.config import RunConfig, apply_overrides, build_config, in_todays_words
 from pipeline.config.yaml_text import parse_yaml
 from pipeline.errors import CheckpointError, ConfigError
-
-
-def find_checkpoint(path: Path) -> Path:
-    """Return `path` if it is a checkpoint, else the newest intact checkpoint of a run directory.
-
-    Raises CheckpointError when `path` is neither.
-    """
-    if (path / layout.MARKER).is_file():
-        return path
-    if (path / rundir.CHECKPOINTS).is_dir():
-        newest = newest_valid(path / rundir.CHECKPOINTS)
-        if newest is not None:
-            return newest
-    raise CheckpointError(f"{path}: neither a committed checkpoint nor a run that has one")
 
 
 def checkpoint_config(checkpoint: Path, overrides: Sequence[str] = ()) -> RunConfig:

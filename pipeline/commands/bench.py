@@ -172,6 +172,25 @@ def bench_rows_command(
     run(size, frames, batch, dtype=dtype, device=device, repeats=repeats)
 
 
+@app.command("host")
+def bench_host_command(
+    device: Annotated[
+        Literal["cpu", "cuda"],
+        typer.Option(help="On a CPU, launches are left out; on a GPU, they are counted."),
+    ] = "cpu",
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of each operator.")] = 20,
+    calls: Annotated[int, typer.Option(min=1, help="Calls in a round.")] = 100,
+) -> None:
+    """What a call of the CUDA operators costs on the host, in microseconds. It needs no GPU.
+
+    Example: vmp bench host
+    """
+    from pipeline.bench.host import bench_host
+
+    _need_device(device)
+    table_console().print(bench_host(device, rounds, calls))
+
+
 @app.command("machine-code")
 def bench_machine_code_command(
     architecture: Annotated[str, typer.Option(help="Of the GPU to compile for.")] = "sm_90",

@@ -72,13 +72,18 @@ def _table(name: str, node: BaseModel) -> Table:
         if isinstance(value, BaseModel):
             continue
         mark = "*" if _is_operational(name, info) else ""
-        default = "" if info.is_required() else _text(info.default)
+        default = "" if info.is_required() else _text(default_of(node, info))
         here = _text(value)
         cells = [field + mark, type_text(info), here, default, _one_line(info.description)]
         cells = [escape(cell) for cell in cells]
         cells[2] = f"[bold]{cells[2]}[/bold]" if here != default else cells[2]
         table.add_row(*cells)
     return table
+
+
+def default_of(node: BaseModel, info: FieldInfo) -> Any:
+    """Return a field's default, which may depend on other fields of its section, `node`."""
+    return info.get_default(call_default_factory=True, validated_data=dict(node))
 
 
 def _is_operational(section: str, info: FieldInfo) -> bool:

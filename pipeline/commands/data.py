@@ -96,8 +96,7 @@ def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
     """Plan and seal the shards in this process, and make them in a SLURM array."""
     from data_prep.errors import DataError
     from data_prep.jobs.progress import progress_bar
-    from data_prep.sealed.seal import seal
-    from data_prep.shard import prepare, sealed
+    from data_prep.shard import finish, prepare, sealed
     from pipeline import exits
     from slurm.array import run_array
     from slurm.job import ShardJob
@@ -112,7 +111,7 @@ def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
     with progress_bar(work):
         outcome = run_array(tasks, work / "logs", cluster_profile, name="vmp-shard", announce=say)
     try:
-        return seal(work)
+        return finish(work)
     except DataError as error:
         if outcome.all_completed:
             raise

@@ -16,7 +16,7 @@ import torch
 
 from model.scan import available_backends, cuda
 from pipeline.health.preflight import SHARED_MEMORY, low_space
-from pipeline.terminal import say
+from pipeline.terminal import say, say_json
 
 _FREE_GIB = 10
 
@@ -27,10 +27,12 @@ class Finding(NamedTuple):
     text: str
 
 
-def examine() -> int:
+def examine(*, as_json: bool = False) -> int:
     """Print all findings and return the exit status: 1 when a finding is BAD."""
     findings = [finding for check in CHECKS for finding in check()]
-    for finding in findings:
+    if as_json:
+        say_json([finding._asdict() for finding in findings])
+    for finding in () if as_json else findings:
         say(f"{finding.state:<5}{finding.text}")
     return int(any(finding.state == "BAD" for finding in findings))
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.terminal import say
+from pipeline.terminal import AsJson, say, say_json
 
 app = typer.Typer(no_args_is_help=True, help="Watch, end and resume submitted runs.")
 
+
+def complete_run(typed: str, ctx: typer.Context) -> list[str]:
+    """Complete the name of a run in the shell with those under `--runs`."""
+    from pipeline import rundir
+
+    found = Path(ctx.params.get("runs") or "runs").glob(f"{typed}*/{rundir.CONFIG_FILE}")
+    return sorted(path.parent.name for path in found)
+
+
 RunsDir = Annotated[Path, typer.Option("--runs", help="Directory of the runs.")]
-Name = Annotated[str, typer.Argument(help="Name of the run.")]
+Name = Annotated[str, typer.Argument(help="Name of the run.", autocompletion=complete_run)]
 
 
 @app.command("list")
-def jobs_list(runs: RunsDir = Path("runs")) -> None:
+def jobs_list(runs: RunsDir = Path("runs"), as_json: AsJson = False) -> None:
     """List the runs: state, nodes, step, loss, ETA, restarts, last checkpoint, reason of last stop.
 
     Example: vmp jobs list --runs runs
@@ -25,10 +33,28 @@ def jobs_list(runs: RunsDir = Path("runs")) -> None:
     from pipeline.commands.table import print_table
     from pipeline.commands.watch import JobRow, list_jobs
 
-    print_table(
-        [field.name for field in fields(JobRow)],
-        [[str(value) for value in astuple(row)] for row in list_jobs(runs)],
-    )
+    rows = list_jobs(runs)
+    if as_json:
+        say_json(rows)
+        return
+    header = list(JobRow(name="", state="").cells())
+    print_table(header, [list(row.cells().values()) for row in rows])
+
+
+@app.command("show")
+def jobs_show(name: Name, runs: RunsDir = Path("runs"), as_json: AsJson = False) -> None:
+    """Show one run: its row of the list, how its attempts ended, and the batches it left out.
+
+    Example: vmp jobs show demo
+    """
+    from pipeline.commands.show import show
+
+    page = show(runs / name)
+    if as_json:
+        say_json(page.as_json())
+        return
+    for line in page.lines():
+        say(line)
 
 
 @app.command("logs")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from rich.console import Console
 from rich.table import Table
 
@@ -41,73 +43,127 @@ def memory_gib(
     return parts
 
 
-def print_plan(config: RunConfig, world: int) -> None:
-    """Print the plan of `config` for `world` GPUs.
+@dataclass(frozen=True)
+class Plan:
+    """The cost of a run."""
 
-    Raises ConfigError when the global batch cannot be split over them.
-    """
-    console = Console(highlight=False)
-    model = config.model
-    micro, accumulation = config.batch_split(world)
-    clips = config.batch.global_size * config.data.views
-    console.print(
-        f"parameters           {count_parameters(model):,}\n"
-        f"tokens per clip      {model.num_tokens:,}\n"
-        f"FLOPs per view       {published_flops(model) / 1e9:.1f} G (convention of the papers)\n"
-        f"training FLOPs/step  {clips * training_flops(model) / 1e12:.1f} T ({clips} clips)\n"
-        f"batch                {config.batch.global_size} videos = {micro} x {accumulation} "
-        f"accumulation x {world} ranks"
-    )
-    table = Table(title=f"GiB per GPU, {world} GPUs, bf16 autocast over fp32 parameters")
-    table.add_column("ZeRO stage")
-    names = (*_BYTES, "activations", "sum")
-    for name in names:
-        table.add_column(name, justify="right")
-    for stage in range(4):
-        parts = memory_gib(
-            model, stage, world, micro * config.data.views, ema=config.ema.decay is not None
-        )
-        values = [*parts.values(), sum(parts.values())]
-        table.add_row(str(stage), *(f"{value:.2f}" for value in values))
-    console.print(table)
+    parameters: int
+    tokens_per_clip: int
+    gflops_per_view: float
+    """In the convention of the papers."""
+    training_tflops_per_step: float
+    clips_per_step: int
+    """Views of all videos of a global batch."""
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    ranks: int
+    memory_gib: dict[str, dict[str, float]]
+    """GiB on one GPU by ZeRO stage, then by part."""
+    samples: int | None
+    """Training clips; None when there are no shards, as `samples_unknown` then says."""
+    samples_unknown: str | None
+    steps_per_epoch: int | None
+    steps: int | None
+    nodes: int
+    hours: float | None
+    """Time of all steps; None without a measured step time."""
+    node_hours: float | None
 
 
-def print_steps(
-    config: RunConfig, samples: int | None, num_nodes: int, step_s: float | None
-) -> None:
-    """Print the steps of the run and, from a measured step time, its node-hours.
+def make_plan(
+    config: RunConfig, world: int, num_nodes: int, *, samples: int | None, step_s: float | None
+) -> Plan:
+    """Compute the plan of `config` for `world` GPUs on `num_nodes` nodes.
 
     Args:
         samples: number of training clips; None counts those in the recipe's shards.
-        num_nodes: number of nodes of the run.
-        step_s: measured time of a step, in seconds; None prints no node-hours.
-    Raises ConfigError when the clips do not fill a batch.
+        step_s: measured time of a step, in seconds; None gives no node-hours.
+    Raises ConfigError when the global batch cannot be split over the GPUs, or is more than the
+    clips.
     """
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    model = config.model
+    micro, accumulation = config.batch_split(world)
+    clips = config.batch.global_size * config.data.views
+    unknown = None
     if samples is None:
         try:
             samples = len(open_shards(config.data.train, config.data.train_split))
         except DataError as error:
-            console.print(f"steps                unknown, give --samples: {one_line(str(error))}")
-            return
-    steps_per_epoch = samples // config.batch.global_size
-    if not steps_per_epoch:
+            unknown = one_line(str(error))
+    steps_per_epoch = steps = hours = None
+    if samples is not None:
+        steps_per_epoch = _steps_per_epoch(samples, config.batch.global_size)
+        steps = Schedule(config.schedule, config.optim.lr, steps_per_epoch).total_steps
+        hours = steps * step_s / 3600 if step_s is not None else None
+    return Plan(
+        parameters=count_parameters(model),
+        tokens_per_clip=model.num_tokens,
+        gflops_per_view=published_flops(model) / 1e9,
+        training_tflops_per_step=clips * training_flops(model) / 1e12,
+        clips_per_step=clips,
+        global_batch=config.batch.global_size,
+        micro_batch=micro,
+        accumulation=accumulation,
+        ranks=world,
+        memory_gib={
+            str(stage): memory_gib(
+                model, stage, world, micro * config.data.views, ema=config.ema.decay is not None
+            )
+            for stage in range(4)
+        },
+        samples=samples,
+        samples_unknown=unknown,
+        steps_per_epoch=steps_per_epoch,
+        steps=steps,
+        nodes=num_nodes,
+        hours=hours,
+        node_hours=None if hours is None else hours * num_nodes,
+    )
+
+
+def _steps_per_epoch(samples: int, global_size: int) -> int:
+    if samples < global_size:
         raise ConfigError(
-            f"batch.global_size={config.batch.global_size} is more than the {samples} clips of an "
+            f"batch.global_size={global_size} is more than the {samples} clips of an "
             f"epoch: set it to {samples} or less"
         )
-    steps = Schedule(config.schedule, config.optim.lr, steps_per_epoch).total_steps
+    return samples // global_size
+
+
+def print_plan(plan: Plan) -> None:
+    """Print a plan as a page for people."""
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(
-        f"steps per epoch      {steps_per_epoch:,} ({samples:,} clips)\n"
-        f"steps                {steps:,} ({steps / steps_per_epoch:.4g} epochs)"
+        f"parameters           {plan.parameters:,}\n"
+        f"tokens per clip      {plan.tokens_per_clip:,}\n"
+        f"FLOPs per view       {plan.gflops_per_view:.4g} G (convention of the papers)\n"
+        f"training FLOPs/step  {plan.training_tflops_per_step:.4g} T "
+        f"({plan.clips_per_step} clips)\n"
+        f"batch                {plan.global_batch} videos = {plan.micro_batch} x "
+        f"{plan.accumulation} accumulation x {plan.ranks} ranks"
     )
-    if step_s is None:
+    table = Table(title=f"GiB per GPU, {plan.ranks} GPUs, bf16 autocast over fp32 parameters")
+    table.add_column("ZeRO stage")
+    for name in (*_BYTES, "activations", "sum"):
+        table.add_column(name, justify="right")
+    for stage, parts in plan.memory_gib.items():
+        values = [*parts.values(), sum(parts.values())]
+        table.add_row(stage, *(f"{value:.2f}" for value in values))
+    console.print(table)
+    if plan.steps is None or plan.steps_per_epoch is None:
+        console.print(f"steps                unknown, give --samples: {plan.samples_unknown}")
+        return
+    console.print(
+        f"steps per epoch      {plan.steps_per_epoch:,} ({plan.samples:,} clips)\n"
+        f"steps                {plan.steps:,} ({plan.steps / plan.steps_per_epoch:.4g} epochs)"
+    )
+    if plan.hours is None or plan.node_hours is None:
         console.print(
             "node-hours           give --step-s, as `vmp bench step` or a run measures it"
         )
         return
-    hours = steps * step_s / 3600
     console.print(
-        f"node-hours           {hours * num_nodes:,.1f} ({hours:,.1f} h on {num_nodes} nodes; "
+        f"node-hours           {plan.node_hours:,.1f} ({plan.hours:,.1f} h on {plan.nodes} nodes; "
         "evaluation and saving come on top)"
     )

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from pipeline import exits, rundir
 from pipeline.errors import ConfigError
@@ -23,7 +22,7 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True)
 class JobRow:
-    """One run as a row of the table."""
+    """One run as `vmp jobs list` shows it."""
 
     name: str
     state: str
@@ -31,22 +30,39 @@ class JobRow:
 
     The state is "unreadable" when the file of the run that holds it is damaged.
     """
-    job: str
-    """Cluster and job id of the newest submission; "-" for `vmp train`."""
-    nodes: str
+    job: str | None = None
+    """Cluster and job id of the newest submission; None for `vmp train`."""
+    nodes: str | None = None
     """Nodes on which the run is running."""
-    step: str
-    """Newest logged or reported step, and the total if it is known."""
-    loss: str
+    step: int = 0
+    """Newest logged or reported step."""
+    total_steps: int | None = None
+    loss: float | None = None
     """Loss of the last logged training step."""
-    eta: str
-    """Training time left at the current pace."""
-    restarts: int
+    eta_s: float | None = None
+    """Training time left at the current pace, in seconds."""
+    restarts: int = 0
     """Number of attempts that have ended."""
-    checkpoint: str
+    checkpoint: str | None = None
     """Name of the newest committed checkpoint."""
-    reason: str
+    reason: str = ""
     """Reason of the last stop, or why the job is waiting."""
+
+    def cells(self) -> dict[str, str]:
+        """The row for people, by column; "-" stands for what is not known."""
+        eta = None if self.eta_s is None else timedelta(seconds=round(self.eta_s))
+        return {
+            "name": self.name,
+            "state": self.state,
+            "job": self.job or "-",
+            "nodes": self.nodes or "-",
+            "step": f"{self.step}/{self.total_steps}" if self.total_steps else str(self.step),
+            "loss": "-" if self.loss is None else f"{self.loss:.4f}",
+            "eta": "-" if eta is None else str(eta),
+            "restarts": str(self.restarts),
+            "checkpoint": self.checkpoint or "-",
+            "reason": self.reason,
+        }
 
 
 def list_jobs(runs_dir: Path) -> list[JobRow]:
@@ -79,9 +95,7 @@ def _row(
 ) -> JobRow:
     """Build the row of a run; `views` has the jobs in SLURM, None when it does not answer."""
     if isinstance(submission, ClusterError):
-        return JobRow(
-            run_dir.name, State.UNREADABLE, "-", "-", "-", "-", "-", 0, "-", str(submission)
-        )
+        return JobRow(run_dir.name, State.UNREADABLE, reason=str(submission))
     view = views.get(submission.job_id) if views is not None and submission is not None else None
     status = rundir.read_status(run_dir)
     last = status.state
@@ -102,20 +116,16 @@ def _row(
     return JobRow(
         name=run_dir.name,
         state=state,
-        job="-" if submission is None else f"{submission.cluster}:{submission.job_id}",
-        nodes=(view.nodes if view is not None and is_alive else "") or "-",
-        step=f"{step}/{total}" if total else str(step),
-        loss=_last_loss(training),
-        eta=_duration((total - step) * beat.step_s) if is_alive and beat and beat.step_s else "-",
+        job=None if submission is None else f"{submission.cluster}:{submission.job_id}",
+        nodes=(view.nodes or None) if view is not None and is_alive else None,
+        step=step,
+        total_steps=total or None,
+        loss=next((row["loss"] for row in reversed(training) if "loss" in row), None),
+        eta_s=(total - step) * beat.step_s if is_alive and beat and beat.step_s else None,
         restarts=len(past),
-        checkpoint=saved[-1].name if saved else "-",
+        checkpoint=saved[-1].name if saved else None,
         reason=f"waits for {waits_for}" if waits_for else _reason(run_dir, state, status, past),
     )
-
-
-def _last_loss(training: list[dict[str, Any]]) -> str:
-    losses = [row["loss"] for row in training if "loss" in row]
-    return f"{losses[-1]:.4f}" if losses else "-"
 
 
 def _local_state(run_dir: Path, last: State) -> State:
@@ -138,10 +148,6 @@ def _reason(run_dir: Path, state: str, status: RunStatus, past: list[Attempt]) -
     if state in (State.RUNNING, "pending") and past:
         return f"before: {past[-1].stop_class}: {past[-1].reason}"
     return ""
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
 
 
 def print_log(run_dir: Path, echo: Callable[[str], None], *, follow: bool, rank: int = 0) -> None:

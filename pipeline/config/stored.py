@@ -18,11 +18,14 @@ def in_todays_words(raw: dict[str, Any]) -> dict[str, Any]:
     """Replace values that earlier versions knew in a stored tree, so that old runs resume.
 
     Version 0.1.0 had a Triton scan. Its name becomes "auto", a GPU's best scan, which computes the
-    same function.
+    same function. A tree without `format` is from before 2, when `optim.layer_decay` was stored as
+    0.75 but had no effect under the profile `corrected`.
     """
-    model = raw.get("model")
+    model, optim = raw.get("model"), raw.get("optim")
     if isinstance(model, dict) and model.get("scan_backend") == "triton":
-        return raw | {"model": model | {"scan_backend": "auto"}}
+        raw = raw | {"model": model | {"scan_backend": "auto"}}
+    if "format" not in raw and isinstance(optim, dict) and optim.get("profile") != "parity":
+        raw = raw | {"optim": optim | {"layer_decay": 1.0}}
     return raw
 
 

@@ -7,7 +7,7 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -37,6 +37,8 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    format: Annotated[Literal[2], OPERATIONAL] = 2
+    """Version of what the fields mean, for readers of a stored configuration."""
     name: str
     """Name of the run directory under `runs_dir` and of the MLflow run."""
     runs_dir: Annotated[Path, OPERATIONAL] = Path("runs")
@@ -46,9 +48,9 @@ class RunConfig(BaseModel):
     deterministic: bool = False
     """Make the run bitwise repeatable on machines of one type; slower on GPUs."""
     init_from: Path | None = None
-    """Weights to start from, adapted to the model's shape: a .safetensors file from `vmp convert`
-    or `vmp export`, a checkpoint, or a run directory. Not read once the run has a checkpoint of its
-    own."""
+    """Weights to start from, adapted to the model's shape: a file that was exported, converted or
+    released, a checkpoint, or a run directory; RUN@best takes the run's best checkpoint instead of
+    its last. Not read once the run has a checkpoint of its own."""
     private: Annotated[bool, OPERATIONAL] = False
     """Keep other users from reading the files of the run (umask 077). false = your umask decides,
     except that the files are never writable by everyone."""

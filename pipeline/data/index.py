@@ -48,6 +48,15 @@ class Index:
         parts = [part[name].to_numpy() for part in self.parts]
         return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
+    @cached_property
+    def _keys(self) -> pa.ChunkedArray:
+        return pa.chunked_array([part["key"] for part in self.parts], pa.string())
+
+    def keys(self, indices: NDArray[np.int64] | Sequence[int]) -> list[str]:
+        """Return the keys of the rows with the given numbers, in the given order."""
+        keys: list[str] = self._keys.take(pa.array(indices, pa.int64())).to_pylist()
+        return keys
+
     def rows(self, indices: NDArray[np.int64] | Sequence[int]) -> list[dict[str, Any]]:
         """Return the rows with the given numbers, in the given order."""
         wanted = np.asarray(indices, np.int64)

@@ -149,7 +149,7 @@ class TrainLoader(_Loader):
 
     def keys_of(self, batch: int) -> list[str]:
         """Return the keys of the samples of a global batch, over all ranks."""
-        return [sample.key for sample in self.shards.samples(self.batches.rows_of(batch))]
+        return self.shards.keys(self.batches.rows_of(batch))
 
     @property
     def processes(self) -> Iterable[BaseProcess]:

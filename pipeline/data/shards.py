@@ -14,7 +14,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from data_prep.schema import INDEX_NAME, MANIFEST_NAME, SCHEMA_VERSION, Manifest, how_to_seal
+from data_prep.schema import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    Manifest,
+    ShardRecord,
+    how_to_seal,
+)
 from model.invalid import first_problem
 from pipeline.data.errors import DataError
 from pipeline.data.index import Index, read_index
@@ -43,9 +50,13 @@ class Shards:
     @cached_property
     def content_digest(self) -> str:
         """Digest of these samples, their order and their classes, but not of other splits."""
-        records = [self.manifest.shards[i] for i in np.unique(self.index.column("shard"))]
-        content = [self.classes, [record.model_dump(mode="json") for record in records]]
+        content = [self.classes, [record.model_dump(mode="json") for record in self.records]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @cached_property
+    def records(self) -> list[ShardRecord]:
+        """The shards that hold these samples, in storage order."""
+        return [self.manifest.shards[i] for i in np.unique(self.index.column("shard"))]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -72,6 +83,10 @@ class Shards:
             )
             for row in self.index.rows(indices)
         ]
+
+    def keys(self, indices: NDArray[np.int64] | list[int]) -> list[str]:
+        """Return the keys of the samples with these numbers, in the given order."""
+        return self.index.keys(indices)
 
     def read(self, index: int) -> bytes:
         """Return the video file of a sample, after a check of its size and sha256."""

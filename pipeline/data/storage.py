@@ -88,7 +88,7 @@ class RemoteStorage:
             self._filesystem, _ = fsspec.core.url_to_fs(self._url)
         try:
             return getattr(self._filesystem, method)(f"{self._url}/{name}", *args, **options)
-        except _http_errors(self._url) as error:
+        except http_errors(self._url) as error:
             raise OSError(f"{self._url}/{name}: {error}") from error
 
     def __getstate__(self) -> dict[str, object]:
@@ -125,7 +125,7 @@ def is_url(location: Path | str) -> bool:
     return "://" in str(location)
 
 
-def _http_errors(url: str) -> tuple[type[Exception], ...]:
+def http_errors(url: str) -> tuple[type[Exception], ...]:
     """Return the errors, besides OSError, that fsspec raises for a URL; only HTTP has any."""
     if not url.startswith("http"):
         return ()

@@ -35,11 +35,14 @@ def evaluate_checkpoint(path: Path, data: Path, overrides: Sequence[str] = ()) -
 
 def _check_classes(trained: Trained, shards: Shards) -> None:
     checkpoint, learned, present = trained.source, trained.classes, shards.classes
-    if len(learned) != len(present):
+    known = trained.config.model.num_classes
+    if known != len(present):
         raise ConfigError(
-            f"{checkpoint} knows {len(learned)} classes, {shards.location} has {len(present)}: "
+            f"{checkpoint} knows {known} classes, {shards.location} has {len(present)}: "
             "it was trained on other data"
         )
+    if not learned:
+        return
     for number, (ours, theirs) in enumerate(zip(learned, present, strict=True)):
         if ours != theirs:
             raise ConfigError(

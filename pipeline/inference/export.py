@@ -9,7 +9,7 @@ from pipeline.inference.trained import open_trained
 
 
 def export_weights(run: Path, out: Path, *, raw: bool = False) -> Path:
-    """Write a run's newest intact checkpoint as .safetensors or .pth, by the suffix of `out`.
+    """Write the weights that `locate` finds as .safetensors or .pth, by the suffix of `out`.
 
     With `raw`, write the last weights even if the run kept their moving average.
     Raises CheckpointError, ConfigError or WeightsError.

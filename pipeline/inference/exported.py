@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from model import VideoMamba, load_model, save_model
-from model.containers import read_metadata
-from model.convert import from_pretrained
+from model import VideoMamba, save_model
+from model.convert import open_whole
 from model.invalid import first_problem
 from pipeline.config import RunConfig
 from pipeline.data.config import Positive
@@ -31,8 +30,8 @@ class Card(BaseModel):
     version: Literal[1] = 1
     name: str
     """Name of the run."""
-    classes: tuple[str, ...] = Field(min_length=1)
-    """Class names, in the order of the rows of the classification head."""
+    classes: tuple[str, ...]
+    """Class names, in the order of the rows of the classification head; empty if nobody knows."""
     sampling: Literal["tsn", "dense", "segment"]
     stride: int = Field(ge=1, le=10_000)
     mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
@@ -80,25 +79,23 @@ def write_exported(path: Path, net: VideoMamba, card: Card) -> None:
     save_model(path, net, {CARD_METADATA: card.model_dump_json()})
 
 
-def read_exported(path: Path) -> tuple[VideoMamba, Card]:
+def read_exported(path: Path) -> tuple[VideoMamba, Card | None]:
     """Read weights and card from `path`; the model is on the CPU.
 
-    Raises WeightsError when the file has no valid weights, and ConfigError when the card is missing
-    or invalid.
+    A converted or released file has no card.
+    Raises WeightsError when the file has no valid weights, and ConfigError when the card is
+    invalid.
     """
-    net = load_model(path) if path.suffix == ".safetensors" else from_pretrained(path)
-    text = read_metadata(path, CARD_METADATA)
+    net, metadata = open_whole(path)
+    text = metadata.get(CARD_METADATA)
     if text is None:
-        raise ConfigError(
-            f"{path}: has weights, but no class names: use a file of `vmp export`, or train from "
-            f"it with init_from={path}"
-        )
+        return net, None
     try:
         card = Card.model_validate_json(text)
     except ValidationError as error:
         problem = first_problem(error, Card, whole="content")
         raise ConfigError(f"{path}: {CARD_METADATA} metadata: {problem}") from error
-    if len(card.classes) != net.config.num_classes:
+    if card.classes and len(card.classes) != net.config.num_classes:
         raise ConfigError(
             f"{path}: names {len(card.classes)} classes, its head has {net.config.num_classes}"
         )

@@ -12,6 +12,7 @@ STATUS_FILE = "status.json"
 METRICS_FILE = "metrics.jsonl"
 ATTEMPTS_FILE = "attempts.jsonl"
 ROLLBACKS_FILE = "rollbacks.jsonl"
+STARTS_FILE = "starts.jsonl"
 JOB_FILE = "job.json"
 TRACKING_ID_FILE = "mlflow_run_id"
 TRACKING_PENDING_FILE = "mlflow_pending"
@@ -72,6 +73,13 @@ def of_all_ranks(run_dir: Path, example: Path) -> list[Path]:
     """Return the files of all ranks that are named as `example`, the file of one rank, by rank."""
     pattern = re.sub(r"rank\d{5}", "rank[0-9]*", example.name)
     return sorted((run_dir / LOGS).glob(pattern))
+
+
+def rank_of(path: Path) -> int:
+    """Return the rank in the name of a file that `of_all_ranks` found."""
+    match = re.search(r"rank(\d+)", path.name)
+    assert match is not None, f"{path}: no file of a rank"
+    return int(match[1])
 
 
 def checkpoint_name(step: int) -> str:

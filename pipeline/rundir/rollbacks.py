@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import Field
@@ -49,3 +50,8 @@ def append_rollback(run_dir: Path, rollback: Rollback) -> None:
 def read_rollbacks(run_dir: Path) -> list[Rollback]:
     """Return all rollbacks of the run, oldest first."""
     return records.read_lines(run_dir / ROLLBACKS_FILE, Rollback)
+
+
+def left_out(rollbacks: Iterable[Rollback]) -> frozenset[int]:
+    """Return the steps whose batches the rollbacks have left out."""
+    return frozenset(batch.step for rollback in rollbacks for batch in rollback.batches)

@@ -11,13 +11,14 @@ from urllib.parse import urlsplit
 import torch
 from torch.optim import AdamW
 
-from model import VideoMamba, create_model, from_pretrained
+from model import VideoMamba, create_model
 from model.convert import fit_model
 from pipeline import rundir
 from pipeline.checkpoint.layout import RunState
-from pipeline.checkpoint.load import read_full_state, read_weights
+from pipeline.checkpoint.load import read_full_state
 from pipeline.checkpoint.save import CheckpointSaver
-from pipeline.checkpoint.trained import checkpoint_config, find_checkpoint
+from pipeline.checkpoint.source import locate, read_tensors
+from pipeline.checkpoint.trained import checkpoint_config
 from pipeline.config import RunConfig, config_difference, refusal
 from pipeline.data.loader import build_train_loader
 from pipeline.data.shards import Shards
@@ -181,13 +182,11 @@ def initial_model(config: RunConfig) -> VideoMamba:
     source = config.init_from
     if source is None:
         return create_model(config.model)
-    if not source.is_dir():
-        return from_pretrained(source, config=config.model)
     # Rank 0 chooses for all ranks: if `source` is still training, its newest checkpoint may
     # change between two looks.
-    checkpoint = distributed.on_main(lambda: find_checkpoint(source))
-    model, report = fit_model(read_weights(checkpoint), config.model, checkpoint)
-    logger.info("weights of %s:\n%s", checkpoint, report)
+    weights = distributed.on_main(lambda: locate(source))
+    model, report = fit_model(read_tensors(weights), config.model, weights)
+    logger.info("weights of %s:\n%s", weights, report)
     return model
 
 

@@ -58,12 +58,18 @@ class LaunchConfig(_Section):
     """CPU threads per rank; null = the number of cores divided by the number of ranks."""
 
 
+def _layer_decay_of_profile(fields: dict[str, object]) -> float:
+    """Return the default of `optim.layer_decay`, given the fields above it."""
+    return 0.75 if fields.get("profile") == "parity" else 1.0
+
+
 class OptimConfig(_Section):
     """AdamW, which every published VideoMamba recipe uses.
 
     `profile` settles two side effects of the published code. `parity` keeps them: it decays A_log
-    and the convolutions, and multiplies the learning rate of the embeddings by
-    `layer_decay ** (depth + 1)`. `corrected` decays only matrices and uses one learning rate.
+    and the convolutions, and its layer-wise decay of the learning rate misses all blocks, so that
+    only the embeddings learn more slowly. `corrected` decays only matrices, and its layer-wise
+    decay reaches every block.
     """
 
     lr: float = Field(default=8e-4, gt=0)
@@ -77,9 +83,12 @@ class OptimConfig(_Section):
     clip_grad: float | None = Field(default=None, gt=0)
     """Maximum global gradient norm; null = no clipping."""
     profile: Literal["corrected", "parity"] = "corrected"
-    """Which parameters are decayed, and how the learning rate of the embeddings is scaled."""
-    layer_decay: float = Field(default=0.75, gt=0, le=1)
-    """Base of the factor on the embeddings' learning rate; used by `parity` only."""
+    """Which parameters are decayed, and whose learning rate `layer_decay` scales."""
+    layer_decay: float = Field(default_factory=_layer_decay_of_profile, gt=0, le=1)
+    """Factor on the learning rate per layer below the head; 1 = one learning rate. The embeddings
+    get `layer_decay ** (depth + 1)`, block i gets `layer_decay ** (depth - i)`, and the final norm
+    and the head get 1; under `parity`, blocks and the temporal embedding get 1 too. By default 1,
+    and 0.75 under `parity`, as in the published scripts."""
 
 
 class ScheduleConfig(_Section):

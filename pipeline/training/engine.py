@@ -159,9 +159,9 @@ class Engine:
         return grad_norm / self.loss_scale.value
 
     def learning_rates(self, lr: float) -> dict[str, float]:
-        """Return metric name -> learning rate: `lr`, and one entry per other `lr_scale`."""
-        scales = {group["lr_scale"] for group in self._optimizer.param_groups} - {1.0}
-        return {"lr": lr} | {f"lr_x{scale:.3g}": lr * scale for scale in sorted(scales)}
+        """Return metric name -> learning rate: `lr`, and that of the lowest `lr_scale` below 1."""
+        lowest = min(group["lr_scale"] for group in self._optimizer.param_groups)
+        return {"lr": lr} | ({f"lr_x{lowest:.3g}": lr * lowest} if lowest < 1 else {})
 
     def discard_gradients(self) -> None:
         """Drop the accumulated gradients; parameters, moments and Adam's step count stay."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import getpass
 import logging
-import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -16,9 +14,9 @@ from typing import NamedTuple
 from pipeline import rundir
 from pipeline.config import RunConfig, flatten
 from pipeline.health.failure import classify
-from pipeline.rundir import End, durable
+from pipeline.rundir import End, Start, durable
 from pipeline.rundir.metrics import MetricsLog, read_metrics
-from pipeline.rundir.paths import of_all_ranks, samples_file
+from pipeline.rundir.samples import SampleLog, drop_samples_from, logged_from
 from pipeline.rundir.summary import read_summary
 from pipeline.tracking import DatasetUse, Tracker
 from pipeline.training.distributed import World, barrier, from_main
@@ -26,7 +24,6 @@ from pipeline.training.distributed import World, barrier, from_main
 logger = logging.getLogger(__name__)
 
 
-_SAMPLE = re.compile(rb"(\d+)\t([!-~]+)")
 # These values go to metrics.jsonl and MLflow only, so that a log line stays short enough to read.
 _UNSHOWN = ("step_s", "step_s_p50", "step_s_p95", "save_s", "save_blocked_s", "memory_peak_gib")
 _UNSHOWN_KINDS = ("layers",)
@@ -59,7 +56,7 @@ class Recorder:
         """Open the logs and drop what a dead attempt logged after `resume_step`. Collective."""
         self._run_dir = run_dir
         self._world = world
-        self._logs_samples = config.log_samples
+        self._config = config
         self._rows: MetricsLog | None = None
         self._samples: SampleLog | None = None
         self._open_logs(resume_step)
@@ -81,11 +78,12 @@ class Recorder:
 
     def _open_logs(self, resume_step: int) -> None:
         if self._world.is_main:
+            _note_start(self._config, self._run_dir, self._world, resume_step)
             drop_samples_from(self._run_dir, resume_step)
             self._rows = MetricsLog(self._run_dir, resume_step)
         from_main(None)  # no rank may append before rank 0 has cut the sample logs
-        if self._logs_samples:
-            self._samples = SampleLog(self._run_dir, self._world)
+        if self._config.log_samples:
+            self._samples = SampleLog(self._run_dir, self._world.rank)
 
     def rewind(self, step: int) -> None:
         """Drop what was logged after `step`, to which the run was rolled back. Collective.
@@ -159,49 +157,19 @@ class Recorder:
             self._tracker.close("FAILED" if kind else "KILLED")
 
 
-class SampleLog:
-    """Log of the samples of each step, as `step<TAB>key` lines in one file per rank.
-
-    The files prove that no sample was lost or repeated.
-    """
-
-    def __init__(self, run_dir: Path, world: World) -> None:
-        self._file = samples_file(run_dir, world.rank).open("a")
-
-    def write(self, step: int, keys: list[str]) -> None:
-        self._file.writelines(f"{step}\t{key}\n" for key in keys)
-        self._file.flush()  # a killed rank must not lose lines that a checkpoint counts
-
-    def sync(self) -> None:
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def drop_samples_from(run_dir: Path, step: int) -> None:
-    """Drop the lines of `step` and later from the sample logs of every rank."""
-    for path in of_all_ranks(run_dir, samples_file(run_dir, 0)):
-        kept = [f"{at}\t{key}\n" for at, key in _sample_lines(path) if at < step]
-        durable.write_text(path, "".join(kept))
-
-
-def read_samples(run_dir: Path) -> dict[int, list[str]]:
-    """Return step -> the sorted keys of its global batch."""
-    steps: dict[int, list[str]] = {}
-    for path in of_all_ranks(run_dir, samples_file(run_dir, 0)):
-        for step, key in _sample_lines(path):
-            steps.setdefault(step, []).append(key)
-    return {step: sorted(keys) for step, keys in sorted(steps.items())}
-
-
-def _sample_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (step, key) of every whole line; a power cut can leave a damaged last line."""
-    *whole, _ = path.read_bytes().split(b"\n")
-    for line in whole:
-        found = _SAMPLE.fullmatch(line)
-        if found:
-            yield int(found[1]), found[2].decode()
+def _note_start(config: RunConfig, run_dir: Path, world: World, step: int) -> None:
+    """Record how the ranks share the batches of this attempt, and what it is about to discard."""
+    micro_batch, _ = config.batch_split(world.size)
+    rundir.append_start(
+        run_dir,
+        Start(
+            step=step,
+            world_size=world.size,
+            micro_batch=micro_batch,
+            logs_samples=config.log_samples,
+            discarded=logged_from(run_dir, step),
+        ),
+    )
 
 
 def _tags(run_dir: Path) -> dict[str, str]:

@@ -34,7 +34,7 @@ class Rollbacks:
     @property
     def left_out(self) -> frozenset[int]:
         """The steps whose batches are not trained on."""
-        return left_out(self.made)
+        return rundir.left_out(self.made)
 
     def targets(self, step: int) -> tuple[int, ...]:
         """Return the steps, newest first, to which a rollback decided at `step` may go.
@@ -114,11 +114,6 @@ class Rollbacks:
             f"run {self._run_dir}: no intact checkpoint to roll back to (of steps "
             f"{', '.join(map(str, fitting))})"
         )
-
-
-def left_out(rollbacks: Sequence[Rollback]) -> frozenset[int]:
-    """Return the steps whose batches the rollbacks have left out."""
-    return frozenset(batch.step for rollback in rollbacks for batch in rollback.batches)
 
 
 def newest_on_course(run_dir: Path) -> Path | None:

@@ -268,3 +268,16 @@ def test_sigkill_in_the_middle_then_the_same_manifest(
     assert shard(config, show_progress=False) == undisturbed
     leftovers = [name for name in os.listdir(out) if name.endswith(".tmp")]
     assert leftovers == []
+
+
+def test_the_seal_removes_what_killed_writers_left(csv_config: ShardConfig) -> None:
+    out = Path(csv_config.out)
+    out.mkdir()
+    left = ["train-000000.record.json.1d3986ea3a3f", "train-000001.tar.0", "index.parquet.0badcafe"]
+    for name in left:
+        (out / f".{name}.tmp").write_bytes(b"half")
+    (out / ".notes.of-mine.tmp").write_bytes(b"not ours")
+
+    shard(csv_config, show_progress=False)
+
+    assert [path.name for path in out.glob(".*.tmp")] == [".notes.of-mine.tmp"]

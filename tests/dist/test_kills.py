@@ -14,9 +14,11 @@ import psutil
 import pytest
 
 from pipeline import rundir
+from pipeline.audit.audit import audit
+from pipeline.audit.result import Verdict
 from pipeline.rundir import State, StopClass
 from pipeline.rundir.metrics import read_metrics
-from pipeline.training.recorder import read_samples
+from pipeline.rundir.samples import read_samples
 from tests import runs
 from tests.dist.conftest import STEPS
 from tests.kills import kills, wait_until_gone
@@ -121,9 +123,14 @@ def test_kills_at_random_instants_change_no_bit(
             committed = rundir.newest_step(run_dir)
             seen = {s: keys for s, keys in read_samples(run_dir).items() if s < committed}
             assert seen == {s: keys for s, keys in expected.items() if s < committed}, output
+            if committed > 0:
+                audited = audit(run_dir)
+                assert audited.verdict is Verdict.PROVEN, audited.reason
         if not over:
             runs.run("train", *command)
 
         runs.assert_bitwise_equal(runs.final_state(undisturbed), runs.final_state(run_dir))
         assert read_samples(run_dir) == expected
+        audited = audit(run_dir)
+        assert (audited.verdict, audited.steps) == (Verdict.PROVEN, STEPS), audited.reason
         runs.assert_one_mlflow_run(run_dir, STEPS)

@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from data_prep.schema import MANIFEST_NAME, Manifest
 from model import create_model, save_model
 from pipeline import rundir
+from pipeline.audit.audit import audit
+from pipeline.audit.result import Verdict
 from pipeline.checkpoint import layout
 from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
 from pipeline.inference.export import export_weights
 from pipeline.rundir.metrics import read_metrics
-from pipeline.training.recorder import read_samples
+from pipeline.rundir.samples import read_samples
 from tests import runs
 from tests.dist.conftest import STEPS
 
@@ -60,6 +62,9 @@ def test_sigkill_in_mid_run_then_the_same_command_gives_the_same_bits(
     assert "resuming from" in output
     runs.assert_bitwise_equal(runs.final_state(undisturbed), runs.final_state(root / "killed"))
     assert read_samples(root / "killed") == read_samples(undisturbed)
+    audited = audit(root / "killed")
+    assert audited.verdict is Verdict.PROVEN, audited.reason
+    assert audited.stretches[1].first_step >= saved
     runs.assert_one_mlflow_run(root / "killed", STEPS)
     assert best_step(root / "killed") == best_step(undisturbed)
 
@@ -171,7 +176,6 @@ def test_another_world_size_and_zero_stage_see_the_same_batches(
     for checkpoint in layout.committed(run_dir / "checkpoints"):
         if layout.step_of(checkpoint) > 20:
             shutil.rmtree(checkpoint)
-    shutil.rmtree(run_dir / "logs")
     half = runs.overrides(tmp_path, glyph_shards, run_dir.name, schedule__max_steps=STEPS)
 
     output = runs.run(
@@ -179,8 +183,13 @@ def test_another_world_size_and_zero_stage_see_the_same_batches(
     )
 
     assert f"resuming from {run_dir}/checkpoints/step-00000020" in output
-    expected = {step: keys for step, keys in read_samples(undisturbed).items() if step >= 20}
-    assert read_samples(run_dir) == expected
+    assert read_samples(run_dir) == read_samples(undisturbed)
+    audited = audit(run_dir)
+    assert audited.verdict is Verdict.PROVEN, audited.reason
+    assert [(s.steps, s.world_size, s.discarded) for s in audited.stretches] == [
+        (range(20), 2, {}),
+        (range(20, STEPS), ranks, dict.fromkeys(range(20, STEPS), 12)),
+    ]
     difference = runs.largest_relative_difference(
         runs.final_state(undisturbed), runs.final_state(run_dir)
     )

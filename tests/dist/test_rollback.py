@@ -9,14 +9,17 @@ from typing import Any, NamedTuple
 import pytest
 
 from pipeline import rundir
+from pipeline.audit.audit import audit
+from pipeline.audit.result import Verdict
 from pipeline.checkpoint import layout
 from pipeline.data.shards import open_shards
 from pipeline.errors import NonFiniteError, SpikeError, UnstableError
 from pipeline.rundir import LeftOutBatch, Rollback, StopClass, append_rollback, read_rollbacks
 from pipeline.rundir.metrics import read_metrics
+from pipeline.rundir.samples import read_samples
 from pipeline.training import distributed
 from pipeline.training.distributed import World
-from pipeline.training.recorder import Recorder, read_samples
+from pipeline.training.recorder import Recorder
 from pipeline.training.trainer import Trainer
 from tests import runs
 from tests.dist import training
@@ -214,6 +217,23 @@ def test_batches_left_out_are_listed_and_not_counted_as_seen(
     assert list(rows) == list(range(1, STEPS + 1))
     assert all(("loss" in rows[step + 1]) == (step not in LEFT_OUT) for step in range(STEPS))
     assert (rows[STEPS]["rollbacks"], rows[STEPS]["left_out_steps"]) == (1, 4)
+
+
+def test_the_audit_proves_a_run_with_rollbacks(
+    on_two: dict[str, Ended], on_one: dict[str, Ended]
+) -> None:
+    for name, left_out in (("spiked-1", 4), ("killed-1", 4), ("stopped", 4)):
+        found = audit(on_two[name].run_dir, quick=True)
+        assert (found.verdict, found.left_out_steps) == (Verdict.PROVEN, left_out), found.reason
+        assert found.reason.startswith("each of 14 committed steps saw exactly the 12 samples")
+        assert found.reason.endswith("; 4 steps are left out")
+    assert audit(on_one["elsewhere"].run_dir, quick=True).verdict is Verdict.PROVEN
+    run_dir = on_one["raised"].run_dir
+    log = run_dir / rundir.ROLLBACKS_FILE
+    whole = log.read_bytes()
+    log.write_bytes(b"")  # without the list, the steps have lost their samples
+    assert audit(run_dir, quick=True).verdict is Verdict.DISPROVEN
+    log.write_bytes(whole)
 
 
 @pytest.mark.parametrize("name", [*(f"killed-{n}" for n in range(3)), "stopped"])

@@ -181,6 +181,25 @@ def test_separate_to_shared_needs_consent(tmp_path: Path) -> None:
     assert "layout separate -> shared" in str(report)
 
 
+def test_another_direction_needs_consent(tmp_path: Path) -> None:
+    both, forward = _net(), _net(direction="forward")
+    paths = [
+        _save(tmp_path / name, net.state_dict()) for name, net in [("b", both), ("f", forward)]
+    ]
+    assert _same(from_pretrained(paths[1]), forward)  # its shapes say what it is
+    with pytest.raises(WeightsError, match="direction 'bidirectional', the model 'forward'"):
+        from_pretrained(paths[0], direction="forward")
+    with pytest.raises(WeightsError, match="direction 'forward', the model 'bidirectional'"):
+        from_pretrained(paths[1], direction="bidirectional")
+    net, report = load_pretrained(paths[0], direction="forward", allow_lossy=True)
+    assert [entry.source for entry in report.of("dropped")] == [
+        f"layers.{layer}.mixer.A_b_log" for layer in range(2)
+    ]
+    assert all(torch.equal(both.state_dict()[k], v) for k, v in net.state_dict().items())
+    back = from_pretrained(paths[1], direction="bidirectional", allow_lossy=True)
+    assert torch.equal(back.layers[1].mixer.A_b_log, forward.layers[1].mixer.A_log)
+
+
 def test_shared_to_separate_needs_consent(tmp_path: Path) -> None:
     net = _net()
     path = _save(tmp_path / "weights.pth", net.state_dict())

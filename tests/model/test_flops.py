@@ -21,6 +21,12 @@ from model.scan.cuda import plan
 from model.scan.native import library
 from tests.conftest import require
 
+KINDS: list[dict[str, Any]] = [
+    {"layout": "shared"},
+    {"layout": "separate"},
+    {"layout": "shared", "direction": "forward"},
+]
+
 
 @pytest.mark.parametrize(("frames", "giga"), [(8, 102), (16, 203), (32, 406), (64, 813)])
 def test_published_flops_of_the_medium_model(frames: int, giga: int) -> None:
@@ -35,24 +41,25 @@ def test_published_flops_per_frame(size: str, giga_per_frame: float) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("layout", ["shared", "separate"])
-def test_parameters_are_counted_to_the_unit(preset: str, layout: str) -> None:
-    config = resolve_config(preset, layout=layout, num_classes=7, tubelet_size=2)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_parameters_are_counted_to_the_unit(preset: str, kind: dict[str, Any]) -> None:
+    config = resolve_config(preset, **kind, num_classes=7, tubelet_size=2)
     with torch.device("meta"):
         net = create_model(config)
     assert count_parameters(config) == sum(p.numel() for p in net.parameters())
 
 
-@pytest.mark.parametrize("layout", ["shared", "separate"])
-def test_forward_flops_are_what_torch_counts_plus_the_scan(layout: str) -> None:
-    config = resolve_config("videomambapro-tiny-test", layout=layout)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_forward_flops_are_what_torch_counts_plus_the_scan(kind: dict[str, Any]) -> None:
+    config = resolve_config("videomambapro-tiny-test", **kind)
     net = create_model(config)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, 3, 4, 16, 16))
-    tokens, inner, directions = config.num_tokens, config.inner_dim, 2
+    tokens, inner = config.num_tokens, config.inner_dim
+    directions = 1 if config.direction == "forward" else 2
     # The counter sees matrix products; a fused convolution and the scan are opaque to it.
     products = sum(n for op_, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op_))
-    convolution = 2 * config.d_conv * inner * (2 if layout == "separate" else 1)
+    convolution = 2 * config.d_conv * inner * (2 if config.layout == "separate" else 1)
     scan = directions * (SCAN_FLOPS_PER_STATE * config.d_state + 2) * inner + inner
     assert products > 0
     assert forward_flops(config) == products + config.depth * tokens * (convolution + scan)
@@ -63,14 +70,16 @@ def test_the_scan_keeps_a_state_as_often_as_the_estimate_says() -> None:
     assert plan.CHUNK == SCAN_CHUNK
 
 
-@pytest.mark.parametrize("layout", ["shared", "separate"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("setting", ["none", "full", 2])
-def test_activation_bytes_agree_with_what_autograd_keeps(layout: str, setting: Any) -> None:
+def test_activation_bytes_agree_with_what_autograd_keeps(
+    kind: dict[str, Any], setting: Any
+) -> None:
     # The estimate is of the fused convolution and norm, which a GPU has too.
     require(library.is_available(), "a C++ compiler (apt-get install g++)")
     config = resolve_config(
         "videomambapro-nano",
-        layout=layout,
+        **kind,
         depth=6,
         d_state=16,
         scan_backend="chunked",

@@ -18,7 +18,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"layout": layout, "value": value}
     for layout in ("shared", "separate")
     for value in ("conv", "raw")
-] + [{"initial_state": "zero", "mask_backward": False}]
+]
+VARIANTS += [{"initial_state": "zero", "mask_backward": False}]
+VARIANTS += [{"direction": "forward", "value": value} for value in ("conv", "raw")]
 BACKENDS = [("cuda", "cuda")] + ([("cpu", "cpu")] if "cpu" in available_backends() else [])
 
 

@@ -151,7 +151,7 @@ def test_predict_goes_on_after_a_bad_video(
     assert status == 2
     assert [line.partition(": ")[0] for line in out.splitlines()] == [str(good)]
     first, second = err.splitlines()
-    assert first.startswith(f"error: {changing}: cannot be used: resolution_change: from 96x64 to ")
+    assert first.startswith(f"error: {changing}: cannot be used: resolution_change: from 96x80 to ")
     assert second.startswith(f"error: {text}: cannot be used: not_video: ")
 
 

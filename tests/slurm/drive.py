@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.rundir.metrics import read_metrics
-from pipeline.training.recorder import read_samples
+from pipeline.rundir.samples import read_samples
 from slurm import queue
 from tests import runs
 

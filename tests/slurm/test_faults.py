@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.checkpoint import layout
 from pipeline.rundir import read_attempts
+from pipeline.rundir.samples import read_samples
 from pipeline.training.distributed import free_port
-from pipeline.training.recorder import read_samples
 from tests import runs
 from tests.conftest import require
 from tests.slurm import drive

@@ -43,7 +43,7 @@ def start_endless(root: Path, shards: Path) -> Path:
     with (root / "submit.out").open("w") as output:
         subprocess.run(command, check=True, stdout=output, stderr=output, timeout=120)
     deadline = time.monotonic() + 120
-    while jobs.list_jobs(root)[0].checkpoint == "-":
+    while jobs.list_jobs(root)[0].checkpoint is None:
         assert launch.find_running(run_dir) is not None
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -72,9 +72,9 @@ def test_a_local_job_is_listed_and_cancelled(tmp_path: Path, glyph_shards: Path)
     deadline = time.monotonic() + 120
     (row,) = jobs.list_jobs(tmp_path)
     assert (row.name, row.state) == ("endless", "running")
-    assert row.job.startswith("local:")
-    assert int(row.step.partition("/")[0]) >= 5
-    assert float(row.loss) > 0
+    assert str(row.job).startswith("local:")
+    assert row.step >= 5
+    assert (row.loss or 0) > 0
 
     assert "is cancelled" in jobs.cancel(run_dir, save=False)
 
@@ -122,8 +122,9 @@ def test_what_else_may_lie_in_a_run_does_not_stop_the_list(tmp_path: Path) -> No
     (tmp_path / "gone").symlink_to("nowhere")
     rows_shown = jobs.list_jobs(tmp_path)
     assert [(row.name, row.step, row.loss, row.checkpoint) for row in rows_shown] == [
-        ("a", "5", "0.5000", "-")
+        ("a", 5, 0.5, None)
     ]
+    assert rows_shown[0].cells()["loss"] == "0.5000"
 
 
 def test_a_job_that_is_killed_is_called_cancelled(

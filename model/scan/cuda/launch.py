@@ -36,7 +36,10 @@ class Strided(ctypes.Structure):
         return cls(tensor.data_ptr(), *(size * stride for stride in tensor.stride()))
 
 
-class Kernels(Protocol):
+_OneParameter = Pointer * 1
+
+
+class LoadedKernels(Protocol):
     """Compiled kernels that can be launched. Tests have an implementation for the CPU."""
 
     def launch(
@@ -46,7 +49,7 @@ class Kernels(Protocol):
         ...
 
 
-def load(source: str, macros: Macros, device: torch.device) -> Kernels:
+def load(source: str, macros: Macros, device: torch.device) -> LoadedKernels:
     """The kernels of ``source`` for ``device``, compiled when they are not in the cache."""
     return _loaded(source, tuple(sorted(macros.items())), device.index or 0)
 
@@ -95,15 +98,19 @@ class _OnDevice:
     ) -> None:
         function = self._function(name, shared)
         _make_context_current(self._index)
-        stream = Pointer(torch.cuda.current_stream(self._index).cuda_stream)
-        arguments = (Pointer * 1)(ctypes.addressof(parameters))
+        # What torch.cuda.current_stream gives, without an object that takes longer than the launch.
+        stream = Pointer(torch._C._cuda_getCurrentRawStream(self._index))
+        arguments = _OneParameter(ctypes.addressof(parameters))
         status = _driver().cuLaunchKernel(
             function, blocks, 1, 1, threads, 1, 1, shared, stream, arguments, None
         )
-        _check(status, f"launch {name} of {blocks} blocks, {threads} threads, {shared} bytes")
+        if status:
+            _check(status, f"launch {name} of {blocks} blocks, {threads} threads, {shared} bytes")
 
     def _function(self, name: str, shared: int) -> Pointer:
-        function, allowed = self._functions.get(name, (Pointer(), _LARGE_SHARED))
+        function, allowed = self._functions.get(name) or (Pointer(), _LARGE_SHARED)
+        if function and shared <= allowed:
+            return function
         if not function:
             status = _driver().cuModuleGetFunction(
                 ctypes.byref(function), self._module, name.encode()

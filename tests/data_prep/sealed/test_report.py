@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -74,6 +75,19 @@ def test_the_page(leaking: ShardConfig) -> None:
     assert all(
         (image["src"] or "").startswith("data:image/jpeg;base64,/9j/") for image in page.images
     )
+
+
+def test_a_peculiarity_is_a_share_of_all_clips(csv_config: ShardConfig, tmp_path: Path) -> None:
+    """A clip may have none or several, so their counts do not add up to the number of clips."""
+    shard(csv_config, show_progress=False)
+    record = Path(csv_config.out) / "val-000000.record.json"
+    content = json.loads(record.read_text())
+    content["rows"][0] |= {"rotation": 90, "hdr": True}
+    record.write_text(json.dumps(content))
+    text = " | ".join(filter(None, _Page(report(csv_config.out).read_text()).text))
+    assert "rotated (turned upright) | 1 | 1.6 %" in text  # 1 of 64 clips
+    assert "HDR (not tone-mapped) | 1 | 1.6 %" in text
+    assert "32x32 | 64 | 100.0 %" in text
 
 
 def test_the_same_seed_gives_the_same_page(csv_config: ShardConfig, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.scan.cuda import scan
+
 Tensors = dict[str, Tensor]
 
 
@@ -17,6 +19,17 @@ def poisoned_memory() -> Iterator[None]:
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def fresh_plans() -> Iterator[None]:
+    """For a test that changes how scans are cut: no plan comes from before, and none stays."""
+    prepared = (scan.prepare_forward, scan.prepare_backward)
+    for plans in prepared:
+        plans.cache_clear()
+    yield
+    for plans in prepared:
+        plans.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.scan import available_backends, bidirectional_scan, op, selective_scan
-from model.scan.problem import Scan
+from model.scan.problem import TENSORS, Scan
 
 FUSED = [name for name in available_backends() if name != "reference"]
 Make = Callable[..., dict[str, Tensor]]
@@ -130,11 +131,41 @@ def test_gradcheck(random_scan: Make, separate: bool) -> None:
 @pytest.mark.parametrize("separate", [False, True])
 def test_opcheck(random_scan: Make, backend: str, separate: bool) -> None:
     tensors = random_scan((1, 18, 20, 8), separate=separate)
-    present = [tensors.get(name) for name in op.TENSORS]
+    present = [tensors.get(name) for name in TENSORS]
     result = torch.library.opcheck(
         op.forward_op, (*present, True, True, True, False, False, backend, True)
     )
     assert set(result.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("separate", [False, True])
+def test_the_operators_give_what_eager_code_gets(
+    random_scan: Make, backend: str, separate: bool
+) -> None:
+    """A dispatch mode, such as one that counts, must see operators; they change no bit."""
+    tensors = random_scan((2, 18, 20, 8), separate=separate)
+
+    def results() -> list[Tensor]:
+        out = bidirectional_scan(**tensors, backend=backend)
+        return [out, *torch.autograd.grad(out.sum(), list(tensors.values()))]
+
+    with OperatorNames() as seen:
+        watched = results()
+    assert {"videomambapro.scan_v4", "videomambapro.scan_backward_v4"} <= seen.names
+    assert all(torch.equal(a, b) for a, b in zip(watched, results(), strict=True))
+
+
+class OperatorNames(TorchDispatchMode):
+    """Collects the names of operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func).removesuffix(".default"))
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("backend", FUSED)

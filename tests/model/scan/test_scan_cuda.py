@@ -18,7 +18,8 @@ from model.scan import bidirectional_scan, dispatch, op, selective_scan
 from model.scan.cuda import launch
 from model.scan.cuda import scan as cuda_scan
 from model.scan.cuda.plan import Plan, backward_blocks
-from model.scan.problem import Scan
+from model.scan.cuda.prepare import within_reach
+from model.scan.problem import NAMES, Scan
 from tests.model.scan.cuda_host import host_kernels
 
 Make = Callable[..., dict[str, Tensor]]
@@ -36,7 +37,7 @@ def on_host(monkeypatch: pytest.MonkeyPatch, poisoned_memory: None) -> None:
 
 
 @pytest.fixture
-def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[Plan], None]:
+def cut(monkeypatch: pytest.MonkeyPatch, fresh_plans: None) -> Callable[[Plan], None]:
     """Cuts every scan by a given plan."""
 
     def choose(plan: Plan) -> None:
@@ -188,7 +189,7 @@ def test_golden_file(case: str) -> None:
 def test_opcheck(random_scan: Make, separate: bool) -> None:
     tensors = random_scan((1, 18, 20, 8), separate=separate)
     scan = dispatch.Scan(**tensors, delta_softplus=True, first_token=True, mask_current=True)
-    arguments = [getattr(scan, name) for name in op._NAMES]
+    arguments = [getattr(scan, name) for name in NAMES]
     torch.use_deterministic_algorithms(False)  # opcheck compares memory that nobody reads
     result = torch.library.opcheck(op.forward_op, (*arguments, "cuda", True))
     assert set(result.values()) == {"SUCCESS"}
@@ -250,8 +251,8 @@ def test_neighbours_too_far_apart_are_brought_together() -> None:
     memory = torch.empty(1, dtype=f32, device="meta")
     far = memory.as_strided((2, 3, 4), (2**40, 2**30, 1))
     near = memory.as_strided((2, 3, 4), (2**40, 2**30 - 1, 1))
-    assert cuda_scan.within_reach(far).stride() == (12, 4, 1)
-    assert cuda_scan.within_reach(near) is near
+    assert within_reach(far).stride() == (12, 4, 1)
+    assert within_reach(near) is near
 
 
 def test_the_plan_depends_on_shapes_alone() -> None:
@@ -275,9 +276,5 @@ def test_more_blocks_than_a_grid_takes_is_said(random_scan: Make) -> None:
         name: tensor.expand(2**31, *tensor.shape[1:]) if tensor.dim() == 3 else tensor
         for name, tensor in tensors.items()
     }
-    scan = dispatch.Scan(**{n: t.unsqueeze(1) if n in "BC" else t for n, t in huge.items()})
-    call = object.__new__(cuda_scan._Call)
-    call.batch, call.channels, _, call.size = scan.shape
-    call.job = cuda_scan._Scan(segments=1, groups=1, directions=2)
     with pytest.raises(dispatch.ScanError, match="more than a GPU can be given"):
-        call.walk("scan_forward")
+        bidirectional_scan(**huge, backend="cuda")

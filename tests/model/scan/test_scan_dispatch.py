@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.scan import ScanError, available_backends, bidirectional_scan, dispatch, selective_scan
+from model.scan import (
+    ScanError,
+    available_backends,
+    bidirectional_scan,
+    cuda,
+    dispatch,
+    selective_scan,
+)
+from model.scan.cuda import compile as cuda_compile
 from model.scan.native import library
 
 Make = Callable[..., dict[str, Tensor]]
@@ -60,7 +68,7 @@ def test_without_a_compiler_it_warns_once_and_falls_back(
 ) -> None:
     from model.scan.native import build
 
-    caches = (library.builds, build.build_library, dispatch.probe, dispatch._say_once)
+    caches = (library.builds, build.build_library, dispatch._say_once)
     for cache in caches:
         cache.cache_clear()
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -90,3 +98,18 @@ def test_the_log_names_the_backend_that_is_used_and_once(
     assert [record.message for record in caplog.records] == [
         "scan on cpu uses the reference backend"
     ]
+
+
+def test_the_device_of_the_tensors_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may have an old GPU beside a new one, whichever of them is current."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(7, 5), (9, 0)][index])
+    monkeypatch.setattr(cuda_compile, "why_unavailable", lambda: None)
+    cuda._why_unavailable.cache_clear()
+    old, new = (torch.device("cuda", index) for index in (0, 1))
+    assert available_backends(new)[0] == "cuda"
+    assert "cuda" not in available_backends(old)
+    assert "not sm_75" in (cuda.why_unavailable("cuda") or "")
+    cuda._why_unavailable.cache_clear()

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.scan import ScanError, bidirectional_scan, dispatch, mamba, selective_scan
+from model.scan import (
+    ScanError,
+    available_backends,
+    bidirectional_scan,
+    dispatch,
+    mamba,
+    selective_scan,
+)
 from model.scan.problem import Scan
 
 Make = Callable[..., dict[str, Tensor]]
@@ -92,6 +99,9 @@ def test_a_package_that_is_found_and_does_not_load_is_no_backend(
     assert spec is not None
     assert str(spec.origin).startswith(str(tmp_path))
     assert mamba.why_unavailable() == f"{error}: undefined symbol: c10_cuda"
-    assert "mamba_ssm" not in dispatch.probe.__wrapped__("cuda")
+    dispatch._has_mamba.cache_clear()
+    assert "mamba_ssm" not in available_backends("cuda")
     monkeypatch.setattr(mamba, "kernel", lambda: None)
-    assert "mamba_ssm" in dispatch.probe.__wrapped__("cuda")
+    dispatch._has_mamba.cache_clear()
+    assert "mamba_ssm" in available_backends("cuda")
+    dispatch._has_mamba.cache_clear()

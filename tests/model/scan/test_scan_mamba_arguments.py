@@ -16,7 +16,7 @@ from model.scan import ScanError, available_backends, bidirectional_scan, op, se
 from model.scan import mamba as stock
 from model.scan.cuda import launch
 from model.scan.cuda.plan import Plan
-from model.scan.problem import Scan
+from model.scan.problem import TENSORS, Scan
 from model.scan.reference import scan_reference
 from tests.model.scan.cuda_host import host_kernels
 
@@ -218,7 +218,7 @@ def test_identities_of_the_stock_kernel(kind: str, first_token: bool) -> None:
 def test_opcheck(backend: str, kind: str) -> None:
     tensors = {name: t.requires_grad_() for name, t in _tensors(kind, 20).items()}
     tensors["initial_state"] = torch.randn(BATCH, CHANNELS, SIZE, requires_grad=True)
-    present = [tensors.get(name) for name in op.TENSORS]
+    present = [tensors.get(name) for name in TENSORS]
     arguments = (*present, True, False, True, False, True, backend, True)
     assert set(torch.library.opcheck(op.forward_op, arguments).values()) == {"SUCCESS"}
 
@@ -263,7 +263,7 @@ def test_two_directions_have_no_one_state() -> None:
             scan.validate()
 
 
-@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.usefixtures("poisoned_memory", "fresh_plans")
 @pytest.mark.parametrize("kind", ["variable", "grouped"])
 @pytest.mark.parametrize("length", [37, 200])
 def test_the_cuda_kernels_take_and_return_states(

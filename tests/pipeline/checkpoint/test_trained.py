@@ -15,7 +15,8 @@ from pipeline.checkpoint import layout
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.layout import RunState
 from pipeline.checkpoint.save import CheckpointSaver
-from pipeline.checkpoint.trained import checkpoint_config, find_checkpoint
+from pipeline.checkpoint.source import locate
+from pipeline.checkpoint.trained import checkpoint_config
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
@@ -76,7 +77,7 @@ def test_a_run_starts_from_another_as_from_its_exported_weights(
     torch.manual_seed(0)
     exported = from_pretrained(tmp_path / "exported.safetensors", config=wanted.model)
 
-    for source in (run, find_checkpoint(run)):
+    for source in (run, locate(run)):
         torch.manual_seed(0)  # of the fresh head
         started = initial_model(config(num_classes, init_from=source))
         for name, tensor in exported.state_dict().items():
@@ -106,7 +107,7 @@ def test_an_exported_file_does_what_its_run_does(
 
 
 def test_the_views_of_an_exported_file_are_those_of_its_run(run: Path, tmp_path: Path) -> None:
-    checkpoint = find_checkpoint(run)
+    checkpoint = locate(run)
     (checkpoint / layout.CONFIG_FILE).write_text(
         config(
             **{
@@ -144,7 +145,6 @@ def test_an_export_is_what_its_suffix_says_or_is_refused(
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({}, "has weights, but no class names: use a file of `vmp export`, or train from it"),
         ({"videomambapro": "{"}, "videomambapro metadata: content: Invalid JSON"),
         ({"videomambapro": "{}"}, "videomambapro metadata: name: Field required"),
     ],
@@ -214,7 +214,7 @@ def test_another_model_than_the_trained_one_is_refused(run: Path, tmp_path: Path
 def test_a_checkpoint_without_its_configuration(
     run: Path, content: str | None, message: str
 ) -> None:
-    checkpoint = find_checkpoint(run)
+    checkpoint = locate(run)
     (checkpoint / layout.CONFIG_FILE).unlink()
     if content is not None:
         (checkpoint / layout.CONFIG_FILE).write_text(content)
@@ -225,7 +225,7 @@ def test_a_checkpoint_without_its_configuration(
 
 @pytest.mark.parametrize("content", [b"{}", b'{"files": {}}', b"[]", b"\xff", b""])
 def test_a_damaged_marker_vouches_for_nothing(run: Path, content: bytes) -> None:
-    checkpoint = find_checkpoint(run)
+    checkpoint = locate(run)
     (checkpoint / layout.MARKER).write_bytes(content)
     with pytest.raises(CheckpointError, match="COMMITTED cannot be read: ") as refused:
         Predictor.load(checkpoint)
@@ -254,7 +254,7 @@ def _commit_again(checkpoint: Path) -> None:
     ],
 )
 def test_shapes_that_the_shards_do_not_hold(run: Path, shape: list[int], message: str) -> None:
-    checkpoint = find_checkpoint(run)
+    checkpoint = locate(run)
     state = json.loads((checkpoint / layout.STATE_FILE).read_text())
     state["shapes"]["head.weight"] = shape
     (checkpoint / layout.STATE_FILE).write_text(json.dumps(state))
@@ -267,7 +267,7 @@ def test_shapes_that_the_shards_do_not_hold(run: Path, shape: list[int], message
 
 @pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite(run: Path, spoilt: float) -> None:
-    checkpoint = find_checkpoint(run)
+    checkpoint = locate(run)
     (shard,) = layout.shard_files(checkpoint)
     tensors = load_file(shard)
     tensors["param|head.bias|0"][1] = spoilt
@@ -279,7 +279,7 @@ def test_weights_that_are_not_finite(run: Path, spoilt: float) -> None:
 
 
 def test_a_state_of_an_earlier_version_is_refused_in_one_line(run: Path) -> None:
-    checkpoint = find_checkpoint(run)
+    checkpoint = locate(run)
     state = json.loads((checkpoint / layout.STATE_FILE).read_text())
     state["manifest_digest"] = state.pop("data_digest")
     (checkpoint / layout.STATE_FILE).write_text(json.dumps(state))

@@ -9,8 +9,9 @@ import pytest
 from pipeline import rundir
 from pipeline.checkpoint.layout import MARKER
 from pipeline.config import RunConfig, load_config
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.open_data import open_data
+from pipeline.prepare import check_start
 
 
 def _config(root: Path, shards: Path, *overrides: str) -> RunConfig:
@@ -27,9 +28,9 @@ def test_a_batch_larger_than_the_split(tmp_path: Path, shard_dir: Path) -> None:
 
 def test_absent_weights_are_needed_only_to_start(tmp_path: Path, shard_dir: Path) -> None:
     config = _config(tmp_path, shard_dir, f"init_from={tmp_path / 'absent.safetensors'}")
-    with pytest.raises(ConfigError, match=r"init_from=.*absent\.safetensors: no such file"):
-        open_data(config)
+    with pytest.raises(CheckpointError, match=r"absent\.safetensors: no such file or directory"):
+        check_start(config, 1)
     checkpoint = config.run_dir / rundir.CHECKPOINTS / "step-00000001"
     checkpoint.mkdir(parents=True)
     (checkpoint / MARKER).write_text("{}")
-    open_data(config)
+    check_start(config, 1)

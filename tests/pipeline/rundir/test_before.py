@@ -54,7 +54,7 @@ def test_it_is_listed(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch.queue, "views", lambda _: {})  # SLURM has forgotten the job
     (row,) = watch.list_jobs(runs_dir)
     assert (row.name, row.state, row.job) == ("before", "stopped", "slurm:1")
-    assert (row.step, row.checkpoint, row.restarts) == ("205/600", "step-00000205", 2)
+    assert (row.cells()["step"], row.checkpoint, row.restarts) == ("205/600", "step-00000205", 2)
     assert row.reason == "cancelled: signal SIGTERM"
 
 

@@ -21,8 +21,8 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.rundir import State, StopClass
 from pipeline.rundir.metrics import MetricsLog, read_metrics
 from pipeline.rundir.paths import samples_file
+from pipeline.rundir.samples import drop_samples_from, read_samples
 from pipeline.rundir.summary import Summary, read_summary, write_summary
-from pipeline.training.recorder import drop_samples_from, read_samples
 from slurm.errors import ClusterError
 from slurm.judge import gather, judge
 from slurm.nodes import faults
@@ -100,7 +100,7 @@ def read_everything(run_dir: Path, srun_status: int) -> None:
     (row,) = watch.list_jobs(run_dir.parent)
     assert (row.name, row.checkpoint) in (
         ("before", f"step-{SAVED:08d}"),
-        ("before", "-"),  # nobody knows the job: job.json is damaged
+        ("before", None),  # nobody knows the job: job.json is damaged
     )
     list(watch.bad_nodes(run_dir.parent))
     faults(run_dir.parent)

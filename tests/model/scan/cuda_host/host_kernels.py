@@ -21,7 +21,7 @@ _FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-U_FORTIFY_SOURCE", "-
 
 
 class HostKernels:
-    """The kernels of one variant; see ``launch.Kernels``."""
+    """The kernels of one variant; see ``launch.LoadedKernels``."""
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.rundir.paths import LOGS, samples_file
-from pipeline.training.recorder import drop_samples_from, read_samples
+from pipeline.rundir.samples import drop_samples_from, read_samples
 
 
 @pytest.fixture
