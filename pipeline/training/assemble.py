@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,7 +19,7 @@ from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.checkpoint.source import locate, read_tensors
 from pipeline.checkpoint.trained import checkpoint_config
 from pipeline.config import RunConfig, config_difference, refusal
-from pipeline.data.loader import build_train_loader
+from pipeline.data.loader import TrainLoader, build_train_loader
 from pipeline.data.shards import Shards
 from pipeline.errors import CheckpointError
 from pipeline.health.pulse import Pulse
@@ -74,20 +73,26 @@ def assemble(
     if checkpoint is not None:
         digest = data_digest(train_shards, val_shards)
         progress = resume(config, engine, guard, spikes, checkpoint, digest)
-    open_loader = partial(
-        build_train_loader,
-        train_shards,
-        config.data,
-        img_size=config.model.img_size,
-        num_frames=config.model.num_frames,
-        seed=config.seed,
-        global_batch=config.batch.global_size,
-        micro_batch=micro_batch,
-        rank=world.rank,
-        world=world.size,
-    )
+
+    def open_loader(position: int, left_out: frozenset[int]) -> TrainLoader:
+        loader = build_train_loader(
+            train_shards,
+            config.data,
+            img_size=config.model.img_size,
+            num_frames=config.model.num_frames,
+            seed=config.seed,
+            global_batch=config.batch.global_size,
+            micro_batch=micro_batch,
+            rank=world.rank,
+            world=world.size,
+            start=position,
+            left_out=left_out,
+        )
+        stack.callback(loader.close)
+        return loader
+
     rollbacks = Rollbacks(config.stability, run_dir)
-    train_loader = open_loader(start=progress.position, left_out=rollbacks.left_out)
+    train_loader = open_loader(progress.position, rollbacks.left_out)
     steps_per_epoch = train_loader.batches.batches_per_epoch
     datasets = [("training", train_shards), ("validation", val_shards)]
     recorder = Recorder(
@@ -98,7 +103,7 @@ def assemble(
         [_dataset_use(context, shards) for context, shards in datasets],
     )
     stack.push(recorder.close)
-    trainer = Trainer(
+    return Trainer(
         config=config,
         world=world,
         engine=engine,
@@ -118,8 +123,6 @@ def assemble(
         steps_per_epoch=steps_per_epoch,
         accumulation=accumulation,
     )
-    stack.callback(lambda: trainer.train_loader.close())
-    return trainer
 
 
 def _dataset_use(context: str, shards: Shards) -> DatasetUse:

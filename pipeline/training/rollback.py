@@ -51,15 +51,8 @@ class Rollbacks:
         """Return whether a checkpoint must be saved at this step for later rollbacks."""
         return step in self.targets(step)
 
-    def begin(
-        self, step: int, error: UnstableError, keys_of: Callable[[int], Sequence[str]]
-    ) -> Path:
-        """Decide a rollback, record it and return the checkpoint to load. Collective.
-
-        Call this with no checkpoint in flight, in step `step`; `keys_of` returns the keys of the
-        global batch of a step. Raises `error` where no rollback is
-        asked for, and an error of its type when none is left.
-        """
+    def require_one_left(self, error: UnstableError) -> None:
+        """Raise `error`, or one of its type that says more, unless it may be rolled back."""
         if not self.config.rollback:
             raise error
         if len(self.made) >= self.config.max_rollbacks:
@@ -68,6 +61,15 @@ class Rollbacks:
                 f"made, see {self._run_dir / rundir.ROLLBACKS_FILE}",
                 error.steps,
             ) from error
+
+    def begin(
+        self, step: int, error: UnstableError, keys_of: Callable[[int], Sequence[str]]
+    ) -> Path:
+        """Decide a rollback, record it and return the checkpoint to load. Collective.
+
+        Call this with no checkpoint in flight, in step `step`; `keys_of` returns the keys of the
+        global batch of a step. Raises CheckpointError when none is intact.
+        """
         path, rollback = on_main(lambda: self._begin(step, error, keys_of))
         self.made.append(rollback)
         logger.warning("rolling %s", rollback)

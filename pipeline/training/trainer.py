@@ -48,8 +48,8 @@ class Trainer:
     engine: Engine
     task: ClassificationTask
     train_loader: TrainLoader
-    open_loader: Callable[..., TrainLoader]
-    """Opens a loader like `train_loader`, given `start` and `left_out`."""
+    open_loader: Callable[[int, frozenset[int]], TrainLoader]
+    """Opens a loader like `train_loader` at a position, without the batches that are left out."""
     eval_loader: EvalLoader
     schedule: Schedule
     guard: NonFiniteGuard
@@ -93,7 +93,7 @@ class Trainer:
             except UnstableError as error:
                 self._roll_back(error)
                 continue
-            if self._warming_up:
+            if self._warming_up and self.progress.step - 1 not in self.rollbacks.left_out:
                 self._warm_up_is_over()
             if self._due(self.config.log_every_steps):
                 self._log()
@@ -157,6 +157,7 @@ class Trainer:
 
         Raises `error` if no rollback is asked for or left.
         """
+        self.rollbacks.require_one_left(error)
         with self.pulse.during(Phase.SAVE):
             self.engine.discard_gradients()
             self.saver.finish()
@@ -165,9 +166,7 @@ class Trainer:
             self.progress = replace(there, elapsed_s=self.progress.elapsed_s)
             self.recorder.rewind(there.step)
             self.train_loader.close()
-            self.train_loader = self.open_loader(
-                start=there.position, left_out=self.rollbacks.left_out
-            )
+            self.train_loader = self.open_loader(there.position, self.rollbacks.left_out)
         self._meters = Meters(self.world.device)
         self._begin_pace()
         self.pulse.begin(there.step, self.schedule.total_steps)
