@@ -152,7 +152,7 @@ def one_rank(world: World, root: Path, shards: Path) -> dict[str, Ended]:
         "twice": run(world, root, shards, "twice", bad_again, **more),
         "once": run(world, root, shards, "once", bad_again, **more, stability__max_rollbacks=1),
         "raised": run(world, root, shards, "once", bad_again, **more, stability__max_rollbacks=2),
-        "nan": run(world, root, shards, "nan", {13: 1e30}, data__workers=1),
+        "nan": run(world, root, shards, "nan", {13: 1e30}),
         "off": run(world, root, shards, "off", {13: 1e30}, stability__rollback="false"),
         "early": run(world, root, shards, "early", {0: 1e30}),
     }
