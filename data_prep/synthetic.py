@@ -64,6 +64,19 @@ def _bitmap(rows: str) -> _FloatArray:
 
 
 _GLYPHS = np.stack([_bitmap(rows) for rows in _LETTERS.values()])
+LETTERS = tuple(_LETTERS)
+
+
+def glyph_of(letter: str) -> _FloatArray:
+    """The (9, 9) bitmap of a letter."""
+    glyph: _FloatArray = _GLYPHS[LETTERS.index(letter)]
+    return glyph
+
+
+def random_glyph(random: np.random.Generator) -> _FloatArray:
+    """The (9, 9) bitmap of a letter."""
+    glyph: _FloatArray = _GLYPHS[random.integers(len(_GLYPHS))]
+    return glyph
 
 
 class SynthOptions(BaseModel):
@@ -88,8 +101,16 @@ class SynthOptions(BaseModel):
     noise: float = 5.0
     """Standard deviation of the noise on 8-bit values."""
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return CLASSES
 
-def _f32(values: npt.ArrayLike) -> _FloatArray:
+    def render(self, label: str, random: np.random.Generator) -> npt.NDArray[np.uint8]:
+        """Render one clip of a class: (frames, size, size, 3) uint8 RGB."""
+        return render(label, self, random)
+
+
+def f32(values: npt.ArrayLike) -> _FloatArray:
     return np.asarray(values, dtype=np.float32)
 
 
@@ -131,14 +152,14 @@ def _motion(label: str, options: SynthOptions, random: np.random.Generator) -> M
     turn = np.deg2rad(options.turn_degrees) * steps_angle
     place = place * np.exp(1j * turn)
     return Motion(
-        x=_f32(place.real),
-        y=_f32(place.imag),
-        height=_f32(height * options.growth**steps_size),
-        angle=_f32(angle + turn),
+        x=f32(place.real),
+        y=f32(place.imag),
+        height=f32(height * options.growth**steps_size),
+        angle=f32(angle + turn),
     )
 
 
-def _coverage(glyph: _FloatArray, motion: Motion, size: int) -> _FloatArray:
+def coverage(glyph: _FloatArray, motion: Motion, size: int) -> _FloatArray:
     """Ink per pixel, (frames, size, size) from 0 to 1, by bilinear lookup in the bitmap."""
     axis = np.arange(size, dtype=np.float32) - (size - 1) / 2
     dx = axis[None, None, :] - motion.x[:, None, None]
@@ -153,30 +174,38 @@ def _coverage(glyph: _FloatArray, motion: Motion, size: int) -> _FloatArray:
     fc, fr = column - c, row - r
     top = glyph[r, c] * (1 - fc) + glyph[r, c + 1] * fc
     bottom = glyph[r + 1, c] * (1 - fc) + glyph[r + 1, c + 1] * fc
-    return _f32(top * (1 - fr) + bottom * fr)
+    return f32(top * (1 - fr) + bottom * fr)
 
 
 def render(label: str, options: SynthOptions, random: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Render one clip: (frames, size, size, 3) uint8 RGB."""
     motion = _motion(label, options, random)
-    glyph = _GLYPHS[random.integers(len(_GLYPHS))]
+    glyph = random_glyph(random)
     # Letters are bright on dark: a small model would spend its time on a changing polarity.
     background, ink = random.uniform(0, 70, 3), random.uniform(0, 255, 3)
     while _LUMA @ (ink - background) < _MIN_CONTRAST:
         ink = random.uniform(0, 255, 3)
-    coverage = _coverage(glyph, motion, options.size)[..., None]
-    clean = background + coverage * (ink - background)
+    inked = coverage(glyph, motion, options.size)[..., None]
+    clean = background + inked * (ink - background)
     noisy = clean + random.normal(0.0, options.noise, clean.shape)
     image: npt.NDArray[np.uint8] = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
     return image
 
 
-def _clip_bytes(label: str, options: SynthOptions, seed: tuple[int, ...]) -> bytes:
-    random = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
+def picture(options: SynthOptions, split: int, index: int) -> npt.NDArray[np.uint8]:
+    """Render clip `index` of split number `split`: (frames, size, size, 3) uint8 RGB, not encoded.
+
+    It depends on `options` and the two numbers alone.
+    """
+    seed = np.random.SeedSequence((options.seed, split, index))
+    return options.render(_label(index, options), np.random.Generator(np.random.Philox(seed)))
+
+
+def _clip_bytes(options: SynthOptions, split: int, index: int) -> bytes:
     reformatter = VideoReformatter()
     frames = (
         reformatter.reformat(VideoFrame.from_ndarray(image), format="yuv420p", threads=1)
-        for image in render(label, options, random)
+        for image in picture(options, split, index)
     )
     step = round(1 / (Fraction(options.fps) * TIME_BASE))
     times = itertools.count(0, step)
@@ -192,17 +221,15 @@ def _clip_bytes(label: str, options: SynthOptions, seed: tuple[int, ...]) -> byt
 def _render_range(out: Path, split: str, number: int, span: range, options: SynthOptions) -> None:
     for index in span:
         path = out / _relative_path(split, index)
-        path.write_bytes(
-            _clip_bytes(_label(index), options, (options.seed, number, index)),
-        )
+        path.write_bytes(_clip_bytes(options, number, index))
 
 
 def _spans(count: int, size: int = 64) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _label(index: int) -> str:
-    return CLASSES[index % len(CLASSES)]
+def _label(index: int, options: SynthOptions) -> str:
+    return options.classes[index % len(options.classes)]
 
 
 def _relative_path(split: str, index: int) -> str:
@@ -242,5 +269,5 @@ def synthesize(out: Path, options: SynthOptions, *, workers: int | None = None) 
 def _annotation_table(options: SynthOptions) -> str:
     lines = ["path,label,split"]
     for split, count in options.clips_per_split.items():
-        lines += [f"{_relative_path(split, i)},{_label(i)},{split}" for i in range(count)]
+        lines += [f"{_relative_path(split, i)},{_label(i, options)},{split}" for i in range(count)]
     return "\n".join(lines) + "\n"

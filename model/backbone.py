@@ -1,4 +1,6 @@
-"""The video classifier: patch and position embeddings, blocks of mixers, a head on the CLS token.
+"""The video classifier: patch and position embeddings, blocks of mixers, a head.
+
+The head reads the CLS token, or the mean of all tokens as an option.
 
 Legend: B batch, T steps in time, P patches per frame, L tokens, d embed_dim. L is T * P + 1, or
 T * (P + 1) for the direction "forward".
@@ -18,6 +20,7 @@ from model.errors import ModelError
 from model.init import init_weights
 from model.mixer import Mixer
 from model.patch_embed import PatchEmbed
+from model.readout import class_token_first, join_tokens, tokens_read
 from model.step_linear import linear
 
 # Weight decay spares parameters whose last name is here, and those of the norms. Names decide, not
@@ -57,23 +60,47 @@ class VideoMamba(nn.Module):
         """Rate of dropping each block's output, one per block; column order of drop_path_keep."""
         return self.config.drop_path_rates
 
-    def forward(self, clip: Tensor, drop_path_keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self, clip: Tensor, drop_path_keep: Tensor | None = None, every_step: bool = False
+    ) -> Tensor:
         """Class logits of a batch of clips.
 
         clip: (B, 3, num_frames, img_size, img_size), normalised, floating point.
         drop_path_keep: (B, depth) bool, True keeps the output of that block for that sample,
             scaled by 1 / (1 - rate); without it the choice is drawn from torch's generator in
             training and everything is kept in evaluation.
-        Returns (B, num_classes), those after the last step in time for the direction "forward".
-        Raises ModelError for another shape.
+        every_step: return the logits after every step in time, if the direction is "forward".
+        Returns (B, num_classes), those after the last step for the direction "forward", or with
+        `every_step` (B, T, num_classes). Raises ModelError for another shape.
+        """
+        if every_step and self.is_causal:
+            self._check(clip, self.config.num_frames)
+            return self.read_out(*self._blocks(self._embed(clip), drop_path_keep))
+        logits: Tensor = self.head(self.features(clip, drop_path_keep))
+        return logits
+
+    def features(self, clip: Tensor, drop_path_keep: Tensor | None = None) -> Tensor:
+        """What the head reads of each clip: (B, d), the normalised CLS token or mean of all tokens.
+
+        Takes and raises what `forward` does.
         """
         self._check(clip, self.config.num_frames)
         branch, residual = self._blocks(self._embed(clip), drop_path_keep)
-        # Only one CLS token is read: add and normalise nothing else.
-        cls = slice(-1, None) if self.is_causal else slice(0, 1)
-        normed, _ = self.norm_f(branch[:, cls], residual[:, cls])
-        logits: Tensor = self.head(normed[:, 0])
-        return logits
+        # Add and normalise only the tokens that are read: one CLS token, or all tokens.
+        read = tokens_read(self.config)
+        normed, _ = self.norm_f(branch[:, read], residual[:, read])
+        features: Tensor = normed.mean(dim=1)
+        return features
+
+    def tokens(self, clip: Tensor) -> Tensor:
+        """The normalised tokens (B, T * P + 1, d) from which heads read, the CLS token first.
+
+        clip: as `forward` takes it. Every block's output is kept. Of the CLS tokens of the
+            direction "forward", only the last is returned.
+        """
+        self._check(clip, self.config.num_frames)
+        normed, _ = self.norm_f(*self._blocks(self._embed(clip), None))
+        return class_token_first(normed, self.config)
 
     def frame_logits(self, clip: Tensor) -> Tensor:
         """Class logits after every step in time, for the direction "forward".
@@ -89,8 +116,7 @@ class VideoMamba(nn.Module):
         if frames == 0 or frames % self.config.tubelet_size:
             frames = self.config.num_frames
         self._check(clip, frames)
-        branch, residual = self._blocks(self._embed(clip), None)
-        return self.read_out(branch, residual)
+        return self.read_out(*self._blocks(self.embed_steps(clip, 0), None))
 
     def read_out(self, branch: Tensor, residual: Tensor) -> Tensor:
         """(B, T * (P + 1), d) behind the last block -> logits (B, T, num_classes)."""
@@ -111,7 +137,7 @@ class VideoMamba(nn.Module):
         times = torch.cat([times, beyond], dim=1)[:, :, None]
         cls = (self.cls_token + self.pos_embed[:, :1])[:, None] + times
         patches = patches + (self.pos_embed[:, None, 1:] + times)
-        return torch.cat([patches, cls.expand(len(clip), -1, -1, -1)], dim=2).flatten(1, 2)
+        return torch.cat([patches, cls.expand(clip.shape[0], -1, -1, -1)], dim=2).flatten(1, 2)
 
     def no_weight_decay(self) -> frozenset[str]:
         """Names of the parameters that weight decay must leave alone: biases, norms, the state
@@ -137,12 +163,13 @@ class VideoMamba(nn.Module):
             return self.embed_steps(clip, 0)
         positions = self.pos_embed[:, None, 1:] + self.temporal_pos_embedding[:, :, None]
         tokens = (self.patch_embed(clip) + positions).flatten(1, 2)
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(clip), -1, -1)
-        return torch.cat([cls, tokens], dim=1)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(clip.shape[0], -1, -1)
+        return join_tokens(cls, tokens, self.config)
 
     def _blocks(self, tokens: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         """The branch of the last block and the residual stream before it, both (B, L, d)."""
-        branch, residual = tokens, None
+        branch = tokens
+        residual: Tensor | None = None
         scales = self._branch_scales(tokens, keep)
         for index, block in enumerate(self.layers):
             scale = None if scales is None else scales[:, index, None, None]
@@ -156,19 +183,19 @@ class VideoMamba(nn.Module):
         assert residual is not None  # depth >= 1
         return branch, residual
 
-    def _branch_scales(self, tokens: Tensor, keep: Tensor | None) -> Tensor | None:
+    def _branch_scales(self, clip: Tensor, keep: Tensor | None) -> Tensor | None:
         """(B, depth) factors of the branches; None when every factor is 1."""
         if keep is None and not (self.training and self.config.drop_path_rate > 0):
             return None
         # `drop_path_rates` is recomputed on the device, because a copy to it would wait for it.
         rate, depth = self.config.drop_path_rate, self.config.depth
-        kept = 1 - torch.linspace(0, rate, depth, device=tokens.device)
+        kept = 1 - torch.linspace(0, rate, depth, device=clip.device)
         if keep is None:
-            keep = torch.rand(len(tokens), depth, device=tokens.device) < kept
-        elif keep.shape != (len(tokens), depth):
+            keep = torch.rand(len(clip), depth, device=clip.device) < kept
+        elif keep.shape != (len(clip), depth):
             raise ModelError(
                 f"drop_path_keep has shape {tuple(keep.shape)}, "
-                f"expected (batch, depth) = {(len(tokens), depth)}"
+                f"expected (batch, depth) = {(len(clip), depth)}"
             )
         return keep / kept
 

@@ -65,6 +65,16 @@ class ModelConfig(BaseModel):
     value: Literal["conv", "raw"] = "conv"
     """What is scanned: the convolved tokens, or the raw ones as in the authors' published code.
     Only their own weights need raw."""
+    class_token: Literal["first", "middle", "last"] = "first"
+    """Place of the class token: before the first frame, as published, between the two halves of the
+    frames, or after the last. Only first is published; docs/science.md compares them."""
+    pooling: Literal["class_token", "mean"] = "class_token"
+    """What the head reads: the class token, as published, or the mean of all tokens."""
+    bc_init: Literal["published", "fan_in"] = "published"
+    """Initial rows of x_proj that make B and C: standard deviation 0.02 at any width, as published,
+    or inner_dim ** -0.5, which keeps their size when the width changes."""
+    delta_init: Literal["published", "large"] = "published"
+    """Initial step sizes: log-uniform from 0.001 to 0.1, as published, or from 0.01 to 1."""
     drop_path_rate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Stochastic depth rate of the last block; earlier blocks rise linearly from 0."""
     scan_backend: Annotated[ScanBackend, OPERATIONAL] = "auto"
@@ -86,6 +96,14 @@ class ModelConfig(BaseModel):
         if self.direction == "forward" and self.layout == "separate":
             raise ValueError(
                 "direction forward has no backward weights for layout separate: set layout=shared"
+            )
+        if self.direction == "forward" and (self.class_token, self.pooling) != (
+            "first",
+            "class_token",
+        ):
+            raise ValueError(
+                "direction forward has a class token behind every frame and reads the last: leave "
+                "class_token and pooling at their defaults"
             )
         if self.drop_path_rate >= 1:
             raise ValueError(f"drop_path_rate {self.drop_path_rate} must be below 1")
@@ -130,6 +148,13 @@ class ModelConfig(BaseModel):
         """Rate at which the output of block i is dropped, one per block, 0 up to drop_path_rate."""
         last = max(self.depth - 1, 1)
         return tuple(self.drop_path_rate * i / last for i in range(self.depth))
+
+    @property
+    def unpublished(self) -> tuple[str, ...]:
+        """Names of the options in use that no published model has."""
+        names = ("class_token", "pooling", "bc_init", "delta_init")
+        fields = type(self).model_fields
+        return tuple(name for name in names if getattr(self, name) != fields[name].default)
 
     def recomputes(self, block: int) -> bool:
         """Whether block `block` is recomputed in backward instead of keeping its activations."""

@@ -26,6 +26,8 @@ FOREIGN = re.compile(
 """Keys of the heads, decoders and companions that other training stages put beside the model."""
 KEPT = "origin/"
 """Prefix of the tensors that `convert` keeps for the way back; no model reads them."""
+FOLDER_WEIGHTS = "model.safetensors"
+"""The weights in a folder in the form of the Hugging Face Hub."""
 _WRAPPERS = ("model", "module", "state_dict", "model_state_dict")
 _EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema")
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -52,11 +54,15 @@ class Container(NamedTuple):
 def read_container(path: Path, *, ema: bool = False) -> Container:
     """Reads a safetensors file or a torch checkpoint: bare, wrapped, or of a training run.
 
+    A folder in the form of the Hugging Face Hub stands for its model.safetensors.
+
     Pickles go through torch's restricted unpickler; beyond tensors and plain containers only
     argparse.Namespace, which training checkpoints carry, is admitted. With `ema`, reads the moving
     average that a training checkpoint keeps beside its weights.
     Raises WeightsError when the file is missing, damaged, hostile or holds no weights.
     """
+    if (path / FOLDER_WEIGHTS).is_file():
+        path = path / FOLDER_WEIGHTS
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":

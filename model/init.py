@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.mixer import Mixer
 
-DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 0.1, 1e-4
+DT_RANGES = {"published": (1e-3, 0.1), "large": (1e-2, 1.0)}
+DT_FLOOR = 1e-4
+LINEAR_STD = 0.02
 
 
 def init_weights(net: nn.Module, config: ModelConfig) -> None:
@@ -23,7 +25,7 @@ def init_weights(net: nn.Module, config: ModelConfig) -> None:
     """
     for module in net.modules():
         if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.trunc_normal_(module.weight, std=LINEAR_STD)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     # The second pass overwrites the mixer's layers that differ from the rule above.
@@ -44,14 +46,17 @@ def _init_mixer(mixer: Mixer, config: ModelConfig) -> None:
         for dt_proj in [mixer.dt_proj] if shared else [mixer.dt_proj, mixer.dt_proj_b]:
             bound = config.dt_rank**-0.5
             nn.init.uniform_(dt_proj.weight, -bound, bound)
-            dt_proj.bias.copy_(_step_size_bias(dt_proj.bias))
+            dt_proj.bias.copy_(_step_size_bias(dt_proj.bias, *DT_RANGES[config.delta_init]))
+        if config.bc_init == "fan_in":
+            for x_proj in [mixer.x_proj] if shared else [mixer.x_proj, mixer.x_proj_b]:
+                x_proj.weight[config.dt_rank :].mul_(config.inner_dim**-0.5 / LINEAR_STD)
         # Each block adds a branch to the stream, whose variance this keeps independent of depth.
         nn.init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
         mixer.out_proj.weight.div_(math.sqrt(config.depth))
 
 
-def _step_size_bias(like: Tensor) -> Tensor:
-    """b with softplus(b) log-uniform in [DT_MIN, DT_MAX], floored at DT_FLOOR."""
-    span = math.log(DT_MAX) - math.log(DT_MIN)
-    step = torch.exp(torch.rand_like(like) * span + math.log(DT_MIN)).clamp(min=DT_FLOOR)
+def _step_size_bias(like: Tensor, smallest: float, largest: float) -> Tensor:
+    """b with softplus(b) log-uniform in [smallest, largest], floored at DT_FLOOR."""
+    span = math.log(largest) - math.log(smallest)
+    step = torch.exp(torch.rand_like(like) * span + math.log(smallest)).clamp(min=DT_FLOOR)
     return step + torch.log(-torch.expm1(-step))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -39,11 +39,15 @@ def field_path(of: type[BaseModel] | None, loc: Sequence[int | str]) -> tuple[in
         return tuple(loc)
     path: list[int | str] = []
     node: type[BaseModel] | None = of
+    tags: dict[str, type[BaseModel]] = {}
     for part in loc:
-        if isinstance(part, int):
+        if part in tags:
+            node, tags = tags[str(part)], {}
+        elif isinstance(part, int):
             path.append(part)
         elif node is not None:
             path.append(part)
+            tags = variants(node, part)
             node = section_type(node, part)
     return tuple(path)
 
@@ -55,6 +59,18 @@ def section_type(node: type[BaseModel], field: str) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return None
+
+
+def variants(node: type[BaseModel], field: str) -> dict[str, type[BaseModel]]:
+    """The models that a field holds one of, by the tag that tells them apart; else empty."""
+    info = node.model_fields.get(field)
+    if info is None or not isinstance(info.discriminator, str):
+        return {}
+    return {
+        tag: model
+        for model in get_args(info.annotation)
+        for tag in get_args(model.model_fields[info.discriminator].annotation)
+    }
 
 
 def did_you_mean(name: str, known: Iterable[str], what: str = "known") -> str:

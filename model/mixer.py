@@ -143,7 +143,7 @@ class Mixer(nn.Module):
         """xz (B, L, 2 D) of the next tokens -> (B, L, D), and the state behind them."""
         x, z = xz.chunk(2, dim=-1)
         past = self.config.d_conv - 1
-        before = x.new_zeros(len(x), past, x.shape[2]) if state is None else state.inputs
+        before = x.new_zeros(x.shape[0], past, x.shape[2]) if state is None else state.inputs
         x = torch.cat([before, x], dim=1)
         scanned = self._scan_inputs(
             x.transpose(1, 2), self.conv1d, self.x_proj, self.dt_proj, past=past

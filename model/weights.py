@@ -83,6 +83,8 @@ def model_of(container: Container, path: Path) -> VideoMamba:
         raise WeightsError(
             f"{path}: carries no model configuration; bring it in with `vmp convert` first"
         )
+    if "head.weight" not in tensors:  # a backbone that masked pre-training left
+        raise WeightsError(f"{path}: has no classification head: train one with init_from={path}")
     with torch.device("meta"):
         net = VideoMamba(config)
     try:

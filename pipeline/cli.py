@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.commands import bench, data, jobs, predict
+from pipeline.commands import bench, data, jobs, predict, study
 from pipeline.isolation import isolate, set_umask
 from pipeline.terminal import AsJson, one_line, say
 
@@ -27,13 +27,14 @@ app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
 app.command()(predict.predict)
+app.add_typer(study.app, name="study")
 
 
 def complete_field(typed: str) -> list[str]:
     """Complete an override in the shell with the fields of the configuration."""
-    from pipeline.config import flatten, load_config
+    from pipeline.config import field_names
 
-    fields = dict(flatten(load_config("demo").model_dump(mode="json")))
+    fields = dict.fromkeys(field_names())  # tasks share some
     return [f"{name}=" for name in fields if name.startswith(typed)]
 
 
@@ -299,12 +300,17 @@ def convert(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory, or a checkpoint.")],
-    out: Annotated[Path, typer.Argument(help="The .safetensors or .pth file to write.")],
+    out: Annotated[
+        Path, typer.Argument(help="The .safetensors, .pth, .pt2 or .onnx file, or a folder.")
+    ],
     raw: Raw = False,
 ) -> None:
-    """Write the weights of a run to one file with classes, sampling and model configuration.
+    """Write a trained model to one file with classes, sampling and model configuration.
 
-    Example: vmp export runs/demo demo.safetensors
+    The suffix decides: .safetensors or .pth for weights, .pt2 for a program of torch.export, .onnx
+    for ONNX, none for a folder in the form of the Hugging Face Hub.
+
+    Example: vmp export runs/demo demo.onnx
     """
     from pipeline.inference.export import export_weights
 
@@ -345,18 +351,99 @@ def config(
         str | None, typer.Argument(help="One section, such as optim or data.crop.")
     ] = None,
     overrides: Overrides = None,
+    origins: Annotated[
+        bool, typer.Option("--origins", help="Say which file states each value, not its meaning.")
+    ] = False,
 ) -> None:
     """Print the fields of a recipe: type, value, default, meaning, and if it may change on resume.
 
     Example: vmp config demo optim
     """
     from pipeline.commands.config import print_config
-    from pipeline.config import load_config
+    from pipeline.config import load_config, value_origins
 
     given = overrides or []
     if section is not None and "=" in section:
         given, section = [section, *given], None
-    print_config(load_config(recipe, given), section)
+    config = load_config(recipe, given)
+    print_config(config, section, value_origins(recipe, given) if origins else None)
+
+
+@app.command()
+def recipes(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables of docs/recipes.md.")
+    ] = False,
+) -> None:
+    """List the shipped recipes with their settings.
+
+    Example: vmp recipes
+    """
+    from pipeline.commands.recipes import list_recipes, markdown_tables
+
+    if markdown:
+        say(markdown_tables())
+    else:
+        list_recipes()
+
+
+@app.command()
+def reproduce(
+    row: Annotated[
+        str | None, typer.Argument(help="A row such as k400/videomambapro-m/f32; default: list.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Fields of every stage: batch.max_micro=4 ...")
+    ] = None,
+    shards: Annotated[
+        list[str] | None,
+        typer.Option(help="Shards of the row's data set, or NAME=DIR for that of another stage."),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Directory of the runs.")] = Path("runs"),
+    init: Annotated[
+        list[str] | None,
+        typer.Option(help="Weights the row starts from, or RECIPE=WEIGHTS for another stage."),
+    ] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="Submit the chain of stages.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --submit: print the chain, submit nothing.")
+    ] = False,
+    cluster: Annotated[Cluster, typer.Option(help="local runs here, stage after stage.")] = "local",
+    profile: Annotated[Path | None, typer.Option(help="Cluster profile, YAML.")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of each stage.")] = 1,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=0, help="GPUs per node; of the cost too, by default of 8.")
+    ] = None,
+    clips_s: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="Clips/s of a GPU on the row's model, as vmp bench measures."),
+    ] = None,
+) -> None:
+    """Show what a row of the papers' tables claims and takes, and our runs beside it; or submit it.
+
+    Example: vmp reproduce k400/videomambapro-m/f32 --shards shards/k400
+    """
+    from pipeline.commands.reproduce import list_rows, show_row, submit_row
+    from pipeline.commands.submit import Order
+
+    if row is None:
+        list_rows()
+    elif submit:
+        order = Order(cluster, profile, nodes, gpus_per_node, dry_run=dry_run)
+        status = submit_row(
+            row, overrides or [], order, shards=shards or [], runs_dir=runs, init=init or []
+        )
+        sys.exit(status)
+    else:
+        show_row(
+            row,
+            overrides or [],
+            shards=shards or [],
+            runs_dir=runs,
+            init=init or [],
+            gpus_per_node=gpus_per_node or 8,
+            clips_s=clips_s,
+        )
 
 
 @app.command()

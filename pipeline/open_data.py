@@ -21,7 +21,7 @@ def open_data(config: RunConfig) -> tuple[Shards, Shards]:
     """
     train = open_shards(config.data.train, config.data.train_split)
     val = open_shards(config.data.val_location, config.data.val_split)
-    for shards in (train, val):
+    for shards in (train, val) if config.task.needs_labels else ():
         if len(shards.classes) != config.model.num_classes:
             raise ConfigError(
                 f"model.num_classes={config.model.num_classes}, but {shards.location} has "

@@ -28,7 +28,7 @@ def missing_components() -> list[str]:
     programs = {"a C++ compiler": "c++", "slurmctld": "slurmctld", "munged": "munged"}
     search = os.environ["PATH"] + ":/usr/sbin:/sbin"
     missing = [name for name, x in programs.items() if shutil.which(x, path=search) is None]
-    packages = ("cuda", "ffcv", "mkdocs", "torchcodec")
+    packages = ("cuda", "ffcv", "mkdocs", "onnxruntime", "torchcodec")
     return missing + [name for name in packages if importlib.util.find_spec(name) is None]
 
 

@@ -12,7 +12,7 @@ def fused_backend(*tensors: Tensor) -> str:
     """The fastest of "cpu", "cuda" and "torch" for ``tensors``."""
     device = tensors[0].device
     is_double = any(tensor.dtype == torch.float64 for tensor in tensors)
-    if is_double or tensors[0].numel() == 0:
+    if is_double or tensors[0].numel() == 0 or torch.compiler.is_exporting():
         return "torch"
     if device.type == "cpu" and library.is_available():
         return "cpu"

@@ -39,12 +39,11 @@ from pipeline.bench.step_report import Contender, StepReport, StepTime
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
 from pipeline.data.config import MixConfig
-from pipeline.errors import NonFiniteError
+from pipeline.errors import ConfigError, NonFiniteError
 from pipeline.training import determinism, distributed
-from pipeline.training.assemble import build_task
 from pipeline.training.distributed import World
 from pipeline.training.precision import AUTOCAST, resolve_precision
-from pipeline.training.task import ClassificationTask
+from pipeline.training.tasks.classification import ClassificationTask
 from pipeline.training.verdict import reach_verdict
 
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -109,6 +108,11 @@ def bench_step(
     `progress` receives a line before each part that takes time.
     Raises ConfigError, ModelError or WeightsError on every rank.
     """
+    if config.task.kind != "classification":
+        raise ConfigError(
+            f"task.kind={config.task.kind}: the step of classification is measured: add "
+            "'task={kind: classification}'"
+        )
     bench = bench or StepBench()
     began = time.monotonic()
     with ExitStack() as stack:
@@ -123,7 +127,7 @@ def bench_step(
         candidates, left_out = choose(config, world.device, world.size, bench.contenders)
         candidates, failed = _rehearse(candidates, config, world, progress)
         batch = synthetic_batch(config, micro_batch, world)
-        task = build_task(config, world.device)
+        task = ClassificationTask(config, world.device)
         runners = list(_runners(candidates, config, world, micro_batch, accumulation))
         for runner in runners:
             progress(f"warming up: {runner.seen.name}")
@@ -195,7 +199,7 @@ def _rehearse(
     """
     tiny = resolve_config("videomambapro-tiny-test", scan_backend=config.model.scan_backend)
     config = config.model_copy(update={"model": tiny, "init_from": None})
-    batch, task = synthetic_batch(config, 2, world), build_task(config, world.device)
+    batch, task = synthetic_batch(config, 2, world), ClassificationTask(config, world.device)
     able: list[Candidate] = []
     failed: list[LeftOut] = []
     for candidate in candidates:

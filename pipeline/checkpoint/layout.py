@@ -69,6 +69,8 @@ class RunState(Record):
     """Class names, in the order of the rows of the classification head."""
     data_digest: str
     """Digest of the training and validation samples, see `pipeline.open_data`."""
+    teacher_digest: str = ""
+    """Digest of the frozen teacher; empty for a task without one."""
     skipped_steps: int = 0
     not_finite: tuple[int, ...] = ()
     """Steps of the row of discarded steps that has not ended."""
@@ -84,9 +86,10 @@ class RunState(Record):
     evaluated_step: int = -1
     """Step of the newest evaluation; a resumed run does an evaluation that is due and missing."""
     best_top1: Number = -1.0
-    """Highest validation top-1 so far, in [0, 1]."""
+    """Highest validation score so far: top-1 in [0, 1], or the similarity of masked pre-training in
+    [-1, 1]."""
     best_step: int = -1
-    """Step whose weights gave `best_top1`; the earliest one if several did."""
+    """Step whose weights gave it; the earliest one if several did."""
     elapsed_s: Number = 0.0
     """Training time of all attempts so far, in seconds."""
 

@@ -1,6 +1,7 @@
 """Weights by a path, for every command and field that takes some.
 
-The path is a file of weights (exported, converted or released), a checkpoint, or a run directory.
+The path is a file of weights (exported, converted or released), an exported folder, a checkpoint,
+or a run directory.
 `RUN@best` is the run's checkpoint with the highest validation accuracy; `RUN@last`, or `RUN` alone,
 is its newest.
 """
@@ -13,7 +14,7 @@ from typing import Literal
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.containers import read_container
+from model.containers import FOLDER_WEIGHTS, read_container
 from model.convert import check_fit
 from pipeline import rundir
 from pipeline.checkpoint import layout
@@ -30,6 +31,8 @@ def locate(path: Path) -> Path:
     """
     if path.is_file() or (path / layout.MARKER).is_file():
         return path
+    if (path / FOLDER_WEIGHTS).is_file():
+        return path / FOLDER_WEIGHTS
     run, which = split_choice(path)
     if (run / rundir.CHECKPOINTS).is_dir():
         newest = newest_valid(run / rundir.CHECKPOINTS)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model import VideoMamba, create_model
+from model.containers import FOREIGN
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.load import read_weights
 from pipeline.config import RunConfig, apply_overrides, build_config, in_todays_words
@@ -41,10 +42,34 @@ def load_trained(checkpoint: Path, config: RunConfig) -> VideoMamba:
     """Load the model of a committed checkpoint on the CPU, with averaged weights if `eval.use_ema`.
 
     Raises CheckpointError for a damaged checkpoint, and ConfigError when `config` describes another
-    model.
+    model or when the run trained no classifier.
     """
-    weights = read_weights(checkpoint, raw=not config.eval.use_ema)
+    weights = backbone_weights(checkpoint, config)
+    if config.task.kind == "masked":
+        raise ConfigError(
+            f"checkpoint {checkpoint}: masked pre-training has no classification head: fine-tune "
+            "from it with init_from=..., or make it a teacher with task.teacher.path=..."
+        )
     return model_with(weights, config, f"checkpoint {checkpoint}")
+
+
+def backbone_weights(checkpoint: Path, config: RunConfig) -> dict[str, Tensor]:
+    """Read the weights of a committed checkpoint without the heads that only its task uses."""
+    weights = read_weights(checkpoint, raw=not config.eval.use_ema)
+    return {name: tensor for name, tensor in weights.items() if not FOREIGN.match(name)}
+
+
+def load_backbone(checkpoint: Path, config: RunConfig) -> VideoMamba:
+    """Load the model of a committed checkpoint without its classification head, on the CPU.
+
+    Raises CheckpointError for a damaged checkpoint.
+    """
+    with torch.device("meta"):
+        model = create_model(config.model)
+    del model.head
+    weights = backbone_weights(checkpoint, config)
+    model.load_state_dict({name: weights[name] for name in model.state_dict()}, assign=True)
+    return model
 
 
 def model_with(weights: dict[str, Tensor], config: RunConfig, source: str) -> VideoMamba:

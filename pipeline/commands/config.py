@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -31,9 +31,13 @@ _BOUNDS: dict[type, tuple[str, str]] = {
 }
 
 
-def print_config(config: RunConfig, section: str | None) -> None:
+def print_config(
+    config: RunConfig, section: str | None, origin: Callable[[str], str] | None = None
+) -> None:
     """Print a table for each section, or for one section such as `optim` or `data.crop`.
 
+    Args:
+        origin: where the value at a dotted key comes from, as a column instead of the meaning.
     Raises ConfigError when there is no such section.
     """
     console = table_console(_PIPED_WIDTH)
@@ -42,7 +46,7 @@ def print_config(config: RunConfig, section: str | None) -> None:
         known = [name for name, _ in _sections(config) if name]
         raise ConfigError(f"no section '{section}': {did_you_mean(str(section), known)}")
     for name, node in shown:
-        console.print(_table(name or "(outermost)", node))
+        console.print(_table(name, node, origin))
     console.print("* may change when a run is resumed; a change of any other field needs a new run")
 
 
@@ -59,13 +63,13 @@ def _sections(node: BaseModel, path: str = "") -> Iterator[tuple[str, BaseModel]
             yield from _sections(child, f"{path}.{name}".lstrip("."))
 
 
-def _table(name: str, node: BaseModel) -> Table:
+def _table(name: str, node: BaseModel, origin: Callable[[str], str] | None) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{name}: {escape(_one_line(type(node).__doc__))}",
+        title=f"{name or '(outermost)'}: {escape(_one_line(type(node).__doc__))}",
         title_justify="left",
     )
-    for column in ("field", "type", "here", "default", "meaning"):
+    for column in ("field", "type", "here", "default", "meaning" if origin is None else "from"):
         table.add_column(column, overflow="fold")
     for field, info in type(node).model_fields.items():
         value = getattr(node, field)
@@ -74,7 +78,10 @@ def _table(name: str, node: BaseModel) -> Table:
         mark = "*" if _is_operational(name, info) else ""
         default = "" if info.is_required() else _text(default_of(node, info))
         here = _text(value)
-        cells = [field + mark, type_text(info), here, default, _one_line(info.description)]
+        last = (
+            _one_line(info.description) if origin is None else origin(f"{name}.{field}".lstrip("."))
+        )
+        cells = [field + mark, type_text(info), here, default, last]
         cells = [escape(cell) for cell in cells]
         cells[2] = f"[bold]{cells[2]}[/bold]" if here != default else cells[2]
         table.add_row(*cells)

@@ -59,19 +59,7 @@ def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
     With `dry_run`, print the sbatch script and write nothing. Raises ConfigError or ClusterError
     before anything is submitted.
     """
-    configs = _configs(recipe, overrides, order.sweep)
-    profile = load_profile(order.profile)
-    resources = _resources(configs[0], profile, order)
-    for config in configs:
-        _check_cpus(config, resources, profile)
-        _check_grace(config, profile)
-    _check_order(order, profile)
-    for config in configs:
-        check_start(
-            config,
-            resources.nodes * resources.ranks_per_node,
-            data_exists=order.first is None and not order.dry_run,
-        )
+    configs, profile, resources = check_runs(recipe, overrides, order)
     _warn_without_gpus(resources, order)
     if order.dry_run:
         text = launch.dry_run([config.run_dir for config in configs], profile, resources)
@@ -89,6 +77,32 @@ def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
     if len(configs) == 1:
         return _submit_one(configs[0], profile, resources, order)
     return _submit_array(configs, profile, resources, order)
+
+
+def check_runs(
+    recipe: str, overrides: Sequence[str], order: Order, *, weights_exist: bool = True
+) -> tuple[list[RunConfig], ClusterProfile, Resources]:
+    """Return the runs that `order` asks for, once each of them can start.
+
+    `weights_exist` is False when a job that is not submitted yet will make the weights to start
+    from; so may the job `order.after`.
+    Raises ConfigError, DataError or ClusterError, and writes nothing.
+    """
+    configs = _configs(recipe, overrides, order.sweep)
+    profile = load_profile(order.profile)
+    resources = _resources(configs[0], profile, order)
+    for config in configs:
+        _check_cpus(config, resources, profile)
+        _check_grace(config, profile)
+    _check_order(order, profile)
+    for config in configs:
+        check_start(
+            config,
+            resources.nodes * resources.ranks_per_node,
+            data_exists=order.first is None and not order.dry_run,
+            weights_exist=weights_exist and order.after is None,
+        )
+    return configs, profile, resources
 
 
 def _say_ours(line: str) -> None:

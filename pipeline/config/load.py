@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ from pydantic import BaseModel, ValidationError
 
 from model.config import ModelConfig, resolve_config
 from model.errors import ModelConfigError, brief
-from model.invalid import did_you_mean, first_problem, section_type
+from model.invalid import did_you_mean, field_path, first_problem, section_type, variants
 from pipeline.config.auto import DataFacts, settle
 from pipeline.config.overrides import apply_overrides
+from pipeline.config.recipe import merge, read_layers
 from pipeline.config.tree import RunConfig
-from pipeline.config.yaml_text import parse_yaml
 from pipeline.data.config import DataConfig
 from pipeline.data.errors import DataError
 from pipeline.errors import ConfigError
@@ -31,11 +30,22 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises ConfigError for an unknown recipe, an unknown key (with the closest match), a bad value,
     or shards that are needed and cannot be read.
     """
-    raw = _read_recipe(recipe)
+    raw = read_merged(recipe)
     apply_overrides(raw, overrides)
     _refuse_unknown_keys(raw, str(recipe))
     tree = settle(raw, lambda: _data_facts(raw, str(recipe)))
     return build_config(tree, source=str(recipe))
+
+
+def read_merged(recipe: str | Path) -> dict[str, Any]:
+    """Return a recipe merged with its bases, as read from YAML, once all of their keys are known.
+
+    Raises ConfigError, which names the file at fault.
+    """
+    layers = read_layers(recipe)
+    for layer in layers:
+        _refuse_unknown_keys(layer.own, layer.source)
+    return merge(layers)
 
 
 def build_config(raw: Mapping[str, Any], source: str) -> RunConfig:
@@ -77,39 +87,14 @@ def _data_facts(raw: Mapping[str, Any], source: str) -> DataFacts:
     return DataFacts(classes=len(shards.classes), clips=len(shards))
 
 
-def shipped_recipes() -> list[str]:
-    """Return the names of the recipes in this package, sorted."""
-    folder = resources.files("pipeline") / "recipes"
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if ".yaml" in p.name)
-
-
-def _read_recipe(recipe: str | Path) -> dict[str, Any]:
-    path = Path(recipe)
-    if path.suffix in (".yaml", ".yml"):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"recipe {path}: cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"recipe {path}: not UTF-8 text ({error.reason})") from error
-    else:
-        known = shipped_recipes()
-        if str(recipe) not in known:
-            hint = did_you_mean(str(recipe), known, "shipped are")
-            raise ConfigError(
-                f"unknown recipe '{recipe}': {hint} (or give the path of a .yaml file)"
-            )
-        text = (resources.files("pipeline") / "recipes" / f"{recipe}.yaml").read_text()
-    raw = parse_yaml(text, f"recipe {recipe}")
-    if not isinstance(raw, dict):
-        raise ConfigError(f"recipe {recipe}: must be a mapping of sections")
-    return raw
-
-
 def _problem(error: ValidationError) -> str:
     problem = error.errors()[0]
-    if problem["type"] == "missing":
+    if problem["type"] == "union_tag_not_found":
         path = ".".join(str(part) for part in problem["loc"])
+        choices = variants(RunConfig, path)
+        return f"{path}.kind is missing: set it to one of {', '.join(choices)}"
+    if problem["type"] == "missing":
+        path = ".".join(str(part) for part in field_path(RunConfig, problem["loc"]))
         return f"{path} is missing: set it in the recipe or with {path}=..."
     return first_problem(error, RunConfig)
 
@@ -133,8 +118,16 @@ def _unknown_key(raw: Mapping[str, Any], node: type[BaseModel], prefix: str = ""
         if key not in known:
             return f"unknown key {prefix}{key}: {did_you_mean(str(key), known, 'known keys')}"
     for key, value in raw.items():
-        section = section_type(node, key)
+        section = section_type(node, key) or _variant(node, key, value)
         nested = value if section is not None and isinstance(value, Mapping) else {}
         if section is not None and (found := _unknown_key(nested, section, f"{prefix}{key}.")):
             return found
     return None
+
+
+def _variant(node: type[BaseModel], key: str, value: Any) -> type[BaseModel] | None:
+    """Return the model that `value` chooses by its tag; None when it chooses none."""
+    info = node.model_fields.get(key)  # `model.preset` is a key and no field
+    if info is None or not isinstance(info.discriminator, str) or not isinstance(value, Mapping):
+        return None
+    return variants(node, key).get(str(value.get(info.discriminator)))

@@ -8,6 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from model.errors import brief
+from model.invalid import variants
 from pipeline.config.tree import RunConfig
 from pipeline.config.yaml_text import parse_yaml
 from pipeline.errors import ConfigError
@@ -51,13 +52,22 @@ def _value(key: str, text: str) -> Any:
 
 def _kinds_at(path: Sequence[str]) -> set[Any]:
     """Return the types that the field at a dotted path accepts; empty without such a field."""
-    node: Any = RunConfig
+    nodes: list[Any] = [RunConfig]
     for part in path:
-        fields = getattr(node, "model_fields", {})
-        if part not in fields:
-            return set()
-        node = fields[part].annotation
-    return set(get_args(node)) if get_origin(node) in (Union, UnionType) else {node}
+        nodes = [found for node in nodes for found in _types_of(node, part)]
+    return {kind for node in nodes for kind in _members(node)}
+
+
+def _types_of(node: Any, field: str) -> list[Any]:
+    """Return the type of a field of a section; several where the field holds one of several."""
+    fields = getattr(node, "model_fields", {})
+    if field not in fields:
+        return []
+    return list(variants(node, field).values()) or [fields[field].annotation]
+
+
+def _members(kind: Any) -> Sequence[Any]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def _number(text: str) -> str | float:

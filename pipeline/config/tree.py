@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from model.config import ModelConfig
+from model.invalid import section_type, variants
 from model.operational import OPERATIONAL
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.data.config import DataConfig
@@ -30,6 +31,7 @@ from pipeline.training.config import (
     ScheduleConfig,
     StabilityConfig,
 )
+from pipeline.training.tasks.config import ClassificationConfig, MaskedConfig, TaskConfig
 
 
 class RunConfig(BaseModel):
@@ -66,6 +68,7 @@ class RunConfig(BaseModel):
     model: ModelConfig
     data: DataConfig
     batch: BatchConfig = BatchConfig()
+    task: TaskConfig = ClassificationConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -102,6 +105,26 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f"log_layers_every_steps: {every} must be a multiple of "
                 f"log_every_steps={self.log_every_steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parity_is_published(self) -> RunConfig:
+        if self.optim.profile == "parity" and self.model.unpublished:
+            name = self.model.unpublished[0]
+            raise ValueError(
+                f"model.{name}={getattr(self.model, name)} is published nowhere, and "
+                "optim.profile=parity repeats what was published: leave out one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _masked_pre_training_fits(self) -> RunConfig:
+        if isinstance(self.task, MaskedConfig) and self.model.direction == "forward":
+            raise ValueError("task.kind=masked needs model.direction=bidirectional")
+        if isinstance(self.task, MaskedConfig) and self.data.mix.is_on:
+            raise ValueError(
+                "data.mix mixes labels, which task.kind=masked does not use: switch it off"
             )
         return self
 
@@ -185,3 +208,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def field_names(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted key of every field that a recipe may set, those of every task included."""
+    for name in section.model_fields:
+        one = section_type(section, name)
+        inner = [one] if one is not None else list(variants(section, name).values())
+        if not inner:
+            yield f"{prefix}{name}"
+        for each in inner:
+            yield from field_names(each, f"{prefix}{name}.")

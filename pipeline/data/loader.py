@@ -37,12 +37,14 @@ def build_train_loader(
     world: int = 1,
     start: int = 0,
     left_out: frozenset[int] = frozenset(),
+    labelled: bool = True,
 ) -> TrainLoader:
     """Build the loader of one rank's endless micro-batches.
 
     `start` is the position at which it begins: the samples consumed so far by the whole run.
     `left_out` are the numbers of global batches that it passes over, see `ElasticBatches`.
-    Raises DataError when the batch sizes do not fit one another, the data or `start`.
+    Raises DataError when the batch sizes do not fit one another, the data or `start`, or when the
+    samples must be `labelled` and are not.
     """
     batches = ElasticBatches(
         order=partial(shards.order, seed, window=config.shuffle_window_shards),
@@ -59,7 +61,7 @@ def build_train_loader(
             f"data.mix pairs neighbouring samples, so micro-batches must be even, "
             f"not {micro_batch}: change batch.max_micro or the number of ranks"
         )
-    shards.require_labels()
+    shards.require_samples(labelled=labelled)
     maker = TrainClips(open_reader(shards, config), config, img_size, num_frames, seed)
     source: BatchSource
     if config.reader == "ffcv":
@@ -82,17 +84,19 @@ def build_eval_loader(
     crops: int = 1,
     shuffle_frames: bool = False,
     seed: int = 0,
+    labelled: bool = True,
 ) -> EvalLoader:
     """Build the loader of one rank's evaluation batches, which can be iterated repeatedly.
 
     The ranks together see every sample once, in `clips * crops` views. All ranks get the same
     number of batches of the same size; the last ones are padded with zero-weight rows.
     `shuffle_frames` puts the frames of every clip in a random but fixed order.
-    Raises DataError when `crops` is neither 1 nor 3 or a sample has no label.
+    Raises DataError when `crops` is neither 1 nor 3, or when the samples must be `labelled` and are
+    not.
     """
     if crops not in (1, 3):
         raise DataError(f"{crops} crops per clip: choose 1 (centre) or 3 (along the long side)")
-    shards.require_labels()
+    shards.require_samples(labelled=labelled)
     reader = open_reader(shards, config)
     maker = EvalClips(reader, config, img_size, num_frames, seed, clips, crops, shuffle_frames)
     batches = ExactBatches(len(shards), batch_size, rank, world)
@@ -205,7 +209,7 @@ def open_reader(shards: Shards, config: DataConfig) -> ShardReader:
 
     Raises DataError when the decoder of `config` cannot be used here.
     """
-    frame_decoder(config.decoder)
+    frame_decoder(config.decoder, adopted=shards.manifest.adopted)
     cache = None
     if config.cache_dir is not None:
         cache = ShardCache(config.cache_dir, int(config.cache_gib * 2**30))

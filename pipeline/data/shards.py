@@ -108,7 +108,7 @@ class Shards:
         else:
             records = {record.name: record for record in self.manifest.shards}
             storage = CachedStorage(RemoteStorage(self.location), cache, self.digest, records)
-        return ShardReader(self.location, storage, verify, attempts)
+        return ShardReader(self.location, storage, verify, attempts, self.manifest.adopted)
 
     def order(self, seed: int, epoch: int, window: int = 0) -> NDArray[np.int64]:
         """Return the permutation of all samples for `epoch`, shape (N,) int64.
@@ -129,14 +129,14 @@ class Shards:
             parts.append(rows[shuffled(len(rows), "window", seed, epoch, first)])
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def require_labels(self) -> None:
-        """Raise DataError if there is no sample or a sample has no label."""
+    def require_samples(self, *, labelled: bool) -> None:
+        """Raise DataError if there is no sample, or if one has no label and must be `labelled`."""
         if not len(self):
             raise DataError(f"{self.location}: no samples in this split")
-        if (self.labels < 0).any():
+        if labelled and (self.labels < 0).any():
             raise DataError(
                 f"{self.location}: {int((self.labels < 0).sum())} samples have no label; "
-                "training and evaluation need one for each"
+                "training and evaluation need one for each (only task.kind=masked does without)"
             )
 
     @cached_property

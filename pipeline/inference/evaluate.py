@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pipeline.data.batch import Batch, normalize
 from pipeline.data.config import DataConfig
 from pipeline.training.distributed import sum_over_ranks
-from pipeline.training.task import Forward
+from pipeline.training.tasks.task import Forward
 
 
 class EvalResult(NamedTuple):

@@ -6,6 +6,7 @@ of clips. It does not reveal where the run or its data were.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ from pipeline.data.config import Positive
 from pipeline.errors import ConfigError
 
 CARD_METADATA = "videomambapro"
-SUFFIXES = (".safetensors", ".pth")
+WEIGHTS_SUFFIXES = (".safetensors", ".pth")
+SUFFIXES = (*WEIGHTS_SUFFIXES, ".pt2", ".onnx")
 
 
 class Card(BaseModel):
@@ -65,17 +67,18 @@ class Card(BaseModel):
 
 def check_suffix(path: Path) -> None:
     """Raise ConfigError if the suffix names a format that cannot be written."""
-    if path.suffix not in SUFFIXES:
-        why = ": ONNX has no selective scan" if path.suffix == ".onnx" else ""
-        raise ConfigError(f"{path}: cannot be written{why}; choose {' or '.join(SUFFIXES)}")
+    if path.suffix and path.suffix not in SUFFIXES:
+        raise ConfigError(
+            f"{path}: cannot be written; choose {', '.join(SUFFIXES)}, or a name without a suffix "
+            "for a Hugging Face folder"
+        )
 
 
 def write_exported(path: Path, net: VideoMamba, card: Card) -> None:
-    """Write weights and card to `path`.
+    """Write weights and card to `path`, a .safetensors or .pth file.
 
-    Raises ConfigError for an unknown suffix, and WeightsError when the file cannot be written.
+    Raises WeightsError when the file cannot be written.
     """
-    check_suffix(path)
     save_model(path, net, {CARD_METADATA: card.model_dump_json()})
 
 
@@ -87,16 +90,24 @@ def read_exported(path: Path) -> tuple[VideoMamba, Card | None]:
     invalid.
     """
     net, metadata = open_whole(path)
-    text = metadata.get(CARD_METADATA)
-    if text is None:
-        return net, None
-    try:
-        card = Card.model_validate_json(text)
-    except ValidationError as error:
-        problem = first_problem(error, Card, whole="content")
-        raise ConfigError(f"{path}: {CARD_METADATA} metadata: {problem}") from error
-    if card.classes and len(card.classes) != net.config.num_classes:
+    card = card_of(metadata, path)
+    if card is not None and card.classes and len(card.classes) != net.config.num_classes:
         raise ConfigError(
             f"{path}: names {len(card.classes)} classes, its head has {net.config.num_classes}"
         )
     return net, card
+
+
+def card_of(metadata: Mapping[str, str], path: Path) -> Card | None:
+    """Read the card among the texts of a file; None when it has none.
+
+    Raises ConfigError, which names `path`, for an invalid card.
+    """
+    text = metadata.get(CARD_METADATA)
+    if text is None:
+        return None
+    try:
+        return Card.model_validate_json(text)
+    except ValidationError as error:
+        problem = first_problem(error, Card, whole="content")
+        raise ConfigError(f"{path}: {CARD_METADATA} metadata: {problem}") from error

@@ -23,4 +23,5 @@ def evaluation_loader(
         crops=config.eval.crops,
         shuffle_frames=config.eval.shuffle_frames,
         seed=config.seed,
+        labelled=config.task.needs_labels,
     )

@@ -39,7 +39,8 @@ from pipeline.training.rollback import Rollbacks, newest_on_course
 from pipeline.training.schedule import Schedule
 from pipeline.training.spikes import SpikeWatch
 from pipeline.training.startup import do_without_compiler, step_without_compiler
-from pipeline.training.task import ClassificationTask
+from pipeline.training.tasks.build import build_task
+from pipeline.training.tasks.task import Task
 from pipeline.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -66,13 +67,15 @@ def assemble(
     checkpoint = distributed.on_main(lambda: newest_on_course(run_dir))
     # A resumed run must not need `init_from`: those weights may be gone by now.
     model = initial_model(config) if checkpoint is None else create_model(config.model)
+    task = build_task(config, world.device)
+    model = task.student(model)
     engine = build_engine(config, model, world, micro_batch, accumulation)
     saver = CheckpointSaver(run_dir / rundir.CHECKPOINTS, config.checkpoint, world)
     guard, spikes = NonFiniteGuard(config.guard), SpikeWatch(config.stability)
     progress = Progress()
     if checkpoint is not None:
         digest = data_digest(train_shards, val_shards)
-        progress = resume(config, engine, guard, spikes, checkpoint, digest)
+        progress = resume(config, engine, task, guard, spikes, checkpoint, digest)
 
     def open_loader(position: int, left_out: frozenset[int]) -> TrainLoader:
         loader = build_train_loader(
@@ -87,6 +90,7 @@ def assemble(
             world=world.size,
             start=position,
             left_out=left_out,
+            labelled=config.task.needs_labels,
         )
         stack.callback(loader.close)
         return loader
@@ -107,7 +111,7 @@ def assemble(
         config=config,
         world=world,
         engine=engine,
-        task=build_task(config, world.device),
+        task=task,
         train_loader=train_loader,
         open_loader=open_loader,
         eval_loader=evaluation_loader(val_shards, config, world.rank, world.size),
@@ -167,16 +171,6 @@ def build_optimizer(config: RunConfig, model: VideoMamba, device: torch.device) 
     return build_adamw(groups, config.optim, device)
 
 
-def build_task(config: RunConfig, device: torch.device) -> ClassificationTask:
-    return ClassificationTask(
-        config.loss,
-        config.data,
-        drop_path_rates=config.model.drop_path_rates,
-        seed=config.seed,
-        device=device,
-    )
-
-
 def initial_model(config: RunConfig) -> VideoMamba:
     """Build a model with fresh weights, or with those of `init_from` fitted to its shape.
 
@@ -196,6 +190,7 @@ def initial_model(config: RunConfig) -> VideoMamba:
 def resume(
     config: RunConfig,
     engine: Engine,
+    task: Task,
     guard: NonFiniteGuard,
     spikes: SpikeWatch,
     path: Path,
@@ -210,6 +205,12 @@ def resume(
     """
     state, tensors = read_full_state(path)
     check_same_run(state, config, path, digest)
+    if state.teacher_digest != task.teacher_digest:
+        raise CheckpointError(
+            f"checkpoint {path} was trained with another teacher (digest "
+            f"{state.teacher_digest[:12]}, now {task.teacher_digest[:12]}): give task.teacher.path "
+            "the same weights, or choose another name=..."
+        )
     logger.warning("resuming from %s", path)
     return restore(engine, guard, spikes, path, state, tensors)
 

@@ -102,10 +102,9 @@ class Engine:
             "steps_per_print": 2**31,
         }
 
-    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward pass. Collective at ZeRO stage 3."""
-        output: torch.Tensor = self._engine(*args, **kwargs)
-        return output
+        return self._engine(*args, **kwargs)
 
     def train(self, mode: bool = True) -> None:
         self._engine.train(mode)

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.health.straggler import OwnTime
 from pipeline.training.distributed import sum_over_ranks
-from pipeline.training.task import Report
+from pipeline.training.tasks.task import Report
 
 
 class Meters:
@@ -19,12 +19,13 @@ class Meters:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._names: tuple[str, ...] = ()
         self.own_time = OwnTime(0.0, 0.0)
         """Mean own time per step of this rank, over the steps before the last flush."""
         self._reset()
 
     def _reset(self) -> None:
-        self._sums = torch.zeros(3, device=self._device)
+        self._sums = torch.zeros(1 + len(self._names), device=self._device)
         self._span_s: dict[str, float] = defaultdict(float)
         self._device_spans: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._started = time.perf_counter()
@@ -53,7 +54,10 @@ class Meters:
         self._device_spans.append((name, begin, end))
 
     def add(self, report: Report) -> None:
-        self._sums += torch.stack(report)
+        if not self._names:
+            self._names = tuple(report.sums)
+            self._sums = torch.zeros(1 + len(self._names), device=self._device)
+        self._sums += torch.stack([report.weight, *report.sums.values()])
 
     def add_grad_norm(self, norm: float) -> None:
         """Add the gradient norm, over all ranks and before clipping, of an applied step."""
@@ -65,17 +69,19 @@ class Meters:
     def flush(self) -> dict[str, float]:
         """Return metric name -> mean since the last flush, and start anew. Collective.
 
-        Loss, top-1 and clips per second cover all ranks; times and memory are those of this rank.
-        Loss and top-1 are absent if no clip counted.
+        Clips per second and the metrics of the task cover all ranks; times and memory are those of
+        this rank.
+        Those of the task are absent if no clip counted.
         """
-        loss, correct, weight = sum_over_ranks(self._sums.cpu()).tolist()
+        weight, *sums = sum_over_ranks(self._sums.cpu()).tolist()
         elapsed = time.perf_counter() - self._started
         for name, begin, end in self._device_spans:  # reading the sums waited for these events
             self._span_s[name] += begin.elapsed_time(end) / 1000
         steps = max(self._steps, 1)
         self.own_time = OwnTime(self._span_s["data"] / steps, self._span_s["forward"] / steps)
-        values = {"loss": loss / weight, "top1": correct / weight} if weight else {}
-        values |= {
+        means = [total / weight for total in sums] if weight else []
+        values = {
+            **dict(zip(self._names, means, strict=False)),
             "clips_per_s": weight / elapsed,
             "step_s": elapsed / steps,
             "data_wait_share": self._span_s["data"] / elapsed,

@@ -24,19 +24,19 @@ class Progress:
     """Metrics of the last evaluation."""
     evaluated_step: int = -1
     """Step of the last evaluation."""
-    best_top1: float = -1.0
-    """Best top-1 accuracy, in [0, 1], of all evaluations so far."""
+    best_score: float = -1.0
+    """Largest score of all evaluations so far: top-1 in [0, 1], or what the task names."""
     best_step: int = -1
-    """Step of the evaluation that gave `best_top1`."""
+    """Step of the evaluation that gave `best_score`."""
     saved_step: int = -1
     """Step of the newest checkpoint whose saving has begun."""
 
-    def note_evaluation(self, metrics: dict[str, float]) -> None:
+    def note_evaluation(self, metrics: dict[str, float], score: str) -> None:
         """Record the metrics, the same on every rank, of the weights at this step."""
         self.metrics = metrics
         self.evaluated_step = self.step
-        if metrics["top1"] > self.best_top1:
-            self.best_top1, self.best_step = metrics["top1"], self.step
+        if metrics[score] > self.best_score:
+            self.best_score, self.best_step = metrics[score], self.step
 
 
 def restore(
@@ -63,7 +63,7 @@ def restore(
         elapsed_s=state.elapsed_s,
         metrics=dict(state.metrics),
         evaluated_step=state.evaluated_step,
-        best_top1=state.best_top1,
+        best_score=state.best_top1,
         best_step=state.best_step,
         saved_step=state.step,
     )

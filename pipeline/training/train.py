@@ -78,8 +78,11 @@ def train(run_dir: Path, deadline: float | None = None) -> End:
         trainer = assemble(config, run_dir, world, stopper, pulse, stack)
         end = trainer.fit()
         if end.stop_class is StopClass.FINISHED and world.is_main:
-            write_summary(run_dir, summary_of(trainer))
-            logger.info("finished: %s", _result(trainer.progress.metrics))
+            summary = summary_of(trainer)
+            write_summary(run_dir, summary)
+            logger.info(
+                "finished: %s of %d validation videos", summary.score(), summary.num_samples
+            )
         return end
 
 
@@ -88,8 +91,9 @@ def summary_of(trainer: Trainer) -> Summary:
     state = trainer.state()
     metrics = state.metrics
     return Summary(
-        top1=metrics["top1"],
-        top5=metrics["top5"],
+        top1=metrics.get("top1", math.nan),
+        top5=metrics.get("top5", math.nan),
+        similarity=metrics.get("similarity", math.nan),
         loss=None if math.isfinite(metrics["loss"]) else metrics["loss"],
         num_samples=int(metrics["num_samples"]),
         steps=state.step,
@@ -98,10 +102,6 @@ def summary_of(trainer: Trainer) -> Summary:
         mlflow_run_id=trainer.recorder.mlflow_run_id(),
         wall_s=round(state.elapsed_s, 3),
     )
-
-
-def _result(metrics: dict[str, float]) -> str:
-    return f"top-1 {metrics['top1']:.1%} of {metrics['num_samples']:.0f} validation videos"
 
 
 def run(run_dir: Path, deadline: float | None = None, *, launched: bool = False) -> int:

@@ -20,7 +20,6 @@ from pipeline.errors import UnstableError
 from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stopper
 from pipeline.health.straggler import StragglerWatch
-from pipeline.inference.evaluate import evaluate
 from pipeline.open_data import data_digest
 from pipeline.rundir import End, Phase, StopClass
 from pipeline.training.distributed import World, any_rank, from_all_ranks, limit_collectives
@@ -33,7 +32,7 @@ from pipeline.training.recorder import Pace, Recorder
 from pipeline.training.rollback import Rollbacks
 from pipeline.training.schedule import Schedule
 from pipeline.training.spikes import SpikeWatch
-from pipeline.training.task import ClassificationTask
+from pipeline.training.tasks.task import Task
 from pipeline.training.verdict import reach_verdict
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ class Trainer:
     config: RunConfig
     world: World
     engine: Engine
-    task: ClassificationTask
+    task: Task
     train_loader: TrainLoader
     open_loader: Callable[[int, frozenset[int]], TrainLoader]
     """Opens a loader like `train_loader` at a position, without the batches that are left out."""
@@ -234,11 +233,10 @@ class Trainer:
         self.engine.train(False)
         averaged = self.engine.state.averaged_weights(self.config.eval.use_ema)
         with self.pulse.during(Phase.EVAL), averaged:
-            batches = self._evaluation_batches()
-            result = evaluate(self.engine, batches, self.config.data, self.world.device)
+            metrics = self.task.evaluate(self.engine, self._evaluation_batches())
         if any_rank(self.stopper.requested):
             return False
-        self.progress.note_evaluation(result.metrics())
+        self.progress.note_evaluation(metrics, self.task.score)
         seconds = {"seconds": time.monotonic() - began}
         self.recorder.record(self.progress.step, "eval", self.progress.metrics | seconds)
         return True
@@ -296,6 +294,7 @@ class Trainer:
             shapes=self.engine.state.shapes,
             classes=self.train_loader.shards.classes,
             data_digest=data_digest(self.train_loader.shards, self.eval_loader.shards),
+            teacher_digest=self.task.teacher_digest,
             skipped_steps=self.guard.skipped,
             not_finite=self.guard.in_a_row,
             loss_history=self.spikes.history,
@@ -304,7 +303,7 @@ class Trainer:
             loss_scale=self.engine.loss_scale.state,
             metrics=self.progress.metrics,
             evaluated_step=self.progress.evaluated_step,
-            best_top1=self.progress.best_top1,
+            best_top1=self.progress.best_score,
             best_step=self.progress.best_step,
             elapsed_s=self.progress.elapsed_s + attempt_s,
         )

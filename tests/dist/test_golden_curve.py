@@ -8,8 +8,9 @@ import torch
 from pipeline.bench.step import synthetic_batch
 from pipeline.config import load_config
 from pipeline.training import determinism
-from pipeline.training.assemble import build_engine, build_task, initial_model
+from pipeline.training.assemble import build_engine, initial_model
 from pipeline.training.distributed import World
+from pipeline.training.tasks.build import build_task
 from pipeline.training.verdict import reach_verdict
 from tests.ranks import run_on_ranks
 

@@ -86,8 +86,8 @@ def backward_shared(size: int, warps: int, directions: int = 2) -> int:
     """Bytes of shared memory of a block of the backward kernel; see scan_backward.cuh."""
     size = padded(size)
     channels, slots = 256 // size, 7 if size <= 32 else 8
-    of_warp = 4 * CHUNK * channels + slots * 256 + channels
-    return directions * 4 * (CHUNK * 2 * size + 24 + warps * of_warp)
+    of_warp = 4 * CHUNK * channels + slots * 256 + channels + 128
+    return directions * 4 * (CHUNK * 2 * size + 36 + warps * of_warp)
 
 
 def backward_blocks(size: int, warps: int, shared: int) -> int:
@@ -97,13 +97,23 @@ def backward_blocks(size: int, warps: int, shared: int) -> int:
 
 
 def macros(
-    dtype: torch.dtype, size: int, warps: int, shared: int, states_given: bool = False
+    dtype: torch.dtype,
+    size: int,
+    warps: int,
+    shared: int,
+    states_given: bool = False,
+    width: int = 2,
 ) -> dict[str, str | int]:
-    """Macros of scan.cu for a multiprocessor with ``shared`` bytes of shared memory."""
+    """Macros of scan.cu for a multiprocessor with ``shared`` bytes of shared memory.
+
+    ``width`` is the number of neighbouring channels that a lane moves as one word: 2 where every
+    row begins at an even element, else 1.
+    """
     return {
         "ACTIVATION": TYPES[dtype],
         "STATES": padded(size),
         "STATES_GIVEN": int(states_given),
+        "WIDTH": width,
         "BACKWARD_WARPS": warps,
         "BACKWARD_BLOCKS": backward_blocks(size, warps, shared),
     }

@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 
 from model.scan.cuda import launch
-from model.scan.cuda.prepare import (
-    REDUCE_THREADS,
-    Output,
-    Prepared,
-    PreparedBackward,
-    PreparedForward,
-    states_shape,
-    takes,
-)
+from model.scan.cuda.prepare import Output, Prepared, PreparedForward, states_shape, takes
+from model.scan.cuda.prepare_backward import REDUCE_THREADS, PreparedBackward
 from model.scan.cuda.structures import Job, Reduction, word
 from model.scan.problem import Forward, Layout, Layouts, Scan, placed
 
@@ -81,8 +74,11 @@ def backward(
     call.words[_KEPT] = states.data_ptr()
     if scan.z is not None:
         call.words[_Y] = pre_gate.data_ptr()
+        call.check_pairs(pre_gate.data_ptr() // pre_gate.element_size())
     grads = _allocated(made.outputs, call.words, device)
     grads |= _placed(made.given, call.words, into)
+    if "z" in grads:
+        call.check_pairs(grads["z"].data_ptr() // grads["z"].element_size())
     call.run()
 
     sums = made.sums
@@ -100,16 +96,19 @@ class _Call:
     """The parameters of a launch, and the tensors that they point to."""
 
     def __init__(self, made: Prepared, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        self._made = made
+        self._made, self._device, self._width = made, device, made.width
+        size = made.dtype.itemsize
         self._alive: list[Tensor] = []
         self._job = Job.from_buffer_copy(made.job)
         self.words = _words(self._job)
-        for name, change, words in made.inputs:
+        for name, change, words, in_pairs in made.inputs:
             tensor = tensors[name]
             if change is not None:
                 tensor = change(tensor)
                 self._alive.append(tensor)
-            _point(words, tensor, self.words)
+            address = _point(words, tensor, self.words)
+            if in_pairs:
+                self.check_pairs(address // size)
         self.workspace = 0
         if made.workspace.floats:
             memory = torch.empty(made.workspace.floats, dtype=torch.float32, device=device)
@@ -117,9 +116,14 @@ class _Call:
             self.workspace = memory.data_ptr()
             for at, first in made.workspace.parts:
                 self.words[at] = self.workspace + first
-        self.kernels = launch.load("scan.cu", made.macros, device)
+
+    def check_pairs(self, element: int) -> None:
+        """Note that a kernel moves rows that begin at this element of all memory."""
+        if element % 2:
+            self._width = 1
 
     def run(self) -> None:
+        self.kernels = launch.load("scan.cu", self._made.macros[self._width], self._device)
         for kernel, blocks, threads, shared in self._made.launches:
             self.kernels.launch(kernel, blocks, threads, shared, self._job)
 
@@ -135,11 +139,12 @@ def _words(structure: ctypes.Structure) -> Any:
     return (ctypes.c_uint64 * count).from_buffer(structure)
 
 
-def _point(at: tuple[int, ...], tensor: Tensor, words: Any) -> None:
-    """Write the address of ``tensor`` into ``words``."""
+def _point(at: tuple[int, ...], tensor: Tensor, words: Any) -> int:
+    """Write the address of ``tensor``, which is returned, into ``words``."""
     address = tensor.data_ptr()
     for index in at:
         words[index] = address
+    return address
 
 
 def _allocated(outputs: Sequence[Output], words: Any, device: torch.device) -> dict[str, Tensor]:

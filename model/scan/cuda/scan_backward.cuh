@@ -4,18 +4,35 @@
 // their sums for B and C and finish the gradients of u, delta and z. A chunk takes two barriers.
 #pragma once
 #include "scan_walks.cuh"
+#include "vector.cuh"
 
-// Where the sample of a block begins in every tensor. It lies in shared memory to save registers.
+// V neighbouring channels of one token.
+using Acts = Vector<Act, V>;
+using Floats = Vector<float, V>;
+template <class T>
+__device__ __forceinline__ Vector<T, V> at_token(const Column<const T>& of, int token) {
+  return *(const Vector<T, V>*)of.at(token);
+}
+__device__ __forceinline__ Floats at_token(const Column<float>& of, int token) {
+  return *(const Floats*)of.at(token);
+}
+
+// The part of a block, and where its sample begins in every tensor. They lie in shared memory to
+// save registers.
 struct Sample {
+  Part part;
+  int unread, padding[3];
   const Act *u, *delta, *z, *dout;
   Act *du, *ddelta, *dz;
   float *y, *some_du, *some_ddelta, *kept, *dBC;
 };
-constexpr int SAMPLE_FLOATS = 24;
+constexpr int SAMPLE_FLOATS = 36;
 static_assert(sizeof(Sample) == SAMPLE_FLOATS * 4, "launch code knows its size");
 __device__ __forceinline__ void locate(Sample& to, const Scan& q, const Direction& d,
                                        const Part& part, int direction) {
   long long dense = (long long)part.b * q.length * q.channels;
+  to.part = part;
+  to.unread = unread_token(q, d);
   int tiles = gridDim.x / q.batch / q.segments;
   long long row = (long long)(part.b * q.directions + direction) * tiles + part.tile;
   to.dout = q.dout.at(part.b, 0, 0);
@@ -35,6 +52,29 @@ template <class T>
 __device__ __forceinline__ Column<T> column(T* sample, const Strided<T>& of, int channel) {
   return {address((const char*)sample, channel, of.channel), of.token};
 }
+// V neighbouring numbers of a tile in shared memory.
+__device__ __forceinline__ void from_tile(float (&to)[V], const float* from) {
+  (*(const Floats*)from).unpack(to);
+}
+__device__ __forceinline__ void add_to(float (&to)[V], const Floats& what) {
+  float more[V];
+  what.unpack(more);
+#pragma unroll
+  for (int v = 0; v < V; v++) to[v] += more[v];
+}
+// What a lane prepares and finishes: V channels from `channel` on, of which all exist or none, and
+// every ROWS-th token from the one at place `row` on. It is made anew for each chunk, from shared
+// memory, because registers are scarce.
+struct Share {
+  int e, row, channel;  // e: of WARP_TILE
+  bool exists;
+  __device__ __forceinline__ Share(const Part& part, int warp, int lane) {
+    e = lane % PREPARING * V, row = lane / PREPARING;
+    int mine = part.channel + warp * WARP_TILE + e;
+    channel = min(mine, part.end - V);
+    exists = mine < part.end;
+  }
+};
 struct Yes {
   static constexpr bool value = true;
 };
@@ -68,12 +108,11 @@ __device__ __forceinline__ void backward(const Scan& q) {
   // A lane's second channel may not exist. The kept state of the first one then stands in for it,
   // because memory behind that may be beyond the tensor and NaN.
   if (me.s == 0) me.first[2 * me.group] = channel0 + 2 * me.group + 1 < part.end ? 4.f : 0.f;
-  int last_channel = part.end - 1, last = q.length - 1, unread = unread_token(q, d);
-  // What a lane prepares and finishes: one channel, every ROWS-th token.
-  int e = me.lane % WARP_TILE, r = me.lane / WARP_TILE, channel = min(channel0 + e, last_channel);
-  bool has_channel = channel0 + e < part.end;
-  float bias = d.bias ? d.bias[channel] : 0.f, skip = d.D ? d.D[channel] : 0.f;
-  float dbias = 0.f, dskip = 0.f;
+  int last_channel = part.end - 1, last = q.length - 1;
+  // The sums for the bias and D lie in shared memory while the walks need the registers.
+  float *dbias_at = me.first + WARP_TILE + me.lane * V, *dskip_at = dbias_at + 32 * V;
+#pragma unroll
+  for (int v = 0; v < V; v++) dbias_at[v] = dskip_at[v] = 0.f;
 
 #pragma unroll
   for (int c = 0; c < 2; c++) {
@@ -115,40 +154,52 @@ __device__ __forceinline__ void backward(const Scan& q) {
     Way way(chunk, d.reverse);
     if (i + 1 < chunks) {  // prefetches the rows of the next chunk, one line per token and array
       int token = min((d.reverse ? chunk + 1 : chunk - 1) * CHUNK + me.lane % CHUNK, last);
-      int at = min(channel0, last_channel);
-      bool low = me.lane < CHUNK;
-      prefetch(column(low ? sample.u : sample.delta, low ? d.u : d.delta, at).at(token));
-      prefetch(column(low ? sample.dout : sample.z, low ? q.dout : q.z, at).at(token));
+      int at = min(sample.part.channel + warp * WARP_TILE, sample.part.end - 1);
+      prefetch(column(sample.u, d.u, at).at(token));
+      prefetch(column(sample.delta, d.delta, at).at(token));
+      prefetch(column(sample.dout, q.dout, at).at(token));
+      prefetch(column(sample.z, q.z, at).at(token));
     }
     stage_BC<WARPS>(rows, q, d, part, way, me.lane, warp);
     bool gated = q.z.data;
+    Share own(sample.part, warp, me.lane);
+    int unread = sample.unread;
+    float bias[V];
+#pragma unroll
+    for (int v = 0; v < V; v++) bias[v] = d.bias ? d.bias[own.channel + v] : 0.f;
+    Column<const Act> us = column(sample.u, d.u, own.channel), zs = column(sample.z, q.z, own.channel);
+    Column<const Act> deltas = column(sample.delta, d.delta, own.channel);
+    Column<const Act> douts = column(sample.dout, q.dout, own.channel);
 #pragma unroll 1
     for (int batch = 0; batch < CHUNK / ROWS; batch += BATCH) {
-      Column<const Act> us = column(sample.u, d.u, channel), zs = column(sample.z, q.z, channel);
-      Column<const Act> deltas = column(sample.delta, d.delta, channel);
-      Column<const Act> douts = column(sample.dout, q.dout, channel);
-      Act u[BATCH], delta[BATCH], dout[BATCH], z[BATCH];  // all in flight at once
+      Acts raw_u[BATCH], raw_delta[BATCH], raw_dout[BATCH], raw_z[BATCH];  // all in flight at once
 #pragma unroll
       for (int j = 0; j < BATCH; j++) {
-        int token = min(way.token((batch + j) * ROWS + r), last);
-        u[j] = *us.at(token), delta[j] = *deltas.at(token);
-        dout[j] = *douts.at(token), z[j] = *zs.at(token);
+        int token = min(way.token((batch + j) * ROWS + own.row), last);
+        raw_u[j] = at_token(us, token), raw_delta[j] = at_token(deltas, token);
+        raw_dout[j] = at_token(douts, token), raw_z[j] = at_token(zs, token);
       }
 #pragma unroll
       for (int j = 0; j < BATCH; j++) {
-        int p = (batch + j) * ROWS + r, token = way.token(p);
-        bool has = token <= last && has_channel;
-        float raw = value(delta[j]) + bias, gate = value(z[j]) * sigmoid(value(z[j]));
-        float dt = has ? (q.softplus ? softplus(raw) : raw) : 0.f;
-        float dy = value(dout[j]) * (gated ? gate : 1.f);
-        me.step[p * WARP_TILE + e] = dt;
-        me.add[p * WARP_TILE + e] = dt * value(u[j]);
-        me.grad[p * WARP_TILE + e] = has && token != unread ? dy : 0.f;
+        int p = (batch + j) * ROWS + own.row, token = way.token(p), at = p * WARP_TILE + own.e;
+        bool has = token <= last && own.exists;
+        float u[V], delta[V], dout[V], z[V], dt[V], add[V], dy[V];
+        raw_u[j].unpack(u), raw_delta[j].unpack(delta);
+        raw_dout[j].unpack(dout), raw_z[j].unpack(z);
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+          float raw = delta[v] + bias[v], gate = z[v] * sigmoid(z[v]);
+          dt[v] = has ? (q.softplus ? softplus(raw) : raw) : 0.f;
+          add[v] = dt[v] * u[v];
+          dy[v] = has && token != unread ? dout[v] * (gated ? gate : 1.f) : 0.f;
+        }
+        put(me.step + at, dt), put(me.add + at, add), put(me.grad + at, dy);
       }
     }
     const float* kept =
         (const float*)address((const char*)sample.kept, chunk * NP / 4 + me.s, q.channels * 16);
-    int c0 = channel0 + 2 * me.group, c1 = min(c0 + 1, last_channel);
+    int last_channel = sample.part.end - 1;
+    int c0 = sample.part.channel + warp * WARP_TILE + 2 * me.group, c1 = min(c0 + 1, last_channel);
     c0 = min(c0, last_channel);
     {
       float4 f = load4(kept + 4 * c0), g = load4(kept + 4 * c1);
@@ -162,7 +213,7 @@ __device__ __forceinline__ void backward(const Scan& q) {
       back<true>(me, start);
     else
       back<false>(me, start);
-    bool at_start = i + 1 == chunks && part.segment == (d.reverse ? q.segments - 1 : 0);
+    bool at_start = i + 1 == chunks && sample.part.segment == (d.reverse ? q.segments - 1 : 0);
     if (at_start && q.first_token) {
       float sum[2] = {me.dh[0][0] + me.dh[0][1] + me.dh[0][2] + me.dh[0][3],
                       me.dh[1][0] + me.dh[1][1] + me.dh[1][2] + me.dh[1][3]};
@@ -172,77 +223,109 @@ __device__ __forceinline__ void backward(const Scan& q) {
     __syncthreads();
 
     // The sums of all warps for B and C.
-#pragma unroll
-    for (int v = me.lane % COLUMNS; v < 2 * NP; v += COLUMNS) {
-      Column<float> sums = dense_column(sample.dBC + v, 2 * NP);
+    constexpr int FOURS = NP / 2, AT_ONCE = 32 / FOURS;  // of a token; tokens of a warp
 #pragma unroll 1
-      for (int p = warp * ROWS_AT_ONCE + me.lane / COLUMNS; p < CHUNK; p += WARPS * ROWS_AT_ONCE) {
-        int token = way.token(p);
-        const float* from = scratch + 4 * TILE + sums_at(p / 2) + p % 2 * 2 * NP + v;
-        float sum = 0.f;
+    for (int p = warp * AT_ONCE + me.lane / FOURS; p < CHUNK; p += WARPS * AT_ONCE) {
+      int token = way.token(p), four = me.lane % FOURS * 4;
+      const float* from = scratch + 4 * TILE + sums_at(p / 2) + p % 2 * 2 * NP + four;
+      float4 sum = load4(from);
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) sum += from[w * WARP_FLOATS];
-        if (token <= last) *sums.at(token) = sum;
+      for (int w = 1; w < WARPS; w++) {
+        float4 more = load4(from + w * WARP_FLOATS);
+        sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
       }
+      if (token <= last) *(float4*)(sample.dBC + (long long)token * 2 * NP + four) = sum;
     }
     if (together && second) __syncthreads();
     int first = at_start ? (d.reverse ? last : 0) : -1;
     bool shared_u = q.shared_u, shared_delta = q.shared_delta;
     auto finish = [&](auto is_second) {
       constexpr bool Second = decltype(is_second)::value;
-      Column<const Act> us = column(sample.u, d.u, channel), zs = column(sample.z, q.z, channel);
-      Column<const Act> douts = column(sample.dout, q.dout, channel);
-      Column<float> ys = dense_column(sample.y + channel, q.channels);
-      Column<float> some_du = dense_column(sample.some_du + channel, q.channels);
-      Column<float> some_ddelta = dense_column(sample.some_ddelta + channel, q.channels);
-      Column<Act> dus = column(sample.du, d.du, channel), dzs = column(sample.dz, q.dz, channel);
-      Column<Act> ddeltas = column(sample.ddelta, d.ddelta, channel);
+      Share own(sample.part, warp, me.lane);
+      Column<const Act> us = column(sample.u, d.u, own.channel);
+      Column<const Act> zs = column(sample.z, q.z, own.channel);
+      Column<const Act> douts = column(sample.dout, q.dout, own.channel);
+      Column<float> ys = dense_column(sample.y + own.channel, q.channels);
+      Column<float> some_du = dense_column(sample.some_du + own.channel, q.channels);
+      Column<float> some_ddelta = dense_column(sample.some_ddelta + own.channel, q.channels);
+      Column<Act> dus = column(sample.du, d.du, own.channel);
+      Column<Act> dzs = column(sample.dz, q.dz, own.channel);
+      Column<Act> ddeltas = column(sample.ddelta, d.ddelta, own.channel);
+      float skip[V], dbias[V], dskip[V];
+#pragma unroll
+      for (int v = 0; v < V; v++) skip[v] = d.D ? d.D[own.channel + v] : 0.f;
+      from_tile(dbias, dbias_at), from_tile(dskip, dskip_at);
 #pragma unroll 1
       for (int batch = 0; batch < CHUNK / ROWS; batch += BATCH) {
-        Act u[BATCH], z[BATCH], dout[BATCH];  // all in flight at once
-        float y[BATCH], other_du[BATCH], other_ddelta[BATCH];
+        Acts raw_u[BATCH], raw_z[BATCH], raw_dout[BATCH];  // all in flight at once
+        Floats raw_y[BATCH], other_du[BATCH], other_ddelta[BATCH];
 #pragma unroll
         for (int j = 0; j < BATCH; j++) {
-          int token = min(way.token((batch + j) * ROWS + r), last);
-          u[j] = *us.at(token);
-          if (Second && gated) z[j] = *zs.at(token), dout[j] = *douts.at(token), y[j] = *ys.at(token);
-          if (Second && shared_u) other_du[j] = *some_du.at(token);
-          if (Second && shared_delta) other_ddelta[j] = *some_ddelta.at(token);
+          int token = min(way.token((batch + j) * ROWS + own.row), last);
+          raw_u[j] = at_token(us, token);
+          if (Second && gated) {
+            raw_z[j] = at_token(zs, token), raw_dout[j] = at_token(douts, token);
+            raw_y[j] = at_token(ys, token);
+          }
+          if (Second && shared_u) other_du[j] = at_token(some_du, token);
+          if (Second && shared_delta) other_ddelta[j] = at_token(some_ddelta, token);
         }
 #pragma unroll
         for (int j = 0; j < BATCH; j++) {
-          int p = (batch + j) * ROWS + r, at = p * WARP_TILE + e, token = way.token(p);
-          bool has = token <= last && has_channel;
-          float x = value(u[j]), dt = me.step[at], dy = me.grad[at];
-          float du = fmaf(dt, me.add[at], skip * dy);
-          float slope = q.softplus ? 1.f - ex2(-dt * LOG2E) : 1.f;
-          float ddelta = has ? fmaf(x, me.add[at], LN2 * me.decayed[at]) * slope : 0.f;
-          dbias += ddelta;
-          dskip = fmaf(dy, x, dskip);
+          int p = (batch + j) * ROWS + own.row, at = p * WARP_TILE + own.e, token = way.token(p);
+          bool has = token <= last && own.exists;
+          float u[V], dt[V], add[V], dy[V], decayed[V], du[V], ddelta[V];
+          raw_u[j].unpack(u);
+          from_tile(dt, me.step + at), from_tile(add, me.add + at);
+          from_tile(dy, me.grad + at), from_tile(decayed, me.decayed + at);
+#pragma unroll
+          for (int v = 0; v < V; v++) {
+            du[v] = fmaf(dt[v], add[v], skip[v] * dy[v]);
+            float slope = q.softplus ? 1.f - ex2(-dt[v] * LOG2E) : 1.f;
+            ddelta[v] = has ? fmaf(u[v], add[v], LN2 * decayed[v]) * slope : 0.f;
+            dbias[v] += ddelta[v];
+            dskip[v] = fmaf(dy[v], u[v], dskip[v]);
+          }
           if (token == first && has) {
-            if (q.first_token) du += me.first[e];
-            if (d.masked) {  // only the skip connection reads this token
-              float g = gated ? value(*zs.at(token)) : 0.f, unseen = value(*douts.at(token));
-              if (gated) unseen *= g * sigmoid(g);
-              du = fmaf(skip, unseen, du);
-              dskip = fmaf(unseen, x, dskip);
+            float z[V] = {}, unseen[V];
+            at_token(douts, token).unpack(unseen);
+            if (gated) at_token(zs, token).unpack(z);
+#pragma unroll
+            for (int v = 0; v < V; v++) {
+              if (q.first_token) du[v] += me.first[own.e + v];
+              if (d.masked) {  // only the skip connection reads this token
+                if (gated) unseen[v] *= z[v] * sigmoid(z[v]);
+                du[v] = fmaf(skip[v], unseen[v], du[v]);
+                dskip[v] = fmaf(unseen[v], u[v], dskip[v]);
+              }
             }
           }
           if (!has) continue;
-          if (shared_u && !Second)
-            *some_du.at(token) = du;
-          else
-            store(dus.at(token), Second && shared_u ? du + other_du[j] : du);
-          if (shared_delta && !Second)
-            *some_ddelta.at(token) = ddelta;
-          else
-            store(ddeltas.at(token), Second && shared_delta ? ddelta + other_ddelta[j] : ddelta);
+          if (shared_u && !Second) {
+            put(some_du.at(token), du);
+          } else {
+            if (Second && shared_u) add_to(du, other_du[j]);
+            put(dus.at(token), du);
+          }
+          if (shared_delta && !Second) {
+            put(some_ddelta.at(token), ddelta);
+          } else {
+            if (Second && shared_delta) add_to(ddelta, other_ddelta[j]);
+            put(ddeltas.at(token), ddelta);
+          }
           if (Second && gated) {
-            float g = value(z[j]), open = sigmoid(g), slope = open * fmaf(g, 1.f - open, 1.f);
-            store(dzs.at(token), value(dout[j]) * y[j] * slope);
+            float z[V], dout[V], y[V];
+            raw_z[j].unpack(z), raw_dout[j].unpack(dout), raw_y[j].unpack(y);
+#pragma unroll
+            for (int v = 0; v < V; v++) {
+              float open = sigmoid(z[v]), slope = open * fmaf(z[v], 1.f - open, 1.f);
+              y[v] = dout[v] * y[v] * slope;
+            }
+            put(dzs.at(token), y);
           }
         }
       }
+      put(dbias_at, dbias), put(dskip_at, dskip);
     };
     if (second)
       finish(Yes{});
@@ -251,13 +334,16 @@ __device__ __forceinline__ void backward(const Scan& q) {
     if (together && !second) __syncthreads();
   }
 
+  part = sample.part;
+  channel0 = part.channel + warp * WARP_TILE;
+  Share own(part, warp, me.lane);
   if (STATES_GIVEN && q.dstart && part.segment == (d.reverse ? q.segments - 1 : 0))
 #pragma unroll
     for (int c = 0; c < 2; c++)
 #pragma unroll
       for (int n = 0; n < 4; n++) {
         int mine = channel0 + 2 * me.group + c, state = me.s * 4 + n;
-        if (mine <= last_channel && state < q.states)
+        if (mine < part.end && state < q.states)
           q.dstart[((long long)part.b * q.channels + mine) * q.states + state] = me.dh[c][n];
       }
   long long row = (long long)(part.b * q.directions + direction) * q.segments + part.segment;
@@ -266,13 +352,18 @@ __device__ __forceinline__ void backward(const Scan& q) {
     if (channel0 + 2 * me.group + c < part.end)
       *(float4*)(q.dA + (row * q.channels + channel0 + 2 * me.group + c) * NP + me.s * 4) =
           make_float4(me.dA[c][0], me.dA[c][1], me.dA[c][2], me.dA[c][3]);
+  float dbias[V], dskip[V];
+  from_tile(dbias, dbias_at), from_tile(dskip, dskip_at);
 #pragma unroll
-  for (int step = WARP_TILE; step < 32; step *= 2) {
-    dskip += from_lane_xor(dskip, step);
-    dbias += from_lane_xor(dbias, step);
-  }
-  if (r == 0 && has_channel) {
-    q.dD[row * 2 * q.channels + channel] = dskip;
-    q.dD[(row * 2 + 1) * q.channels + channel] = dbias;
+  for (int v = 0; v < V; v++) {
+#pragma unroll
+    for (int step = PREPARING; step < 32; step *= 2) {
+      dskip[v] += from_lane_xor(dskip[v], step);
+      dbias[v] += from_lane_xor(dbias[v], step);
+    }
+    if (own.row == 0 && own.exists) {
+      q.dD[row * 2 * q.channels + own.channel + v] = dskip[v];
+      q.dD[(row * 2 + 1) * q.channels + own.channel + v] = dbias[v];
+    }
   }
 }

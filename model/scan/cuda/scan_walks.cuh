@@ -17,14 +17,17 @@ constexpr int LPT = NP / 4;                // lanes that share 2 channels
 constexpr int WARP_TILE = 64 / LPT;        // channels of a warp
 constexpr int BACKWARD_TILE = WARPS * WARP_TILE;
 constexpr int PAIRS = CHUNK / 2;
-constexpr int ROWS = 32 / WARP_TILE;       // tokens that a warp prepares at a time
+constexpr int V = WIDTH;                   // neighbouring channels that a lane prepares and finishes
+constexpr int PREPARING = WARP_TILE / V;   // lanes that prepare a token
+constexpr int ROWS = 32 / PREPARING;       // tokens that a warp prepares at a time
 // Tokens that a lane prepares at a time. More of them would spill registers.
-constexpr int BATCH = 2;
+constexpr int BATCH = 2 / V;
 
 // Shared memory of one warp, in floats. The sums for B and C of a pair of tokens take the place of
 // the state before it, once that has been read; the first pair's state is read from memory.
 constexpr int TILE = CHUNK * WARP_TILE, SLOT = 256, SLOTS = NP <= 32 ? PAIRS - 1 : PAIRS;
-constexpr int WARP_FLOATS = 4 * TILE + SLOTS * SLOT + WARP_TILE;
+constexpr int TOTALS = 128;  // V for the bias and V for D of each lane
+constexpr int WARP_FLOATS = 4 * TILE + SLOTS * SLOT + WARP_TILE + TOTALS;
 constexpr int ROW_FLOATS = CHUNK * 2 * NP;  // of a direction: B and C
 __device__ __forceinline__ int sums_at(int pair) {
   if (pair > 0) return (pair - 1) * SLOT;

@@ -61,6 +61,8 @@ def cut(monkeypatch: pytest.MonkeyPatch, fresh_plans: None) -> Callable[[Plan], 
         ((2, 9, 50, 3), bf16, Plan(4, 4, 3), {}),
         ((1, 30, 65, 32), f16, Plan(3, 1, 3), {}),
         ((1, 9, 34, 64), f32, Plan(1, 3, 1), {}),
+        ((1, 10, 34, 64), bf16, Plan(1, 3, 1), {}),
+        ((3, 54, 33, 16), bf16, Plan(1, 1, 3), {}),
         ((1, 9, 17, 40), f32, Plan(2, 1, 1), {"mask_backward": False}),
     ],
 )
@@ -115,6 +117,43 @@ def test_one_tensor_is_the_backward_direction_s_own(
     tensors = random_scan((1, 20, 37, 16))
     tensors[f"{own}_b"] = random_scan((1, 20, 37, 16), seed=1)[own]
     assert_agrees(bidirectional_scan, tensors, backend="cuda")
+
+
+@pytest.mark.parametrize("odd", [None, "u", "z", "dout"])
+def test_channels_go_in_pairs_where_addresses_are_even(
+    random_scan: Make, monkeypatch: pytest.MonkeyPatch, odd: str | None
+) -> None:
+    """A tensor may begin anywhere; kernels that read two channels as one word may not."""
+    widths: list[Any] = []
+
+    def load(source: str, macros: dict[str, Any], device: torch.device) -> Any:
+        widths.append(macros["WIDTH"])
+        return host_kernels.load(source, macros, device)
+
+    monkeypatch.setattr(launch, "load", load)
+    tensors = {n: t.detach() for n, t in random_scan((2, 20, 37, 16)).items()}
+    for name in ("u", "delta", "z", "B", "C"):
+        tensors[name] = tensors[name].to(bf16)
+    dout = torch.randn(2, 37, 20).to(bf16).transpose(1, 2)
+
+    def results(change: dict[str, Tensor]) -> dict[str, Tensor]:
+        scan = Scan(**(tensors | {name: t for name, t in change.items() if name != "dout"}))
+        done = cuda_scan.forward(scan, keep=True)
+        given = change.get("dout", dout)
+        return cuda_scan.backward(scan, given, None, done.pre_gate, done.states)
+
+    def shifted(tensor: Tensor) -> Tensor:
+        memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:]
+        return memory.as_strided(tensor.shape, tensor.stride(), 1).copy_(tensor)
+
+    expected = results({})
+    assert widths == [2, 2]
+    if odd is None:
+        return
+    found = results({odd: shifted(dout if odd == "dout" else tensors[odd])})
+    assert widths[2:] == [2 if odd == "dout" else 1, 1]
+    for name, grad in found.items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-2, atol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize("size", [8, 16, 64])

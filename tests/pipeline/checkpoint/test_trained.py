@@ -128,9 +128,8 @@ def test_the_views_of_an_exported_file_are_those_of_its_run(run: Path, tmp_path:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("x.onnx", "x.onnx: cannot be written: ONNX has no selective scan; choose .safetensors or"),
-        ("x.ckpt", "x.ckpt: cannot be written; choose .safetensors or .pth"),
-        ("x", "x: cannot be written; choose"),
+        ("x.ckpt", "x.ckpt: cannot be written; choose .safetensors, .pth, .pt2, .onnx, or a name "),
+        ("x.tar.gz", "x.tar.gz: cannot be written; choose"),
     ],
 )
 def test_an_export_is_what_its_suffix_says_or_is_refused(

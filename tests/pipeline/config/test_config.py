@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,8 @@ from pipeline.config import (
     RunConfig,
     build_config,
     config_difference,
+    field_names,
+    flatten,
     load,
     load_config,
     shipped_recipes,
@@ -242,3 +245,62 @@ def test_a_run_stored_today_resumes_when_a_field_is_added(
     assert "optim.momentum_decay: 0.5 -> 0.75; seed: 0 -> 4; stored -> given" in str(error.value)
     assert "give optim.momentum_decay=0.5 seed=0" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["class_token=last", "pooling=mean", "bc_init=fan_in", "delta_init=large"],
+)
+def test_parity_refuses_what_is_published_nowhere(option: str) -> None:
+    assert load_config("demo", [f"model.{option}"]).model.unpublished
+    assert load_config("demo", ["optim.profile=parity"]).model.unpublished == ()
+    with pytest.raises(ConfigError, match=f"model.{option} is published nowhere") as caught:
+        load_config("demo", [f"model.{option}", "optim.profile=parity"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["task.kind=maskd"], "'classification', 'distillation', 'masked'"),
+        (["task.mask_ratio=0.5"], "task.kind is missing: set it to one of classification"),
+        (["task.kind=masked"], "task.teacher is missing: set it in the recipe or with task.teach"),
+        (["task.kind=masked", "task.teecher.path=x"], "unknown key task.teecher: did you mean 'te"),
+        (["task.kind=masked", "task.teacher.pth=x"], "unknown key task.teacher.pth: did you mean"),
+        (["task.kind=masked", "task.teacher.path=x", "task.mask_ratio=1"], "task.mask_ratio: "),
+        (
+            ["task.kind=masked", "task.teacher.path=x", "model.direction=forward"],
+            "task.kind=masked needs model.direction=bidirectional",
+        ),
+        (["task.kind=masked", "task.teacher.path=x", "data.mix.mixup_alpha=1"], "switch it off"),
+    ],
+)
+def test_a_wrong_task_is_one_line_that_names_the_field(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        load_config("demo", overrides)
+    assert str(caught.value).startswith("demo: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_path_of_a_teacher_stays_text() -> None:
+    task = load_config("demo", ["task.kind=distillation", "task.teacher.path=1e5"]).task
+    assert task.kind == "distillation"
+    assert task.teacher.path == Path("1e5")
+
+
+def test_a_run_stored_before_there_were_tasks_classifies() -> None:
+    stored = load_config("demo")
+    tree = {key: value for key, value in stored.model_dump().items() if key != "task"}
+    assert not config_difference(build_config(tree, "stored"), stored)
+    masked = load_config("demo", ["task.kind=masked", "task.teacher.path=x"])
+    assert {d.key for d in config_difference(stored, masked)} >= {"task.kind", "task.mask_ratio"}
+
+
+def test_field_names_are_those_of_every_section_and_task() -> None:
+    names = list(field_names())
+    plain = dict(flatten(load_config("demo").model_dump()))
+    assert plain.keys() <= set(names)
+    assert set(names) - plain.keys() == {
+        "task.mask_ratio", "task.mask", "task.fidelity", "task.weight",
+        *(f"task.teacher.{name}" for name in ("path", "width", "img_size", "mean", "std")),
+    }  # fmt: skip

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from pipeline.training.meters import Meters
-from pipeline.training.task import Report
+from pipeline.training.tasks.task import Report
 
 CPU = torch.device("cpu")
 
 
 def report(loss: float, correct: float, weight: float) -> Report:
-    return Report(*map(torch.tensor, (loss, correct, weight)))
+    return Report(torch.tensor(weight), {"loss": torch.tensor(loss), "top1": torch.tensor(correct)})
 
 
 def test_means_are_over_the_clips_that_count_not_over_the_calls() -> None:

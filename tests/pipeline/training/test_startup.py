@@ -16,7 +16,8 @@ from pipeline.training.startup import absent, step_without_compiler
 FIRST_STEP = """
 import json, sys
 from pipeline.training import determinism, distributed, train
-from pipeline.training.assemble import build_engine, build_task, initial_model
+from pipeline.training.assemble import build_engine, initial_model
+from pipeline.training.tasks.build import build_task
 from pipeline.bench.step import synthetic_batch
 from pipeline.config import load_config
 

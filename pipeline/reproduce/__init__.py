@@ -1,0 +1,1 @@
+"""The rows of the papers' tables: who claims what, what making them takes, and what came out."""
