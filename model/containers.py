@@ -63,6 +63,8 @@ def read_container(path: Path, *, ema: bool = False) -> Container:
     """
     if (path / FOLDER_WEIGHTS).is_file():
         path = path / FOLDER_WEIGHTS
+    if path.is_dir():
+        raise WeightsError(f"{path}: a directory, not a file of weights")
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":

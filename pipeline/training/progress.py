@@ -31,11 +31,16 @@ class Progress:
     saved_step: int = -1
     """Step of the newest checkpoint whose saving has begun."""
 
-    def note_evaluation(self, metrics: dict[str, float], score: str) -> None:
-        """Record the metrics, the same on every rank, of the weights at this step."""
+    def note_evaluation(
+        self, metrics: dict[str, float], score: str, *, chooses: bool = True
+    ) -> None:
+        """Record the metrics, the same on every rank, of the weights at this step.
+
+        With `chooses`, these weights become the best ones if no earlier had so high a `score`.
+        """
         self.metrics = metrics
         self.evaluated_step = self.step
-        if metrics[score] > self.best_score:
+        if chooses and metrics[score] > self.best_score:
             self.best_score, self.best_step = metrics[score], self.step
 
 

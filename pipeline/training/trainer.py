@@ -20,6 +20,7 @@ from pipeline.errors import UnstableError
 from pipeline.health.pulse import Pulse
 from pipeline.health.stopping import Stopper
 from pipeline.health.straggler import StragglerWatch
+from pipeline.inference.selection import is_test_split
 from pipeline.open_data import data_digest
 from pipeline.rundir import End, Phase, StopClass
 from pipeline.training.distributed import World, any_rank, from_all_ranks, limit_collectives
@@ -236,10 +237,14 @@ class Trainer:
             metrics = self.task.evaluate(self.engine, self._evaluation_batches())
         if any_rank(self.stopper.requested):
             return False
-        self.progress.note_evaluation(metrics, self.task.score)
+        self.progress.note_evaluation(metrics, self.task.score, chooses=self._chooses_best())
         seconds = {"seconds": time.monotonic() - began}
         self.recorder.record(self.progress.step, "eval", self.progress.metrics | seconds)
         return True
+
+    def _chooses_best(self) -> bool:
+        """Return whether evaluations may choose the best checkpoint, which test data never do."""
+        return not is_test_split(self.eval_loader.shards.manifest, self.config.data.val_split)
 
     def _evaluation_batches(self) -> Iterator[Batch]:
         """Yield the validation batches until any rank is asked to stop. Collective."""
