@@ -13,7 +13,7 @@ from pipeline.config import load_config
 from pipeline.data.batch import Batch
 from pipeline.inference.evaluate import EvalResult, evaluate, predictions
 from pipeline.inference.selection import is_test_split
-from pipeline.training.trainer import Progress
+from pipeline.training.progress import Progress
 
 
 def batch(label: list[int], weight: list[float], views: int) -> Batch:
