@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from data_prep.annotation import Annotation, Listing, Problem
 
-_UNLABELLED_SPLIT = "test"
+UNLABELLED_SPLIT = "test"
+"""The one split whose clips may lack labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def plan_shards(
     kept: dict[str, tuple[Annotation, PlannedClip]] = {}
     conflicts: set[str] = set()
     for item in listing.annotations:
-        if item.label is None and item.split != _UNLABELLED_SPLIT:
+        if item.label is None and item.split != UNLABELLED_SPLIT:
             problems.append(_problem(item, "no_label", "only the split test may lack labels"))
             continue
         if item.label is not None and item.label not in numbers:

@@ -50,13 +50,28 @@ ShardName = Annotated[str, StringConstraints(pattern=rf"^{SPLIT_PATTERN}\.tar$",
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
+ADOPTED_FORMAT = "webdataset"
+"""The format, in the settings of a manifest, of tars that `vmp data adopt` indexed."""
+
+
+def is_member_name(name: str) -> bool:
+    """Whether the name of a tar's member is a plain relative path, which can do no harm.
+
+    Names with `..`, absolute paths, backslashes, control characters, marks that reverse text and
+    hidden files are not.
+    """
+    parts = name.split("/")
+    plain = name.isprintable() and "\\" not in name and len(name) <= 1000
+    return plain and all(part and not part.startswith(".") for part in parts)
+
+
 def how_to_seal(names: Iterable[str]) -> str:
     """Advice about a directory without a manifest, judged by the names of its files."""
     if any(name.endswith(".tar") for name in names):
         return (
             "its tars were written by another tool (video2dataset, webdataset) or never sealed: "
-            "unpack them and run `vmp data shard --format csv` on the files, or repeat the command "
-            "that was meant to make this directory"
+            "index them with `vmp data adopt`, or repeat the command that was meant to make this "
+            "directory"
         )
     return "make one with `vmp data shard`"
 
@@ -89,6 +104,11 @@ class Manifest(_Frozen):
     index_sha256: Sha256
     digest: Sha256 | Literal[""] = ""
     """The sha256 of everything above, which identifies the data set."""
+
+    @property
+    def adopted(self) -> bool:
+        """Whether other tools made the tars, whose videos are neither upright nor of one form."""
+        return self.settings.get("format") == ADOPTED_FORMAT
 
     def compute_digest(self) -> str:
         content = self.model_dump(mode="json", exclude={"digest"})

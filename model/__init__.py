@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from model.config import PRESETS, ModelConfig, resolve_config
     from model.convert import from_pretrained
     from model.errors import ModelConfigError, ModelError, WeightsError
+    from model.staggered import StaggeredStream
     from model.stream import Stream
     from model.weights import load_model, save_model
 
@@ -26,6 +27,7 @@ _HOME = {
     "ModelConfigError": "model.errors",
     "WeightsError": "model.errors",
     "from_pretrained": "model.convert",
+    "StaggeredStream": "model.staggered",
     "Stream": "model.stream",
     "load_model": "model.weights",
     "save_model": "model.weights",
@@ -36,6 +38,7 @@ __all__ = [
     "ModelConfig",
     "ModelConfigError",
     "ModelError",
+    "StaggeredStream",
     "Stream",
     "VideoMamba",
     "WeightsError",

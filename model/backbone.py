@@ -60,23 +60,37 @@ class VideoMamba(nn.Module):
         """Rate of dropping each block's output, one per block; column order of drop_path_keep."""
         return self.config.drop_path_rates
 
-    def forward(self, clip: Tensor, drop_path_keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self, clip: Tensor, drop_path_keep: Tensor | None = None, every_step: bool = False
+    ) -> Tensor:
         """Class logits of a batch of clips.
 
         clip: (B, 3, num_frames, img_size, img_size), normalised, floating point.
         drop_path_keep: (B, depth) bool, True keeps the output of that block for that sample,
             scaled by 1 / (1 - rate); without it the choice is drawn from torch's generator in
             training and everything is kept in evaluation.
-        Returns (B, num_classes), those after the last step in time for the direction "forward".
-        Raises ModelError for another shape.
+        every_step: return the logits after every step in time, if the direction is "forward".
+        Returns (B, num_classes), those after the last step for the direction "forward", or with
+        `every_step` (B, T, num_classes). Raises ModelError for another shape.
+        """
+        if every_step and self.is_causal:
+            self._check(clip, self.config.num_frames)
+            return self.read_out(*self._blocks(self._embed(clip), drop_path_keep))
+        logits: Tensor = self.head(self.features(clip, drop_path_keep))
+        return logits
+
+    def features(self, clip: Tensor, drop_path_keep: Tensor | None = None) -> Tensor:
+        """What the head reads of each clip: (B, d), the normalised CLS token or mean of all tokens.
+
+        Takes and raises what `forward` does.
         """
         self._check(clip, self.config.num_frames)
         branch, residual = self._blocks(self._embed(clip), drop_path_keep)
         # Add and normalise only the tokens that are read: one CLS token, or all tokens.
         read = tokens_read(self.config)
         normed, _ = self.norm_f(branch[:, read], residual[:, read])
-        logits: Tensor = self.head(normed.mean(dim=1))
-        return logits
+        features: Tensor = normed.mean(dim=1)
+        return features
 
     def tokens(self, clip: Tensor) -> Tensor:
         """The normalised tokens (B, T * P + 1, d) from which heads read, the CLS token first.
@@ -102,8 +116,7 @@ class VideoMamba(nn.Module):
         if frames == 0 or frames % self.config.tubelet_size:
             frames = self.config.num_frames
         self._check(clip, frames)
-        branch, residual = self._blocks(self._embed(clip), None)
-        return self.read_out(branch, residual)
+        return self.read_out(*self._blocks(self.embed_steps(clip, 0), None))
 
     def read_out(self, branch: Tensor, residual: Tensor) -> Tensor:
         """(B, T * (P + 1), d) behind the last block -> logits (B, T, num_classes)."""
@@ -155,7 +168,8 @@ class VideoMamba(nn.Module):
 
     def _blocks(self, tokens: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         """The branch of the last block and the residual stream before it, both (B, L, d)."""
-        branch, residual = tokens, None
+        branch = tokens
+        residual: Tensor | None = None
         scales = self._branch_scales(tokens, keep)
         for index, block in enumerate(self.layers):
             scale = None if scales is None else scales[:, index, None, None]
@@ -169,19 +183,19 @@ class VideoMamba(nn.Module):
         assert residual is not None  # depth >= 1
         return branch, residual
 
-    def _branch_scales(self, tokens: Tensor, keep: Tensor | None) -> Tensor | None:
+    def _branch_scales(self, clip: Tensor, keep: Tensor | None) -> Tensor | None:
         """(B, depth) factors of the branches; None when every factor is 1."""
         if keep is None and not (self.training and self.config.drop_path_rate > 0):
             return None
         # `drop_path_rates` is recomputed on the device, because a copy to it would wait for it.
         rate, depth = self.config.drop_path_rate, self.config.depth
-        kept = 1 - torch.linspace(0, rate, depth, device=tokens.device)
+        kept = 1 - torch.linspace(0, rate, depth, device=clip.device)
         if keep is None:
-            keep = torch.rand(len(tokens), depth, device=tokens.device) < kept
-        elif keep.shape != (len(tokens), depth):
+            keep = torch.rand(len(clip), depth, device=clip.device) < kept
+        elif keep.shape != (len(clip), depth):
             raise ModelError(
                 f"drop_path_keep has shape {tuple(keep.shape)}, "
-                f"expected (batch, depth) = {(len(tokens), depth)}"
+                f"expected (batch, depth) = {(len(clip), depth)}"
             )
         return keep / kept
 

@@ -41,7 +41,7 @@ class MaskedVideoMamba(VideoMamba):
         table = position_table(config.num_tokens, config.embed_dim)
         self.register_buffer("positions", table, persistent=False)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, clip: Tensor, drop_path_keep: Tensor | None = None, visible: Tensor | None = None
     ) -> Tensor:
         """Predicted tokens (B, 1 + V, w) of the CLS token and then of the visible patches.

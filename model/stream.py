@@ -59,13 +59,8 @@ class Stream:
             tubelet wait for the next push.
         Returns (B, T, num_classes), where T may be 0. Raises ModelError for another shape.
         """
-        size, tubelet = self.net.config.img_size, self.net.config.tubelet_size
-        given = tuple(frames.shape)
-        if len(given) != 5 or given[:2] + given[3:] != (self.batch, 3, size, size):
-            raise ModelError(
-                f"frames have shape {given}, the stream takes "
-                f"({self.batch}, 3, any number, {size}, {size})"
-            )
+        self.check(frames)
+        tubelet = self.net.config.tubelet_size
         frames = torch.cat([self._pending, frames.to(self._pending)], dim=2)
         whole = frames.shape[2] - frames.shape[2] % tubelet
         logits = [
@@ -75,6 +70,15 @@ class Stream:
         if not logits:
             return frames.new_empty(self.batch, 0, self.net.config.num_classes)
         return torch.cat(logits, dim=1)
+
+    def check(self, frames: Tensor) -> None:
+        """Raise ModelError unless `push` takes frames of this shape."""
+        size, given = self.net.config.img_size, tuple(frames.shape)
+        if len(given) != 5 or given[:2] + given[3:] != (self.batch, 3, size, size):
+            raise ModelError(
+                f"frames have shape {given}, the stream takes "
+                f"({self.batch}, 3, any number, {size}, {size})"
+            )
 
     def _step(self, frames: Tensor) -> Tensor:
         """(B, 3, tubelet_size, img_size, img_size) -> (B, 1, num_classes)."""

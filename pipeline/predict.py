@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from data_prep.video.read import (
     read_pictures,
     read_timed_pictures,
 )
-from model import Stream, VideoMamba
+from model import StaggeredStream, Stream, VideoMamba
 from pipeline.config import RunConfig
 from pipeline.data.augment import square_crops
 from pipeline.data.batch import normalize
@@ -31,6 +32,15 @@ from pipeline.inference.trained import open_trained
 _HELD = 1000
 """A longer video is read twice rather than held in memory: of 256 px, 1000 frames are 350 MB."""
 _SHORTEST_S = 0.01
+
+
+class Answer(NamedTuple):
+    """Means over the views of a video."""
+
+    probabilities: NDArray[np.float32]
+    """(classes,)."""
+    features: NDArray[np.float32]
+    """(embed_dim,), what the head of the model reads."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +71,14 @@ class Predictor:
 
         Raises DataError for an unreadable video.
         """
-        return ranked(self.classes, self.probabilities(video))
+        return ranked(self.classes, self.whole(video).probabilities)
 
-    def probabilities(self, video: Path | str) -> NDArray[np.float32]:
-        """Probabilities (classes,) of a whole video, averaged over the views of evaluation.
+    def whole(self, video: Path | str) -> Answer:
+        """Answer for a whole video, averaged over the views of evaluation.
 
         Memory is bounded however long the video is. Raises DataError for an unreadable video.
         """
-        return self._classify(*read_chosen(Path(video), self._wanted))
+        return self._answer(*read_chosen(Path(video), self._wanted))
 
     def windows(
         self, video: Path | str, window_s: float, stride_s: float | None = None
@@ -79,24 +89,29 @@ class Predictor:
         is decoded once, as it goes, and memory holds the frames of one window. Raises DataError.
         """
         stride_s = window_s / 2 if stride_s is None else stride_s
-        if window_s <= 0 or stride_s <= 0:
+        if min(window_s, stride_s) < _SHORTEST_S:
             raise ConfigError(
-                f"a window of {window_s:g} s every {stride_s:g} s: give positive times"
+                f"a window of {window_s:g} s every {stride_s:g} s: give {_SHORTEST_S:g} s or more"
             )
         for window in cut_windows(_timed(video), window_s, stride_s):
             wanted = self._wanted(len(window.pictures))
-            shares = self._classify(window.pictures, wanted)
-            yield Moment(window.start_s, window.end_s, shares)
+            yield Moment(window.start_s, window.end_s, *self._answer(window.pictures, wanted))
 
-    def stream(self, video: Path | str, every: int | None = None) -> Iterator[Moment]:
-        """Classify as the frames come: after each step in time, from all frames up to it.
+    def stream(
+        self, video: Path | str, every: int | None = None, *, carry: bool = False
+    ) -> Iterator[Moment]:
+        """Classify as the frames come: after each step in time, from frames up to it.
+
+        An answer rests on at most as many frames as a clip of training has, see `StaggeredStream`;
+        with `carry`, on all since the start of the video, which training has not shown the model.
 
         `every`: frames of the video per frame of the model; the default is `data.stride` for the
         sampling dense, in which the model has seen frames at that distance.
         Raises ModelError unless the model's direction is "forward", ConfigError without `every` for
         another sampling, and DataError for an unreadable video.
         """
-        stream = Stream(self.model, batch=self.config.eval.crops)
+        kind = Stream if carry else StaggeredStream
+        stream = kind(self.model, batch=self.config.eval.crops)
         every = self._every() if every is None else every
         start_s: float | None = None
         for number, picture in enumerate(_timed(video)):
@@ -136,10 +151,10 @@ class Predictor:
         return normalize(torch.cat(views)[None].to(self.device), data.mean, data.std)
 
     @torch.no_grad()
-    def _classify(
-        self, pictures: Sequence[NDArray[np.uint8]], wanted: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        return _mean_share(self.model(self._views(pictures, wanted)))
+    def _answer(self, pictures: Sequence[NDArray[np.uint8]], wanted: NDArray[np.int64]) -> Answer:
+        features = self.model.features(self._views(pictures, wanted))
+        mean: NDArray[np.float32] = features.float().mean(0).cpu().numpy()
+        return Answer(_mean_share(self.model.head(features)), mean)
 
 
 def ranked(classes: Sequence[str], shares: NDArray[np.float32]) -> list[tuple[str, float]]:

@@ -14,22 +14,26 @@ from pipeline.rundir.paths import TRACKING_ID_FILE, TRACKING_PENDING_FILE
 from pipeline.tracking import hand_on_secrets, resolve_uri
 
 
-def check_start(config: RunConfig, num_ranks: int, *, data_exists: bool = True) -> None:
+def check_start(
+    config: RunConfig, num_ranks: int, *, data_exists: bool = True, weights_exist: bool = True
+) -> None:
     """Raise the error that the run's ranks would raise, before the run directory is made.
 
-    `data_exists` is False when an earlier job will make the shards.
+    `data_exists` and `weights_exist` are False when an earlier job will make the shards, or the
+    weights to start from and the teacher.
     Raises ConfigError or DataError, and CheckpointError or WeightsError for `init_from` and for the
     teacher of the task.
     """
     config.batch_split(num_ranks)
     if not data_exists:
         return
-    if config.init_from is not None and not rundir.committed(config.run_dir / rundir.CHECKPOINTS):
+    starts_anew = not rundir.committed(config.run_dir / rundir.CHECKPOINTS)
+    if config.init_from is not None and starts_anew and weights_exist:
         # This import loads torch, so it is made only for runs that start from weights.
         from pipeline.checkpoint.source import check_start_weights
 
         check_start_weights(config.init_from, config.model)
-    if config.task.kind != "classification":
+    if config.task.kind != "classification" and weights_exist:
         from pipeline.training.tasks.teacher import check_teacher
 
         check_teacher(config)

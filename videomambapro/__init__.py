@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from model import (
         ModelConfig,
+        StaggeredStream,
         Stream,
         VideoMamba,
         create_model,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ModelConfig": "model",
+    "StaggeredStream": "model",
     "Stream": "model",
     "VideoMamba": "model",
     "create_model": "model",
@@ -44,6 +46,7 @@ __all__ = [
     "Predictor",
     "RunConfig",
     "Shards",
+    "StaggeredStream",
     "Stream",
     "VideoMamba",
     "create_model",

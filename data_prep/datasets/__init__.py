@@ -52,4 +52,4 @@ def _first(problems: Sequence[Problem]) -> str:
 def _tars(inputs: Inputs) -> str:
     if not any(path.endswith(".tar") for path in inputs.tree.files):
         return ""
-    return f"; {inputs.videos} holds tars: unpack them first, sharding reads video files"
+    return f"; {inputs.videos} holds tars, for which there is `vmp data adopt`"

@@ -16,8 +16,9 @@ from multiprocessing.connection import Connection
 import av.logging
 
 from data_prep.errors import MachineTrouble, is_of_machine
-from data_prep.video.clip import ClipRequest, PreparedClip, RejectedClip, Trouble
+from data_prep.video.clip import ClipRequest, PreparedClip, ProbeRequest, RejectedClip, Trouble
 from data_prep.video.prepare import prepare_clip
+from data_prep.video.probe import probe_clip
 
 _PR_SET_PDEATHSIG = 1
 READY = "ready"
@@ -51,8 +52,10 @@ def main() -> None:
             supervisor.send(answer)
 
 
-def _answer(request: ClipRequest) -> PreparedClip | RejectedClip | Trouble:
+def _answer(request: ClipRequest | ProbeRequest) -> PreparedClip | RejectedClip | Trouble:
     try:
+        if isinstance(request, ProbeRequest):
+            return probe_clip(request)
         return prepare_clip(request)
     except MachineTrouble as error:
         return Trouble(str(error))

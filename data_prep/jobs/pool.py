@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.errors import MachineTrouble
 from data_prep.jobs.child import READY
-from data_prep.video.clip import ClipRequest, PreparedClip, RejectedClip, Trouble
+from data_prep.video.clip import ClipRequest, PreparedClip, ProbeRequest, RejectedClip, Trouble
 
 T = TypeVar("T")
 _QUEUE_PER_CHILD = 2  # a process has its next request before its last answer is read
@@ -63,7 +63,7 @@ class Caps(BaseModel):
 class _Job(Generic[T]):
     ticket: int
     tag: T
-    request: ClipRequest
+    request: ClipRequest | ProbeRequest
     crashed_before: bool = False
     troubles: int = 0
 
@@ -99,7 +99,7 @@ class ClipPool(Generic[T]):
             self._stop(child)
 
     def map(
-        self, requests: Iterable[tuple[T, ClipRequest]]
+        self, requests: Iterable[tuple[T, ClipRequest | ProbeRequest]]
     ) -> Iterator[tuple[T, PreparedClip | RejectedClip]]:
         """Yield answers in the order of the requests, which are drawn as places become free."""
         source = enumerate(requests)

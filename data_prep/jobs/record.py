@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from data_prep.schema import ShardName, SplitName
+from data_prep.schema import INDEX_SCHEMA, ShardName, ShardRecord, SplitName
 from data_prep.storage import Store
 
 SUFFIX = ".record.json"
@@ -83,3 +86,36 @@ def read_result(store: Store, shard: str, plan: str) -> ShardResult | None:
         return None
     size = store.size(shard) if result.samples else 0
     return result if result.plan == plan and size == result.bytes else None
+
+
+def rejected_lines(result: ShardResult) -> Iterator[dict[str, str]]:
+    """Yield the lines of `quarantine.jsonl` about this shard."""
+    for row in result.rejected:
+        yield {
+            "code": row.code,
+            "detail": row.detail,
+            "source": row.source,
+            "where": row.where,
+            "split": result.split,
+        }
+
+
+def index_table(result: ShardResult) -> pa.Table:
+    """The rows of the index about this shard."""
+    rows = [
+        row.model_dump(include=set(INDEX_SCHEMA.names))
+        | {"split": result.split, "shard": result.name}
+        for row in result.rows
+    ]
+    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+
+
+def shard_record(result: ShardResult) -> ShardRecord:
+    """The entry of the manifest about this shard."""
+    return ShardRecord(
+        name=result.name,
+        split=result.split,
+        samples=result.samples,
+        bytes=result.bytes,
+        sha256=result.sha256,
+    )

@@ -13,9 +13,10 @@ from typing import Any
 
 import av
 
+from data_prep.adopted.check import check_adopted
 from data_prep.jobs.record import ShardResult, record_name
 from data_prep.schema import Manifest, ShardRecord
-from data_prep.storage import Store, open_store
+from data_prep.storage import DirectoryStore, Store, open_store
 from data_prep.video.picture import is_stored_picture
 
 
@@ -44,6 +45,9 @@ def check_shard(out: str, manifest: Manifest, entry: ShardRecord, rows: list[Row
     if len(rows) != entry.samples:
         detail = f"{len(rows)} in the index, {entry.samples} in the manifest"
         findings.append(Finding(entry.name, "sample_count", detail))
+    if manifest.adopted and isinstance(store, DirectoryStore):
+        faults = check_adopted(store, manifest, entry, rows)
+        return findings + [Finding(entry.name, code, text, key) for code, text, key in faults]
     try:
         content = store.read(entry.name)
     except FileNotFoundError:

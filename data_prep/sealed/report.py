@@ -19,7 +19,8 @@ from jinja2 import Environment, StrictUndefined
 from data_prep.durable import publish
 from data_prep.errors import DataError
 from data_prep.jobs.record import SampleRow
-from data_prep.sealed.contact_sheet import STRIP_FRAMES, strip_jpeg
+from data_prep.sealed.contact_sheet import STRIP_FRAMES, foreign_strip_jpeg, strip_jpeg
+from data_prep.sealed.published import compare_with_published
 from data_prep.sealed.survey import Sample, Survey, survey
 from data_prep.storage import Store, is_url, open_store
 
@@ -51,10 +52,12 @@ def report(out: str, *, page: Path | None = None, seed: int = 0) -> Path:
     html = template.render(
         title=f"Data report: {found.manifest.dataset}",
         digest=found.manifest.digest,
+        adopted=found.manifest.adopted,
         splits=list(found.manifest.splits),
         cards=_cards(found),
         leakage=_leakage(found),
         left_out=_left_out(found),
+        published=compare_with_published(found),
         histograms=_histograms(found),
         counted=_counted(found),
         clips_in_all=len(found.samples),
@@ -205,7 +208,8 @@ def _sheets(found: Survey, store: Store, chooser: random.Random) -> dict[str, An
     figures = []
     for label in labels:
         clips = chooser.sample(by_class[label], min(_CLIPS_PER_CLASS, len(by_class[label])))
-        figures.append((_class_name(found, label), [_strip(store, sample) for sample in clips]))
+        strips = [_strip(found, store, sample) for sample in clips]
+        figures.append((_class_name(found, label), strips))
     note = (
         f"{STRIP_FRAMES} frames from first to last of up to {_CLIPS_PER_CLASS} random clips per "
         f"class; {len(labels)} of {len(by_class)} classes."
@@ -213,12 +217,14 @@ def _sheets(found: Survey, store: Store, chooser: random.Random) -> dict[str, An
     return {"note": note, "figures": figures}
 
 
-def _strip(store: Store, sample: Sample) -> tuple[str, str]:
+def _strip(found: Survey, store: Store, sample: Sample) -> tuple[str, str]:
     """The title of a clip and its strip, JPEG in base64."""
     with store.open(sample.shard) as tar:
         tar.seek(sample.row.offset)
         video = tar.read(sample.row.size)
-    return f"{sample.split}: {sample.row.source}", base64.b64encode(strip_jpeg(video)).decode()
+    adopted = found.manifest.adopted
+    jpeg = foreign_strip_jpeg(video, sample.row.frames) if adopted else strip_jpeg(video)
+    return f"{sample.split}: {sample.row.source}", base64.b64encode(jpeg).decode()
 
 
 def _class_name(found: Survey, label: int) -> str:

@@ -10,13 +10,19 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.annotation import HARMLESS
 from data_prep.durable import publish
 from data_prep.errors import DataError
-from data_prep.jobs.record import ShardResult, read_result, record_name
+from data_prep.jobs.record import (
+    ShardResult,
+    index_table,
+    read_result,
+    record_name,
+    rejected_lines,
+    shard_record,
+)
 from data_prep.jobs.write import printable
 from data_prep.schema import (
     INDEX_NAME,
@@ -60,12 +66,12 @@ def seal(work: Path, *, only_as: Collection[str] | None = None) -> Manifest:
                 _append(quarantine, line)
             for result in _results(store, plan):
                 rejected += len(result.rejected)
-                for line in _rejected_lines(result):
+                for line in rejected_lines(result):
                     reasons[line["code"]] += 1
                     _append(quarantine, line)
                 if result.samples:
-                    index.write_table(_index_table(result))
-                    shards.append(_shard_record(result))
+                    index.write_table(index_table(result))
+                    shards.append(shard_record(result))
                     splits[result.split] += result.samples
     if not shards:
         listed = ", ".join(f"{count} {code}" for code, count in reasons.most_common())
@@ -201,35 +207,5 @@ def _problem_lines(workdir: Workdir, split: str, named: set[str]) -> Iterator[di
         }
 
 
-def _rejected_lines(result: ShardResult) -> Iterator[dict[str, str]]:
-    for row in result.rejected:
-        yield {
-            "code": row.code,
-            "detail": row.detail,
-            "source": row.source,
-            "where": row.where,
-            "split": result.split,
-        }
-
-
 def _append(stream: io.BytesIO, line: dict[str, str]) -> None:
     stream.write(json.dumps(line).encode() + b"\n")
-
-
-def _index_table(result: ShardResult) -> pa.Table:
-    rows = [
-        row.model_dump(include=set(INDEX_SCHEMA.names))
-        | {"split": result.split, "shard": result.name}
-        for row in result.rows
-    ]
-    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
-
-
-def _shard_record(result: ShardResult) -> ShardRecord:
-    return ShardRecord(
-        name=result.name,
-        split=result.split,
-        samples=result.samples,
-        bytes=result.bytes,
-        sha256=result.sha256,
-    )

@@ -71,6 +71,11 @@ def verify(
     if not fix or not first.findings:
         return first
     manifest = _manifest(open_store(out, Path()), out)
+    if manifest.adopted:
+        raise DataError(
+            f"{out}: adopted tars cannot be rebuilt ({first.findings[0]}); restore them, or remove "
+            f"{MANIFEST_NAME} and run `vmp data adopt` again"
+        )
     rebuilt, left = rebuild(out, work_dir(out, work), manifest, first.findings)
     second = _verify(out, work, workers, show_progress)
     return replace(second, findings=second.findings + left, rebuilt=rebuilt)
@@ -174,6 +179,8 @@ def _check_index(
 
 
 def _check_names(store: Store, manifest: Manifest) -> Iterator[Finding]:
+    if manifest.adopted:
+        return  # a tar without a usable sample is in no manifest, and nobody may delete it
     named = {entry.name for entry in manifest.shards}
     for name in store.names():
         if name.endswith(".tar") and name not in named:

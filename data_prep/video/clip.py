@@ -38,8 +38,19 @@ class ClipRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeRequest:
+    """A video that is examined and stays where it is: a range of bytes of a file."""
+
+    path: str
+    offset: int
+    size: int
+    settings: EncodeSettings
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedClip:
     video: bytes
+    """The clip in its normal form; empty for a video that was only probed."""
     sha256: str
     frames: int
     fps: float

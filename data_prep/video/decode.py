@@ -6,6 +6,7 @@ is decoded, and the first sign of damage rejects the file.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -101,7 +102,24 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     options = {"format_whitelist": _CONTAINERS}
     if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
         options["pattern_type"] = "none"
-    with closing(source), _container(source, options) as container:
+    with closing(source), _best_stream(source, options) as opened:
+        yield opened
+
+
+@contextmanager
+def open_video_bytes(content: bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open the content of a video file as `open_video` opens the file."""
+    if not content:
+        raise Rejection("empty", "0 bytes")
+    with _best_stream(io.BytesIO(content), {"format_whitelist": _CONTAINERS}) as opened:
+        yield opened
+
+
+@contextmanager
+def _best_stream(
+    file: object, options: dict[str, str]
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    with _container(file, options) as container:
         stream = container.streams.best("video")
         if stream is None:
             raise Rejection("no_video", f"{container.format.name} without a video stream")

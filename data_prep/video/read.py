@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_prep.annotation import VIDEO_SUFFIXES
 from data_prep.errors import MachineTrouble
-from data_prep.video.decode import frame_step, frames, open_video
+from data_prep.video.decode import frame_step, frames, open_video, open_video_bytes
 from data_prep.video.picture import Picture, rgb_pixels
 from data_prep.video.rejection import Rejection
 
@@ -71,6 +71,30 @@ def read_timed_pictures(path: str) -> Iterator[TimedPicture]:
         raise UnreadableVideoError(f"{error.code}: {error.detail}") from None
     if picture is None:
         raise UnreadableVideoError("no_frames: a video stream without frames")
+
+
+def read_selected(video: bytes, wanted: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the `wanted` frames, rising numbers, of the content of a file as `read_pictures` does.
+
+    Decoding stops at the last of them. Raises `UnreadableVideoError`, also if the video is shorter.
+    """
+    rgb = VideoReformatter()
+    picture: Picture | None = None
+    left = list(reversed(wanted))
+    try:
+        with open_video_bytes(video) as (container, stream):
+            for number, item in enumerate(frames(container, stream, constant_rate=True)):
+                picture = picture or Picture(item.frame)  # the first frame decides, wanted or not
+                if number == left[-1]:
+                    yield rgb_pixels(picture(item.frame), rgb).copy()
+                    left.pop()
+                if not left:
+                    return
+    except MachineTrouble as error:
+        raise UnreadableVideoError(str(error)) from None
+    except Rejection as error:
+        raise UnreadableVideoError(f"{error.code}: {error.detail}") from None
+    raise UnreadableVideoError(f"past_end: it ends before frame {left[-1]}")
 
 
 def stated_seconds(path: str) -> float | None:

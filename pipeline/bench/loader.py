@@ -128,6 +128,11 @@ def bench_loader(
     """
     bench = bench or LoaderBench()
     shards = open_shards(directory, split)
+    if shards.manifest.adopted:
+        raise DataError(
+            f"{directory}: adopted tars, which the peers of this measurement cannot decode; "
+            "measure on shards of `vmp data shard`"
+        )
     report = LoaderReport(bench)
     with tempfile.TemporaryDirectory() as scratch:
         contenders = _contenders(shards, split, bench, Path(scratch), progress)

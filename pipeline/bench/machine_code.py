@@ -39,7 +39,9 @@ def count_instructions(architecture: str, states: int, warps: int) -> Iterator[s
         )
     program = find_program("cuobjdump")
     if program is None:
-        raise ConfigError("cuobjdump is not in PATH: it comes with the CUDA toolkit")
+        raise ConfigError(
+            "cuobjdump is not in PATH: it comes with the CUDA toolkit and with Triton"
+        )
     chosen = macros(torch.bfloat16, states, warps, ARCHITECTURES[architecture])
     cubin = build_cubin("scan.cu", chosen, architecture)
     dump = subprocess.run([program, "-sass", cubin], check=True, capture_output=True, text=True)

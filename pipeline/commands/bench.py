@@ -191,6 +191,22 @@ def bench_host_command(
     table_console().print(bench_host(device, rounds, calls))
 
 
+@app.command("stream")
+def bench_stream_command(
+    preset: Annotated[str, typer.Option(help="Of the model.")] = "videomambapro-nano",
+    frames: Annotated[int, typer.Option(min=10, help="Frames to push, one by one.")] = 10_000,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")] = "cpu",
+) -> None:
+    """Speed and memory of `Stream` along many frames; both should stay the same.
+
+    Example: vmp bench stream --frames 1000
+    """
+    from pipeline.bench.stream import bench_stream
+
+    _need_device(device)
+    table_console().print(bench_stream(preset, frames, device))
+
+
 @app.command("machine-code")
 def bench_machine_code_command(
     architecture: Annotated[str, typer.Option(help="Of the GPU to compile for.")] = "sm_90",
@@ -199,7 +215,7 @@ def bench_machine_code_command(
 ) -> None:
     """Instructions in the loops of the compiled CUDA scan, by kind.
 
-    It needs `cuobjdump` of a CUDA toolkit, and no GPU.
+    It needs `cuobjdump`, of a CUDA toolkit or Triton, and no GPU.
 
     Example: vmp bench machine-code --architecture sm_80
     """

@@ -11,6 +11,8 @@ import typer
 from pipeline.terminal import one_line, say
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from data_prep.options import ShardConfig
     from data_prep.schema import Manifest
 
@@ -92,9 +94,12 @@ def data_shard(
         work=work,
     )
     manifest = shard(config) if cluster == "local" else _shard_on_slurm(config, profile)
+    _say_result(out, manifest, reasons(out))
+
+
+def _say_result(out: str, manifest: Manifest, left_out: Counter[str]) -> None:
     counts = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
     say(f"{out}: {len(manifest.classes)} classes; samples: {counts}")
-    left_out = reasons(out)
     if left_out:
         listed = ", ".join(f"{count} {code}" for code, count in left_out.most_common())
         say(f"left out: {listed}; each with its reason in quarantine.jsonl")
@@ -125,6 +130,57 @@ def _shard_on_slurm(config: ShardConfig, profile: Path | None) -> Manifest:
             raise
         say(f"error: {one_line(f'{error} ({outcome})')}", err=True)
         sys.exit(exits.FAILED)
+
+
+@app.command("adopt")
+def data_adopt(
+    tars: Annotated[Path, typer.Argument(help="Directory of WebDataset tars, or one tar.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the index; default: beside the tars.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="The split that these tars are.")] = "train",
+    dataset: Annotated[
+        str, typer.Option(help="Name of the data set; default: that of the shard directory.")
+    ] = "",
+    label_key: Annotated[
+        str | None,
+        typer.Option(help="Field of the json with the label; default: the cls or txt member."),
+    ] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Read no labels; for --split test only.")
+    ] = False,
+    classes: Annotated[
+        Path | None, typer.Option(help="File with a class name per line, in order of numbers.")
+    ] = None,
+    max_missing: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of samples that may be unusable.")
+    ] = 0.1,
+    decoders: Annotated[
+        int | None, typer.Option(min=1, help="Decoding processes; default: one per core.")
+    ] = None,
+) -> None:
+    """Index and seal tars of other tools (video2dataset, webdataset) where they lie.
+
+    Example: vmp data adopt k400/train --out k400/shards --label-key label --classes classes.txt
+    """
+    from data_prep.adopted.adopt import AdoptConfig, adopt
+    from data_prep.adopted.labels import read_classes
+    from data_prep.sealed.survey import reasons
+
+    config = AdoptConfig(
+        source=tars,
+        out=out,
+        split=split,
+        dataset=dataset,
+        label_key=label_key,
+        unlabelled=unlabelled,
+        classes=None if classes is None else read_classes(classes),
+        max_missing=max_missing,
+        decoders=decoders,
+    )
+    manifest = adopt(config)
+    where = str(config.root)
+    _say_result(where, manifest, reasons(where))
 
 
 @app.command("verify")

@@ -30,10 +30,16 @@ def predict(
     every: Annotated[
         int | None, typer.Option(min=1, help="Take every N-th frame; default: as in training.")
     ] = None,
+    carry: Annotated[
+        bool, typer.Option("--carry", help="Answer from all frames so far, not from recent ones.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a CSV row per class.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the timeline of a video: .png, .pdf or .svg.")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Write what the model's head reads, as .parquet.")
     ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Use the last weights, not their moving average (ema).")
@@ -54,7 +60,9 @@ def predict(
         stride_s=stride,
         stream=stream,
         every=every,
+        carry=carry,
         output="json" if as_json else "csv" if as_csv else "text",
         plot=plot,
+        features=features,
     )
     sys.exit(predict_videos(checkpoint, videos, request, raw=raw))

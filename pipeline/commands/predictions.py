@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -15,12 +15,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
 
 from data_prep.video.read import stated_seconds
 from pipeline import exits
 from pipeline.data.errors import DataError
 from pipeline.errors import ConfigError
+from pipeline.inference.features import FeatureFile
 from pipeline.inference.plot import check_plot, clock, draw_timeline
 from pipeline.inference.sources import as_local_file, find_videos
 from pipeline.inference.timeline import Curves, Moment
@@ -28,7 +30,6 @@ from pipeline.predict import Predictor, ranked
 from pipeline.terminal import one_line, say
 
 Output = Literal["text", "json", "csv"]
-Say = Callable[[float], None]
 _COLUMNS = ("video", "start_s", "end_s", "rank", "class", "probability")
 
 
@@ -41,8 +42,10 @@ class Request:
     stride_s: float | None = None
     stream: bool = False
     every: int | None = None
+    carry: bool = False
     output: Output = "text"
     plot: Path | None = None
+    features: Path | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError for options that do not go together."""
@@ -52,6 +55,10 @@ class Request:
             raise ConfigError("--stride: is of windows; give --window SECONDS too")
         if self.every is not None and not self.stream:
             raise ConfigError("--every: is of a stream; give --stream too")
+        if self.carry and not self.stream:
+            raise ConfigError("--carry: is of a stream; give --stream too")
+        if self.stream and self.features is not None:
+            raise ConfigError("--features: are of whole videos and of windows, not of a stream")
         if self.plot is not None:
             if not self.is_timeline:
                 raise ConfigError("--plot: draws a timeline; give --window SECONDS or --stream")
@@ -76,39 +83,61 @@ def predict_videos(checkpoint: Path, named: list[str], request: Request, *, raw:
     if not videos:
         return status
     predictor = Predictor.load(checkpoint, raw=raw)
-    writer = _WRITERS[request.output](predictor.classes, request)
-    for video in videos:
-        try:
-            with as_local_file(video) as path, _progress(video, path, videos) as progress:
-                if request.is_timeline:
-                    _predict_timeline(predictor, video, path, request, writer, progress)
-                else:
-                    writer.whole(video, predictor.probabilities(path))
-        except DataError as error:
-            # What the temporary copy of a URL is called says nothing to the user.
-            status = _complain(DataError(str(error).replace(str(path), video)))
+    with ExitStack() as stack:
+        features = None
+        if request.features is not None:
+            features = FeatureFile(request.features, predictor.config.model.embed_dim)
+            stack.enter_context(features)
+        run = _Run(
+            predictor, request, _WRITERS[request.output](predictor.classes, request), features
+        )
+        for video in videos:
+            try:
+                with as_local_file(video) as path, _progress(video, path, videos) as progress:
+                    run.predict(video, path, progress)
+            except DataError as error:
+                status = _complain(error)
     return status
 
 
-def _predict_timeline(
-    predictor: Predictor, video: str, path: Path, request: Request, writer: Writer, progress: Say
-) -> None:
-    if request.window_s is not None:
-        moments = predictor.windows(path, request.window_s, request.stride_s)
-    else:
-        moments = predictor.stream(path, request.every)
-    curves = None if request.plot is None else Curves()
-    writer.begin(video)
-    try:
-        for moment in moments:
-            writer.moment(video, moment)
-            progress(moment.end_s)
-            if curves is not None:
-                curves.add(moment)
-    finally:  # what came before a damaged frame is shown
-        writer.end()
-    if curves is not None and request.plot is not None:
-        draw_timeline(request.plot, curves, predictor.classes, one_line(Path(video).name))
+class _Run(NamedTuple):
+    """Where the answers of all videos go."""
+
+    predictor: Predictor
+    request: Request
+    writer: Writer
+    features: FeatureFile | None
+
+    def predict(self, video: str, path: Path, progress: Progress) -> None:
+        self.writer.say = progress.say
+        if self.request.is_timeline:
+            self._timeline(video, path, progress)
+            return
+        shares, features = self.predictor.whole(path)
+        self.writer.whole(video, shares)
+        if self.features is not None:
+            self.features.add(video, features)
+
+    def _timeline(self, video: str, path: Path, progress: Progress) -> None:
+        request, curves = self.request, None if self.request.plot is None else Curves()
+        if request.window_s is not None:
+            moments = self.predictor.windows(path, request.window_s, request.stride_s)
+        else:
+            moments = self.predictor.stream(path, request.every, carry=request.carry)
+        self.writer.begin(video)
+        try:
+            for moment in moments:
+                self.writer.moment(video, moment)
+                progress.update(moment.end_s)
+                if curves is not None:
+                    curves.add(moment)
+                if self.features is not None and moment.features is not None:
+                    self.features.add(video, moment.features, moment[:2])
+        finally:  # what came before a damaged frame is shown
+            self.writer.end()
+        if curves is not None and request.plot is not None:
+            title = one_line(Path(video).name)
+            draw_timeline(request.plot, curves, self.predictor.classes, title)
 
 
 def _complain(error: DataError) -> int:
@@ -116,23 +145,44 @@ def _complain(error: DataError) -> int:
     return exits.BAD_INPUT
 
 
+class Progress:
+    """How far into a video the work is, on a terminal; elsewhere nothing is drawn."""
+
+    def __init__(self, bar: Bar | None = None, seconds: float | None = None) -> None:
+        self._bar = bar
+        self._of = "" if seconds is None else f" of {clock(seconds)}"
+
+    def update(self, seconds: float) -> None:
+        if self._bar is not None:
+            self._bar.update(TaskID(0), completed=seconds, at=clock(seconds) + self._of)
+
+    def say(self, text: str) -> None:
+        """Print a line of the result, which must not join the line of the bar."""
+        if self._bar is None or not sys.stdout.isatty():
+            say(text)
+            return
+        self._bar.stop()
+        say(text)
+        self._bar.start()
+
+
 @contextmanager
-def _progress(video: str, path: Path, videos: list[str]) -> Iterator[Say]:
+def _progress(video: str, path: Path, videos: list[str]) -> Iterator[Progress]:
     """Draw, on a terminal, how far into which video the block is."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda seconds: None
+        yield Progress()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[at]}"))
+    seconds = stated_seconds(str(path))
     number = f"{videos.index(video) + 1}/{len(videos)} " if len(videos) > 1 else ""
-    # Text that goes to a pipe must not be drawn above the bar instead.
-    redirect = sys.stdout.isatty()
-    with Progress(*columns, console=console, transient=True, redirect_stdout=redirect) as bar:
-        total = stated_seconds(str(path))
-        name = one_line(Path(video).name).replace("[", r"\[")
-        task = bar.add_task(number + name, total=total, at="")
-        of = "" if total is None else f" of {clock(total)}"
-        yield lambda seconds: bar.update(task, completed=seconds, at=clock(seconds) + of)
+    name = one_line(Path(video).name).replace("[", r"\[")
+    # What is printed does not pass the console: a pipe gets it whatever the terminal shows.
+    with Bar(
+        *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
+    ) as bar:
+        bar.add_task(number + name, total=seconds, at="")
+        yield Progress(bar, seconds)
 
 
 class _Span(NamedTuple):
@@ -159,13 +209,14 @@ class Writer:
     def __init__(self, classes: tuple[str, ...], request: Request) -> None:
         self.classes = classes
         self.request = request
+        self.say: Callable[[str], None] = say
         self._span: _Span | None = None
 
     def whole(self, video: str, shares: NDArray[np.float32]) -> None:
-        say(one_line(f"{video}: {self._top(shares)}"))
+        self.say(one_line(f"{video}: {self._top(shares)}"))
 
     def begin(self, video: str) -> None:
-        say(one_line(f"{video}:"))
+        self.say(one_line(f"{video}:"))
 
     def moment(self, video: str, moment: Moment) -> None:
         if not self.request.stream:
@@ -191,7 +242,7 @@ class Writer:
         return ", ".join(f"{label} {share:.3f}" for label, share in best)
 
     def _line(self, start_s: float, end_s: float, text: str) -> None:
-        say(one_line(f"  {clock(start_s):>9} - {clock(end_s):>9}  {text}"))
+        self.say(one_line(f"  {clock(start_s):>9} - {clock(end_s):>9}  {text}"))
 
 
 class JsonWriter(Writer):
@@ -211,7 +262,7 @@ class JsonWriter(Writer):
         best = ranked(self.classes, shares)[: self.request.top]
         listed = [{"class": label, "probability": round(share, 6)} for label, share in best]
         # ASCII alone: no character of a name can reach the terminal as such.
-        say(json.dumps(head | {"classes": listed}))
+        self.say(json.dumps(head | {"classes": listed}))
 
 
 class CsvWriter(JsonWriter):
@@ -230,7 +281,7 @@ class CsvWriter(JsonWriter):
     def _row(self, cells: Iterable[object]) -> None:
         text = io.StringIO()
         csv.writer(text, lineterminator="").writerow(cells)
-        say(text.getvalue())
+        self.say(text.getvalue())
 
 
 _WRITERS: dict[Output, type[Writer]] = {"text": Writer, "json": JsonWriter, "csv": CsvWriter}

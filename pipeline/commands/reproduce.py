@@ -102,7 +102,8 @@ def submit_row(
         location = located.get(dataset_of(stage.config))
         asked[stage.recipe] = [*stage.overrides, *([f"data.train={location}"] if location else [])]
         if order.cluster == "slurm" or not order.dry_run:
-            check_runs(stage.recipe, asked[stage.recipe], order)
+            awaited = set(stage.origin.inputs.values()) - weights.keys()
+            check_runs(stage.recipe, asked[stage.recipe], order, weights_exist=not awaited)
     jobs: dict[str, str] = {}
     for number, stage in enumerate(stages, 1):
         recipe, own = stage.recipe, asked[stage.recipe]

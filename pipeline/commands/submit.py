@@ -80,10 +80,12 @@ def submit_run(recipe: str, overrides: Sequence[str], order: Order) -> int:
 
 
 def check_runs(
-    recipe: str, overrides: Sequence[str], order: Order
+    recipe: str, overrides: Sequence[str], order: Order, *, weights_exist: bool = True
 ) -> tuple[list[RunConfig], ClusterProfile, Resources]:
     """Return the runs that `order` asks for, once each of them can start.
 
+    `weights_exist` is False when a job that is not submitted yet will make the weights to start
+    from; so may the job `order.after`.
     Raises ConfigError, DataError or ClusterError, and writes nothing.
     """
     configs = _configs(recipe, overrides, order.sweep)
@@ -98,6 +100,7 @@ def check_runs(
             config,
             resources.nodes * resources.ranks_per_node,
             data_exists=order.first is None and not order.dry_run,
+            weights_exist=weights_exist and order.after is None,
         )
     return configs, profile, resources
 

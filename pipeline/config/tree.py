@@ -104,7 +104,9 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _masked_clips_are_not_mixed(self) -> RunConfig:
+    def _masked_pre_training_fits(self) -> RunConfig:
+        if isinstance(self.task, MaskedConfig) and self.model.direction == "forward":
+            raise ValueError("task.kind=masked needs model.direction=bidirectional")
         if isinstance(self.task, MaskedConfig) and self.data.mix.is_on:
             raise ValueError(
                 "data.mix mixes labels, which task.kind=masked does not use: switch it off"

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.data import decode_foreign
 from pipeline.data.augment import Frames, augment, square_crops
 from pipeline.data.batch import Batch
 from pipeline.data.config import DataConfig
@@ -47,8 +48,13 @@ def as_batch(requests: Sequence[Request], clips: Tensor, bad: Mapping[int, str])
     return Batch(clips, *small, keys, [(keys[row], reason) for row, reason in bad.items()])
 
 
-def frame_decoder(name: str) -> Decoder:
-    """Return the decoder named `name`. Raises DataError when it cannot be used here."""
+def frame_decoder(name: str, *, adopted: bool = False) -> Decoder:
+    """Return the decoder named `name`, or for `adopted` videos the one that takes all forms.
+
+    Raises DataError when it cannot be used here.
+    """
+    if adopted:
+        return decode_foreign.decode_frames
     if name == "pyav":
         return decode_frames
     from pipeline.data import decode_torchcodec  # torchcodec is optional
@@ -80,7 +86,7 @@ class ClipMaker(ABC):
 
     def decode(self, sample: Sample, wanted: NDArray[np.int64]) -> Frames:
         """Decode the wanted frames of the sample: (len(wanted), H, W, 3) uint8."""
-        decode_frames = frame_decoder(self.config.decoder)
+        decode_frames = frame_decoder(self.config.decoder, adopted=self.reader.adopted)
         return decode_frames(self.reader.read(sample), wanted, sample.keyframes)
 
     def batch_shape(self, samples: int) -> tuple[int, ...]:

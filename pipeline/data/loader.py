@@ -202,7 +202,7 @@ def open_reader(shards: Shards, config: DataConfig) -> ShardReader:
 
     Raises DataError when the decoder of `config` cannot be used here.
     """
-    frame_decoder(config.decoder)
+    frame_decoder(config.decoder, adopted=shards.manifest.adopted)
     cache = None
     if config.cache_dir is not None:
         cache = ShardCache(config.cache_dir, int(config.cache_gib * 2**30))

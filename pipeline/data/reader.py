@@ -37,6 +37,8 @@ class ShardReader:
     storage: Storage
     verify: bool = True
     attempts: int = 4
+    adopted: bool = False
+    """Whether other tools made the videos, see `Manifest.adopted`."""
 
     def read(self, sample: Sample) -> bytes:
         """Return the bytes of the sample's video file.

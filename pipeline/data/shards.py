@@ -108,7 +108,7 @@ class Shards:
         else:
             records = {record.name: record for record in self.manifest.shards}
             storage = CachedStorage(RemoteStorage(self.location), cache, self.digest, records)
-        return ShardReader(self.location, storage, verify, attempts)
+        return ShardReader(self.location, storage, verify, attempts, self.manifest.adopted)
 
     def order(self, seed: int, epoch: int, window: int = 0) -> NDArray[np.int64]:
         """Return the permutation of all samples for `epoch`, shape (N,) int64.

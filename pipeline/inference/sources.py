@@ -51,7 +51,10 @@ def as_local_file(video: str) -> Iterator[Path]:
         with _url_errors(video):
             filesystem, path = fsspec.core.url_to_fs(video)
             filesystem.get_file(path, str(target))
-        yield target
+        try:
+            yield target
+        except DataError as error:  # what the copy is called says nothing to the user
+            raise DataError(str(error).replace(str(target), video)) from error
 
 
 def _find_at_url(url: str) -> list[str]:

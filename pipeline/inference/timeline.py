@@ -31,6 +31,8 @@ class Moment(NamedTuple):
     end_s: float
     probabilities: NDArray[np.float32]
     """(classes,)."""
+    features: NDArray[np.float32] | None = None
+    """(embed_dim,), the mean over the views of what the head reads; None for a stream."""
 
 
 def cut_windows(
@@ -75,11 +77,12 @@ def _cut(held: Iterable[TimedPicture], start_s: float, end_s: float) -> Window:
 class Curves:
     """The course of probabilities over time, in a bounded number of points.
 
-    When a point too many comes, neighbours are averaged, and each point then stands for twice as
-    many moments.
+    When there are too many, neighbours are averaged, and each point then stands for twice as many
+    moments.
     """
 
     def __init__(self, max_points: int = 2000) -> None:
+        """`max_points` must be even."""
         self._max_points = max_points
         self._per_point = 1
         self._done: list[Moment] = []
@@ -89,7 +92,7 @@ class Curves:
         self._open.append(moment)
         if len(self._open) == self._per_point:
             self._close()
-        if len(self._done) > self._max_points:
+        if len(self._done) == self._max_points:
             pairs = (self._done[at : at + 2] for at in range(0, len(self._done), 2))
             self._done = [_mean(pair) for pair in pairs]
             self._per_point *= 2
@@ -98,8 +101,9 @@ class Curves:
         """Starts (n,) and ends (n,) in seconds and mean probabilities (n, classes)."""
         if self._open:
             self._close()
-        starts, ends, shares = zip(*self._done, strict=True)
-        return np.array(starts), np.array(ends), np.stack(shares)
+        starts = np.array([moment.start_s for moment in self._done])
+        ends = np.array([moment.end_s for moment in self._done])
+        return starts, ends, np.stack([moment.probabilities for moment in self._done])
 
     def _close(self) -> None:
         self._done.append(_mean(self._open))

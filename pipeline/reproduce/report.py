@@ -13,6 +13,13 @@ from pipeline.reproduce.cost import Speed
 from pipeline.reproduce.results import Estimate, Result
 from pipeline.reproduce.rows import Claim, Row, Tables
 
+_TEACHER = "task.teacher.path"
+_UNCOUNTED = {
+    "classification": "",
+    "distillation": ", without the teacher",
+    "masked": ", for whole clips and without the teacher",
+}
+
 
 @dataclass(frozen=True)
 class ShardCounts:
@@ -86,6 +93,8 @@ def chain(stages: Sequence[Stage]) -> Iterator[str]:
         )
         if "init_from" not in stage.origin.inputs:
             yield "   starts from fresh weights"
+        if config.task.kind != "classification" and _TEACHER not in stage.origin.inputs:
+            yield f"   {_TEACHER}: {_input(config, _TEACHER)}, which no stage makes"
         for field, source in stage.origin.inputs.items():
             path = _input(config, field)
             if source not in by_recipe:
@@ -132,11 +141,15 @@ def costs(stages: Sequence[Stage], view: View, tables: Tables) -> Iterator[str]:
         if not samples:
             yield f"{stage.recipe}: unknown, since the number of its training clips is"
             continue
+        if samples < stage.config.batch.global_size:
+            yield f"{stage.recipe}: no step, since {samples} training clips do not fill a batch"
+            continue
         run_dir = stage.config.run_dir
         hours = cost.measured_gpu_hours(run_dir, stage.config, samples)
         how = f"measured, step times of {run_dir}"
         if hours is None:
             hours, how = view.speed.gpu_hours(stage.config, samples), "stated"
+            how += _UNCOUNTED[stage.config.task.kind]
         total += hours
         yield f"{stage.recipe}: {hours / view.gpus_per_node:,.1f} node-hours ({how})"
     yield f"sum: {total / view.gpus_per_node:,.1f} node-hours of {view.gpus_per_node} GPUs"

@@ -10,12 +10,13 @@ from pathlib import Path
 from pipeline import rundir
 from pipeline.config import RunConfig, read_config
 from pipeline.errors import ConfigError
+from pipeline.inference.statistics import Interval, wilson_interval
 from pipeline.reproduce.shards import dataset_of
 from pipeline.rundir import State
 from pipeline.rundir.summary import read_summary
 
 # What a reproduction may differ in: its name, its seed, and where its weights and files lie.
-_FREE = ("name", "seed", "deterministic", "init_from", "task.teacher.path")
+_FREE = ("name", "seed", "deterministic", "init_from")
 _Z = 1.959963984540054
 """Quantile of the normal distribution for an interval of 95 %."""
 
@@ -32,7 +33,7 @@ class Result:
     """Settings in which the run differs from the recipe; empty when it is a reproduction."""
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def interval(self) -> Interval:
         return wilson(self.top1, self.num_samples)
 
 
@@ -47,6 +48,8 @@ def results_of(runs_dir: Path, recipe: str, config: RunConfig) -> list[Result]:
     for run_dir in sorted(p.parent for p in runs_dir.glob(f"*/{rundir.CONFIG_FILE}")):
         summary = read_summary(run_dir)
         if rundir.read_status(run_dir).state is not State.FINISHED or summary is None:
+            continue
+        if not math.isfinite(summary.top1):  # pre-training without labels has no accuracy
             continue
         try:
             of_run = read_config(run_dir)
@@ -63,14 +66,9 @@ def results_of(runs_dir: Path, recipe: str, config: RunConfig) -> list[Result]:
     return found
 
 
-def wilson(share: float, total: int) -> tuple[float, float]:
-    """Return Wilson's score interval of 95 % for a share of `total` videos; (0, 1) for none."""
-    from scipy.stats import binomtest
-
-    if not total:
-        return 0.0, 1.0
-    interval = binomtest(round(share * total), total).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+def wilson(share: float, total: int) -> Interval:
+    """Return Wilson's interval for a share of `total` videos, of which a figure is known."""
+    return wilson_interval(round(share * total), total)
 
 
 @dataclass(frozen=True)

@@ -35,15 +35,22 @@ def describe(source: Stage, target: Stage) -> list[str]:
     file = source.origin.released
     assert file is not None
     model = source.config.model
-    image = model.num_frames == 1
-    keys = expected_keys(model, image=image)
-    container = '{"model": ...}' if image else "a bare state dict"
-    note = "; no temporal embedding, which starts at zero" if image else ""
+    blocks = f"layers.0 to layers.{model.depth - 1}"
+    if source.config.task.kind == "masked":
+        content = f"{blocks}, norm.weight for norm_f.weight, clip_decoder.0.*, and no head"
+    elif model.num_frames == 1:
+        count = len(expected_keys(model, image=True))
+        content = (
+            f'{{"model": ...}} of {count} tensors, cls_token to head.bias, {blocks}; no temporal '
+            "embedding, which starts at zero"
+        )
+    else:
+        count = len(expected_keys(model, image=False))
+        content = f"a bare state dict of {count} tensors, cls_token to head.bias, {blocks}"
     preset = read_merged(target.recipe)["model"][PRESET]
     fitted = target.config.model
     return [
-        f"{file}: {container} of {len(keys)} tensors, cls_token to head.bias, "
-        f"layers.0 to layers.{model.depth - 1}{note}",
+        f"{file}: {content}",
         f"start from it with init_from={file}; to see how its keys fit: vmp convert {file} "
         f"{target.recipe}_init.safetensors --model {preset} --num-frames {fitted.num_frames} "
         f"--num-classes {fitted.num_classes}",

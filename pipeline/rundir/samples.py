@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.rundir import durable
 from pipeline.rundir.paths import of_all_ranks, samples_file
 
-_LINE = re.compile(rb"(\d+)\t([!-~]+)")
+_LINE = re.compile(rb"(\d{1,18})\t([!-~]+)")
 
 
 class SampleLog:

@@ -42,7 +42,7 @@ class Arm(_Part):
         return self.model_copy(update={"options": options})
 
     @property
-    def model_fields_set_by_it(self) -> dict[str, Any]:
+    def overrides(self) -> dict[str, Any]:
         """Fields of ModelConfig."""
         return {
             "layout": self.layout,
@@ -161,7 +161,7 @@ class Design(_Part):
             num_classes=classes,
             d_state=self.d_state,
             scan_backend=unit.nuisance.backend,
-            **unit.arm.model_fields_set_by_it,
+            **unit.arm.overrides,
         )
 
     def tuning(self, data: str, arm: Arm) -> tuple[Unit, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.study.design import Arm
 from pipeline.study.summary import Summary
@@ -74,7 +75,7 @@ def _chance(axis: Any, summary: Summary, data: str) -> None:
 def _signal(summary: Summary) -> Figure:
     """Rows: data sets. Gradient at the patches, historical decay at the start, and at the end."""
     names = list(summary.design.data)
-    figure = Figure(figsize=(12.0, 3.2 * len(names)), layout="constrained")
+    figure = Figure(figsize=(14.0, 3.2 * len(names)), layout="constrained")
     rows = figure.subplots(len(names), 3, squeeze=False)
     for data, (along, first, last) in zip(names, rows, strict=True):
         for arm in _drawn(summary, data):
@@ -85,16 +86,19 @@ def _signal(summary: Summary) -> Figure:
                 by_frame = summary.by_frame(data, arm, index)
                 axis.plot(range(1, len(by_frame) + 1), by_frame, **style)
         along.set_xscale("symlog", linthresh=10)
+        along.set_xlim(left=0)
         along.set_xlabel("optimizer step")
         along.set_title(f"{data}: gradient norm at the patch embedding")
-        first.set_title("before training: d read / d tokens of a frame")
-        last.set_title("after training: d read / d tokens of a frame")
+        first.set_title("historical decay before training")
+        last.set_title("historical decay after training")
         for axis in (along, first, last):
             axis.set_yscale("log")
             axis.grid(alpha=0.3)
         for axis in (first, last):
             axis.set_xlabel("frame")
-    rows[0][0].legend(fontsize=6)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, labels = rows[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center")
     return figure
 
 

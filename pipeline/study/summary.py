@@ -76,7 +76,7 @@ class Summary:
         return [left_plateau(result) for result in self.seeds_of(data, arm)]
 
     def effects(self) -> list[Effect]:
-        """Start and mask, each within a layout and with the other averaged over."""
+        """Start and mask, each within a layout and with the other averaged over, and the layout."""
         changes: dict[str, Callable[[Arm], bool]] = {
             "first-token start": lambda arm: arm.start == "first_token",
             "masked backward": lambda arm: arm.mask,
@@ -92,6 +92,8 @@ class Summary:
                     else:
                         compared = arms
                     found.append(Effect(data, layout, change, self._effect(data, compared, is_on)))
+            separate = self._effect(data, self.design.arms, lambda arm: arm.layout == "separate")
+            found.append(Effect(data, "-", "separate layout", separate))
         return found
 
     def _effect(
@@ -133,9 +135,10 @@ def left_plateau(result: Result) -> int | None:
 
     A uniform guess has the loss log(classes), whatever the label smoothing.
     """
+    done = result.steps if result.diverged_at is None else result.diverged_at
     for index, loss in enumerate(result.losses):
         if loss < math.log(result.classes) - PLATEAU_NATS:
-            return round((index + 1) * result.steps / len(result.losses))
+            return round((index + 1) * done / len(result.losses))
     return None
 
 

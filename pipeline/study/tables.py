@@ -117,7 +117,7 @@ def _effects(summary: Summary) -> str:
         difference = summary.difference(data, pro, plain)
         if difference is not None:
             change = f"{pro.name} less {plain.name}"
-            rows.append([data, "both", change, _points(difference), _count(difference)])
+            rows.append([data, "-", change, _points(difference), _count(difference)])
     return _table(header, rows)
 
 

@@ -18,7 +18,7 @@ from data_prep.shard import shard
 from pipeline.data import DataError
 from pipeline.data.shards import open_shards
 
-ADVICE = "unpack them and run `vmp data shard --format csv`"
+ADVICE = "index them with `vmp data adopt`"
 
 
 def test_tars_of_other_tools_say_what_to_do(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_tars_of_other_tools_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=ADVICE):
         open_shards(tmp_path)
     config = ShardConfig(format="folder", videos=tmp_path, out=str(tmp_path / "out"))
-    with pytest.raises(PrepError, match=r"names no video.*holds tars: unpack them first"):
+    with pytest.raises(PrepError, match=r"names no video.*holds tars, for which there is"):
         shard(config, show_progress=False)
 
 

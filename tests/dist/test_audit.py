@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from pipeline import rundir
 from pipeline.audit.audit import audit
 from pipeline.audit.result import Audit, Verdict
 from pipeline.checkpoint import layout
@@ -136,6 +137,20 @@ def test_another_seed_or_start_than_the_one_trained_with_is_found(run_dir: Path)
     assert faults(audit(run_dir)) == [
         f"an attempt began at step 48, but the newest checkpoint is of step {STEPS}",
         f"{run_dir}: another configuration than {newest}: seed: 0 -> 1",
+    ]
+
+
+def test_an_attempt_begins_no_later_than_the_one_before_committed(run_dir: Path) -> None:
+    first = rundir.read_starts(run_dir)[0]
+    (run_dir / STARTS_FILE).unlink()
+    rundir.append_start(run_dir, first.model_copy(update={"attempt": "7.0"}))
+    rundir.append_start(run_dir, first.model_copy(update={"attempt": "7.1", "step": 20}))
+    rundir.append_attempt(run_dir, rundir.Attempt(job_id="7", stop_class="preempted", step=20))
+    assert audit(run_dir).verdict is Verdict.PROVEN
+    rundir.append_attempt(run_dir, rundir.Attempt(job_id="7", stop_class="preempted", step=10))
+    assert faults(audit(run_dir)) == [
+        "an attempt began at step 20, but attempt 7.0 before it had ended with step 10 as its "
+        "newest checkpoint"
     ]
 
 

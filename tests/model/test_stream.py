@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model import ModelError, VideoMamba, create_model
 from model.scan import available_backends
+from model.staggered import StaggeredStream
 from model.step_linear import linear_by_step
 from model.stream import Stream
 
@@ -197,3 +198,24 @@ def test_every_parameter_trains(setting: str) -> None:
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
         assert (parameter.grad != 0).any(), name
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 3, 4])
+def test_a_staggered_stream_answers_from_the_last_steps_alone(horizon: int) -> None:
+    net, video = _net(tubelet_size=2, depth=1), _video(20)
+    stream = StaggeredStream(net, batch=2, horizon=horizon)
+    ages: list[int] = []
+    for step in range(10):
+        frames = video[:, :, 2 * step : 2 * step + 2]
+        answers = [stream.push(frames[:, :, :1]), stream.push(frames[:, :, 1:])]
+        assert [answer.shape[1] for answer in answers] == [0, 1]
+        ages.append(stream.steps)
+        seen = video[:, :, 2 * (step + 1 - ages[-1]) : 2 * (step + 1)]
+        with torch.no_grad():
+            assert torch.equal(answers[1][:, 0], net.frame_logits(seen)[:, -1]), step
+    assert ages[:horizon] == list(range(1, horizon + 1))
+    assert set(ages[horizon:]) == set(range(horizon // 2 + 1, horizon + 1))
+    stream.reset()
+    with torch.no_grad():
+        first = net.frame_logits(video[:, :, :2])
+    assert torch.equal(stream.push(video[:, :, :3]), first)

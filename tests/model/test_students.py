@@ -14,6 +14,7 @@ from model.masked import MaskedVideoMamba, position_table, select
 SHARED = resolve_config("videomambapro-tiny-test")
 SEPARATE = resolve_config(SHARED, layout="separate", mask_backward=False, initial_state="zero")
 MIDDLE = resolve_config(SHARED, class_token="middle", pooling="mean")
+CAUSAL = resolve_config(SHARED, direction="forward", mask_backward=False)
 LAST = SHARED.depth - 1
 
 
@@ -30,7 +31,7 @@ def some_loss(output: Tensor) -> Tensor:
     return (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(2))).sum()
 
 
-@pytest.mark.parametrize("config", [SHARED, MIDDLE], ids=["shared", "middle"])
+@pytest.mark.parametrize("config", [SHARED, MIDDLE, CAUSAL], ids=["shared", "middle", "causal"])
 @pytest.mark.parametrize("width", [SHARED.embed_dim, 24])
 def test_a_student_gives_the_logits_of_the_plain_model(width: int, config: ModelConfig) -> None:
     plain, student = VideoMamba(config), DistilledVideoMamba(config, width)

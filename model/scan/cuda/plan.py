@@ -87,7 +87,7 @@ def backward_shared(size: int, warps: int, directions: int = 2) -> int:
     size = padded(size)
     channels, slots = 256 // size, 7 if size <= 32 else 8
     of_warp = 4 * CHUNK * channels + slots * 256 + channels + 128
-    return directions * 4 * (CHUNK * 2 * size + 32 + warps * of_warp)
+    return directions * 4 * (CHUNK * 2 * size + 36 + warps * of_warp)
 
 
 def backward_blocks(size: int, warps: int, shared: int) -> int:

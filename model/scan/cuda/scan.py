@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 
 from model.scan.cuda import launch
-from model.scan.cuda.prepare import (
-    REDUCE_THREADS,
-    Output,
-    Prepared,
-    PreparedBackward,
-    PreparedForward,
-    states_shape,
-    takes,
-)
+from model.scan.cuda.prepare import Output, Prepared, PreparedForward, states_shape, takes
+from model.scan.cuda.prepare_backward import REDUCE_THREADS, PreparedBackward
 from model.scan.cuda.structures import Job, Reduction, word
 from model.scan.problem import Forward, Layout, Layouts, Scan, placed
 

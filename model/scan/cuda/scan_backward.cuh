@@ -9,7 +9,8 @@
 // V neighbouring channels of one token.
 using Acts = Vector<Act, V>;
 using Floats = Vector<float, V>;
-template <class T> __device__ __forceinline__ Vector<T, V> at_token(const Column<const T>& of, int token) {
+template <class T>
+__device__ __forceinline__ Vector<T, V> at_token(const Column<const T>& of, int token) {
   return *(const Vector<T, V>*)of.at(token);
 }
 __device__ __forceinline__ Floats at_token(const Column<float>& of, int token) {
@@ -20,16 +21,18 @@ __device__ __forceinline__ Floats at_token(const Column<float>& of, int token) {
 // save registers.
 struct Sample {
   Part part;
+  int unread, padding[3];
   const Act *u, *delta, *z, *dout;
   Act *du, *ddelta, *dz;
   float *y, *some_du, *some_ddelta, *kept, *dBC;
 };
-constexpr int SAMPLE_FLOATS = 32;
+constexpr int SAMPLE_FLOATS = 36;
 static_assert(sizeof(Sample) == SAMPLE_FLOATS * 4, "launch code knows its size");
 __device__ __forceinline__ void locate(Sample& to, const Scan& q, const Direction& d,
                                        const Part& part, int direction) {
   long long dense = (long long)part.b * q.length * q.channels;
   to.part = part;
+  to.unread = unread_token(q, d);
   int tiles = gridDim.x / q.batch / q.segments;
   long long row = (long long)(part.b * q.directions + direction) * tiles + part.tile;
   to.dout = q.dout.at(part.b, 0, 0);
@@ -105,7 +108,7 @@ __device__ __forceinline__ void backward(const Scan& q) {
   // A lane's second channel may not exist. The kept state of the first one then stands in for it,
   // because memory behind that may be beyond the tensor and NaN.
   if (me.s == 0) me.first[2 * me.group] = channel0 + 2 * me.group + 1 < part.end ? 4.f : 0.f;
-  int last_channel = part.end - 1, last = q.length - 1, unread = unread_token(q, d);
+  int last_channel = part.end - 1, last = q.length - 1;
   // The sums for the bias and D lie in shared memory while the walks need the registers.
   float *dbias_at = me.first + WARP_TILE + me.lane * V, *dskip_at = dbias_at + 32 * V;
 #pragma unroll
@@ -152,13 +155,15 @@ __device__ __forceinline__ void backward(const Scan& q) {
     if (i + 1 < chunks) {  // prefetches the rows of the next chunk, one line per token and array
       int token = min((d.reverse ? chunk + 1 : chunk - 1) * CHUNK + me.lane % CHUNK, last);
       int at = min(sample.part.channel + warp * WARP_TILE, sample.part.end - 1);
-      bool low = me.lane < CHUNK;
-      prefetch(column(low ? sample.u : sample.delta, low ? d.u : d.delta, at).at(token));
-      prefetch(column(low ? sample.dout : sample.z, low ? q.dout : q.z, at).at(token));
+      prefetch(column(sample.u, d.u, at).at(token));
+      prefetch(column(sample.delta, d.delta, at).at(token));
+      prefetch(column(sample.dout, q.dout, at).at(token));
+      prefetch(column(sample.z, q.z, at).at(token));
     }
     stage_BC<WARPS>(rows, q, d, part, way, me.lane, warp);
     bool gated = q.z.data;
     Share own(sample.part, warp, me.lane);
+    int unread = sample.unread;
     float bias[V];
 #pragma unroll
     for (int v = 0; v < V; v++) bias[v] = d.bias ? d.bias[own.channel + v] : 0.f;
@@ -167,19 +172,20 @@ __device__ __forceinline__ void backward(const Scan& q) {
     Column<const Act> douts = column(sample.dout, q.dout, own.channel);
 #pragma unroll 1
     for (int batch = 0; batch < CHUNK / ROWS; batch += BATCH) {
-      Acts next_u[BATCH], next_delta[BATCH], next_dout[BATCH], next_z[BATCH];  // all in flight at once
+      Acts raw_u[BATCH], raw_delta[BATCH], raw_dout[BATCH], raw_z[BATCH];  // all in flight at once
 #pragma unroll
       for (int j = 0; j < BATCH; j++) {
         int token = min(way.token((batch + j) * ROWS + own.row), last);
-        next_u[j] = at_token(us, token), next_delta[j] = at_token(deltas, token);
-        next_dout[j] = at_token(douts, token), next_z[j] = at_token(zs, token);
+        raw_u[j] = at_token(us, token), raw_delta[j] = at_token(deltas, token);
+        raw_dout[j] = at_token(douts, token), raw_z[j] = at_token(zs, token);
       }
 #pragma unroll
       for (int j = 0; j < BATCH; j++) {
         int p = (batch + j) * ROWS + own.row, token = way.token(p), at = p * WARP_TILE + own.e;
         bool has = token <= last && own.exists;
         float u[V], delta[V], dout[V], z[V], dt[V], add[V], dy[V];
-        next_u[j].unpack(u), next_delta[j].unpack(delta), next_dout[j].unpack(dout), next_z[j].unpack(z);
+        raw_u[j].unpack(u), raw_delta[j].unpack(delta);
+        raw_dout[j].unpack(dout), raw_z[j].unpack(z);
 #pragma unroll
         for (int v = 0; v < V; v++) {
           float raw = delta[v] + bias[v], gate = z[v] * sigmoid(z[v]);
@@ -192,8 +198,8 @@ __device__ __forceinline__ void backward(const Scan& q) {
     }
     const float* kept =
         (const float*)address((const char*)sample.kept, chunk * NP / 4 + me.s, q.channels * 16);
-    int last_channel = sample.part.end - 1, c0 = sample.part.channel + warp * WARP_TILE + 2 * me.group;
-    int c1 = min(c0 + 1, last_channel);
+    int last_channel = sample.part.end - 1;
+    int c0 = sample.part.channel + warp * WARP_TILE + 2 * me.group, c1 = min(c0 + 1, last_channel);
     c0 = min(c0, last_channel);
     {
       float4 f = load4(kept + 4 * c0), g = load4(kept + 4 * c1);
@@ -236,12 +242,14 @@ __device__ __forceinline__ void backward(const Scan& q) {
     auto finish = [&](auto is_second) {
       constexpr bool Second = decltype(is_second)::value;
       Share own(sample.part, warp, me.lane);
-      Column<const Act> us = column(sample.u, d.u, own.channel), zs = column(sample.z, q.z, own.channel);
+      Column<const Act> us = column(sample.u, d.u, own.channel);
+      Column<const Act> zs = column(sample.z, q.z, own.channel);
       Column<const Act> douts = column(sample.dout, q.dout, own.channel);
       Column<float> ys = dense_column(sample.y + own.channel, q.channels);
       Column<float> some_du = dense_column(sample.some_du + own.channel, q.channels);
       Column<float> some_ddelta = dense_column(sample.some_ddelta + own.channel, q.channels);
-      Column<Act> dus = column(sample.du, d.du, own.channel), dzs = column(sample.dz, q.dz, own.channel);
+      Column<Act> dus = column(sample.du, d.du, own.channel);
+      Column<Act> dzs = column(sample.dz, q.dz, own.channel);
       Column<Act> ddeltas = column(sample.ddelta, d.ddelta, own.channel);
       float skip[V], dbias[V], dskip[V];
 #pragma unroll
@@ -249,15 +257,15 @@ __device__ __forceinline__ void backward(const Scan& q) {
       from_tile(dbias, dbias_at), from_tile(dskip, dskip_at);
 #pragma unroll 1
       for (int batch = 0; batch < CHUNK / ROWS; batch += BATCH) {
-        Acts next_u[BATCH], next_z[BATCH], next_dout[BATCH];  // all in flight at once
-        Floats next_y[BATCH], other_du[BATCH], other_ddelta[BATCH];
+        Acts raw_u[BATCH], raw_z[BATCH], raw_dout[BATCH];  // all in flight at once
+        Floats raw_y[BATCH], other_du[BATCH], other_ddelta[BATCH];
 #pragma unroll
         for (int j = 0; j < BATCH; j++) {
           int token = min(way.token((batch + j) * ROWS + own.row), last);
-          next_u[j] = at_token(us, token);
+          raw_u[j] = at_token(us, token);
           if (Second && gated) {
-            next_z[j] = at_token(zs, token), next_dout[j] = at_token(douts, token);
-            next_y[j] = at_token(ys, token);
+            raw_z[j] = at_token(zs, token), raw_dout[j] = at_token(douts, token);
+            raw_y[j] = at_token(ys, token);
           }
           if (Second && shared_u) other_du[j] = at_token(some_du, token);
           if (Second && shared_delta) other_ddelta[j] = at_token(some_ddelta, token);
@@ -267,7 +275,7 @@ __device__ __forceinline__ void backward(const Scan& q) {
           int p = (batch + j) * ROWS + own.row, at = p * WARP_TILE + own.e, token = way.token(p);
           bool has = token <= last && own.exists;
           float u[V], dt[V], add[V], dy[V], decayed[V], du[V], ddelta[V];
-          next_u[j].unpack(u);
+          raw_u[j].unpack(u);
           from_tile(dt, me.step + at), from_tile(add, me.add + at);
           from_tile(dy, me.grad + at), from_tile(decayed, me.decayed + at);
 #pragma unroll
@@ -307,7 +315,7 @@ __device__ __forceinline__ void backward(const Scan& q) {
           }
           if (Second && gated) {
             float z[V], dout[V], y[V];
-            next_z[j].unpack(z), next_dout[j].unpack(dout), next_y[j].unpack(y);
+            raw_z[j].unpack(z), raw_dout[j].unpack(dout), raw_y[j].unpack(y);
 #pragma unroll
             for (int v = 0; v < V; v++) {
               float open = sigmoid(z[v]), slope = open * fmaf(z[v], 1.f - open, 1.f);

@@ -30,8 +30,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.invalid import first_problem
 from pipeline.data.augment import square_crops
+from pipeline.data.clips import frame_decoder
 from pipeline.data.config import DataConfig
-from pipeline.data.decode import decode_frames
 from pipeline.data.errors import DataError
 from pipeline.data.sampling import eval_frames
 from pipeline.data.shards import Shards, open_shards
@@ -182,6 +182,7 @@ class StoredClips:
     def __init__(self, shards: Shards, options: CacheOptions) -> None:
         self._shards = shards
         self._reader = shards.reader()
+        self._decode = frame_decoder("pyav", adopted=shards.manifest.adopted)
         self._options = options
 
     def __len__(self) -> int:
@@ -192,7 +193,7 @@ class StoredClips:
         sample = self._shards.samples([int(index)])[0]
         wanted = eval_frames(options.sampling, sample.frames, options.frames, options.stride, 1)[0]
         try:
-            frames = decode_frames(self._reader.read(sample), wanted, sample.keyframes)
+            frames = self._decode(self._reader.read(sample), wanted, sample.keyframes)
         except (OSError, ValueError) as error:
             raise DataError(f"sample {sample.key} ({sample.shard}): {error}") from error
         square = square_crops(frames, options.size, 1)[0]

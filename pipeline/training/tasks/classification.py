@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,22 +15,36 @@ from pipeline.training.tasks.task import ClipTask, Forward, Report
 
 
 class ClassificationTask(ClipTask):
-    """Cross-entropy over the views of labelled clips."""
+    """Cross-entropy over the views of labelled clips.
+
+    A model of direction "forward" answers after each step in time. Its loss is the mean over the
+    later half of the steps: a stream answers there, and one frame says little about a motion.
+    """
 
     score = "top1"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Report]:
         """Return the mean loss and the sums of loss and top-1, see `Task`."""
         clips, mix = self.mixed_clips(batch)
-        logits = forward(clips, drop_path_keep=self.drop_path_keep(batch)).float()
+        answers = self._answers(forward, clips, batch)
+        logits = answers[-1]
         weight = self.weight(batch)
-        losses = self.cross_entropy(logits, batch, mix) * weight
+        of_answers = [self.cross_entropy(each, batch, mix) for each in answers]
+        losses = torch.stack(of_answers).mean(0) * weight
         sums = {"loss": losses.detach().sum(), "top1": self.correct(logits, batch, weight)}
         return losses.mean(), Report(weight.sum(), sums)
 
     def evaluate(self, forward: Forward, batches: Iterable[Batch]) -> dict[str, float]:
         """Return top1, top5, loss and num_samples. Collective."""
         return evaluate(forward, batches, self.data, self.device).metrics()
+
+    def _answers(self, forward: Forward, clips: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """Return the logits (B * V, classes) float32 that count, in order of time."""
+        keep = self.drop_path_keep(batch)
+        if self.config.model.direction == "bidirectional":
+            return (forward(clips, drop_path_keep=keep).float(),)
+        answers = forward(clips, drop_path_keep=keep, every_step=True).float().unbind(1)
+        return tuple(answers[len(answers) // 2 :])
 
     def mixed_clips(self, batch: Batch) -> tuple[Tensor, Mix | None]:
         """Return the clips (B * V, 3, T, S, S) after mixing, and how they were mixed."""

@@ -64,6 +64,7 @@ def test_the_page(leaking: ShardConfig) -> None:
     assert manifest.digest in text
     assert "49 | clips in train" in text
     assert "17 | clips in val" in text
+    assert "published copies" not in text
     assert "1 clip appears in more than one split." in text
     assert "train and val | growing | train/000003.mp4, renamed.mp4" in text
     assert "train/000004.mp4, <b>&.mp4" in text
@@ -88,6 +89,30 @@ def test_a_peculiarity_is_a_share_of_all_clips(csv_config: ShardConfig, tmp_path
     assert "rotated (turned upright) | 1 | 1.6 %" in text  # 1 of 64 clips
     assert "HDR (not tone-mapped) | 1 | 1.6 %" in text
     assert "32x32 | 64 | 100.0 %" in text
+
+
+def test_a_kinetics_is_compared_with_the_published_copies(
+    csv_config: ShardConfig, tmp_path: Path
+) -> None:
+    """A listing of 400 classes with a video each, of which three are there."""
+    videos, table = tmp_path / "videos", tmp_path / "train.csv"
+    videos.mkdir()
+    rows = ["label,youtube_id,time_start,time_end,split"]
+    rows += [f"class {number:03d},id{number:03d},0,10,train" for number in range(400)]
+    table.write_text("\n".join(rows))
+    for number in range(3):
+        name = f"id{number:03d}_000000_000010.mp4"
+        shutil.copy(csv_config.videos / f"train/{number:06d}.mp4", videos / name)
+    changed = {"format": "kinetics", "videos": videos, "annotations": table, "max_missing": 1.0}
+    config = csv_config.model_copy(update=changed)
+    shard(config, show_progress=False)
+    page = _Page(report(config.out).read_text())
+    text = " ".join(" | ".join(filter(None, page.text)).split())
+    assert "official list | 246,535 | 100.0 % | common copy | 241,258 | 97.9 %" in text
+    assert "listed here | 400 | 0.2 % | in these shards | 3 | 0.0 %" in text
+    assert "241,255 training videos fewer than the copy" in text
+    assert "Listed but lost: 397 missing." in text
+    assert page.open == []
 
 
 def test_the_same_seed_gives_the_same_page(csv_config: ShardConfig, tmp_path: Path) -> None:

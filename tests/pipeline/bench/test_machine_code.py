@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from pipeline.bench import toolkit
@@ -48,3 +51,16 @@ def test_without_a_toolkit_it_says_what_is_missing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(toolkit.shutil, "which", lambda *_, **__: None)
     with pytest.raises(ConfigError, match="cuobjdump is not in PATH: it comes with the CUDA toolk"):
         list(count_instructions("sm_90", 16, 3))
+
+
+def test_a_program_is_found_in_the_package_of_triton(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    programs = tmp_path / "triton/backends/nvidia/bin"
+    programs.mkdir(parents=True)
+    (tmp_path / "triton/__init__.py").touch()
+    (programs / "a-program-of-triton").touch(mode=0o755)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    assert toolkit.find_program("a-program-of-triton") == str(programs / "a-program-of-triton")
+    assert toolkit.find_program("no-such-program") is None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from pydantic import BaseModel
 
-from model.invalid import section_type
+from model.invalid import section_type, variants
 from pipeline.commands.config import print_config, type_text
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import ConfigError
@@ -59,10 +59,11 @@ def test_a_type_within_a_union_is_named() -> None:
 
 def _undocumented(node: type[BaseModel], path: str = "") -> Iterator[str]:
     for name, field in node.model_fields.items():
-        section = section_type(node, name)
-        if section is None and not field.description:
+        one = section_type(node, name)
+        sections = [one] if one is not None else list(variants(node, name).values())
+        if not sections and not field.description:
             yield path + name
-        elif section is not None:
+        for section in sections:
             if section.__doc__ is None:
                 yield path + name
             yield from _undocumented(section, f"{path}{name}.")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.commands.submit import Order, _configs, _say_ours, submit_run
+from pipeline.commands.submit import Order, _configs, _say_ours, check_runs, submit_run
+from pipeline.errors import CheckpointError
 from slurm import launch
 from slurm.errors import ClusterError
 
@@ -60,3 +61,14 @@ def test_a_login_node_without_gpus_is_no_reason_to_train_without_them(
         "demo", [f"runs_dir={tmp_path}"], Order(cluster="slurm", dry_run=True, gpus_per_node=0)
     )
     assert "give --gpus-per-node" not in capsys.readouterr().err
+
+
+def test_the_weights_to_start_from_may_be_made_by_an_earlier_job(
+    tmp_path: Path, glyph_shards: Path
+) -> None:
+    overrides = [f"data.train={glyph_shards}", f"init_from={tmp_path / 'run'}"]
+    order = Order(cluster="slurm", gpus_per_node=0, after="7")
+    (config,), _, _ = check_runs("demo", overrides, order)
+    assert config.init_from == tmp_path / "run"
+    with pytest.raises(CheckpointError, match="no such file or directory; give a file of weights"):
+        check_runs("demo", overrides, Order(cluster="slurm", gpus_per_node=0))

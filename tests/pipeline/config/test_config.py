@@ -268,6 +268,10 @@ def test_parity_refuses_what_is_published_nowhere(option: str) -> None:
         (["task.kind=masked", "task.teecher.path=x"], "unknown key task.teecher: did you mean 'te"),
         (["task.kind=masked", "task.teacher.pth=x"], "unknown key task.teacher.pth: did you mean"),
         (["task.kind=masked", "task.teacher.path=x", "task.mask_ratio=1"], "task.mask_ratio: "),
+        (
+            ["task.kind=masked", "task.teacher.path=x", "model.direction=forward"],
+            "task.kind=masked needs model.direction=bidirectional",
+        ),
         (["task.kind=masked", "task.teacher.path=x", "data.mix.mixup_alpha=1"], "switch it off"),
     ],
 )

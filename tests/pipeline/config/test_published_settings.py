@@ -47,6 +47,18 @@ coin_videomamba_s16_f32 256 4.0e-4 35 5 .05 .4 10
 coin_videomamba_s16_f64 128 2.0e-4 35 5 .05 .4 10
 coin_videomamba_m16_f32  64 1.0e-4 30 5 .05 .8 10
 coin_videomamba_m16_f64  32 5.0e-5 30 5 .05 .8 10
+k400_videomamba_m16_mask_ft_f8  512 4e-4 45 5 .05 .4 4
+k400_videomamba_m16_mask_ft_f16 256 2e-4 45 5 .05 .4 4
+k400_videomamba_m16_mask_ft_f32 128 1e-4 45 5 .05 .4 4
+k400_videomamba_m16_mask_ft_f64  64 5e-5 45 5 .05 .4 4
+k400_videomamba_m16_mask_ft_f64_384 32 1.25e-6 6 1 1e-8 .4 4
+ssv2_videomamba_m16_mask_ft_f8  512 4e-4 30 5 .05 .4 2
+ssv2_videomamba_m16_mask_ft_f16 256 2e-4 30 5 .05 .4 2
+ssv2_videomamba_m16_mask_ft_f16_288 96 3.75e-6 10 2 1e-8 .4 2
+breakfast_videomamba_m16_mask_ft_f32 64 1e-4 45 5 .05 .4 4
+breakfast_videomamba_m16_mask_ft_f64 32 5e-5 45 5 .05 .4 4
+coin_videomamba_m16_mask_ft_f32 64 1e-4 30 5 .05 .4 10
+coin_videomamba_m16_mask_ft_f64 32 5e-5 30 5 .05 .4 10
 """.strip().splitlines()
 
 PRE_TRAINING = """
@@ -75,6 +87,7 @@ def test_fine_tuning(row: str) -> None:
     assert config.schedule.warmup_lr == floor
     assert config.optim.weight_decay == float(weight_decay)
     assert config.optim.clip_grad is None
+    assert config.optim.layer_decay == (0.8 if "mask_ft" in name else 1.0)
     assert config.model.drop_path_rate == float(drop_path)
     assert (config.eval.clips, config.eval.crops) == (int(clips), 3)
     assert config.data.views == 2
@@ -125,3 +138,30 @@ def test_the_ablations_differ_in_the_two_changes_only(row: str, mask: bool, star
         }
     )
     assert plain == load_config("k400_videomamba_t16_f8")
+
+
+@pytest.mark.parametrize(("data", "epochs"), [("k400", 801), ("ssv2", 200)])
+def test_masked_pre_training(data: str, epochs: int) -> None:
+    config = load_config(f"{data}_videomamba_m16_mask_pt_f8")
+    assert (config.batch.global_size, config.optim.lr, config.optim.betas) == (
+        *(2048, 1.2e-3, (0.9, 0.95)),
+    )
+    schedule = config.schedule
+    assert (schedule.epochs, schedule.warmup_epochs) == (epochs, 40)
+    assert (schedule.min_lr, schedule.warmup_lr) == (8e-5, 8e-6)
+    assert config.task.kind == "masked"
+    assert (config.task.mask_ratio, config.task.mask, config.task.teacher.width) == (
+        *(0.8, "attention", 512),
+    )
+    assert config.model.drop_path_rate == 0.4
+    assert not config.data.mix.is_on
+    # A fifth of 14 x 14 patches in each of 8 frames, and the class token: 321 tokens.
+    assert 8 * (196 - int(0.8 * 196)) + 1 == 321
+
+
+def test_m_is_distilled_from_s_of_its_own_kind() -> None:
+    for kind in ("", "videomamba_"):
+        config = load_config(f"in1k_{kind}m16_224")
+        assert config.task.kind == "distillation"
+        assert str(config.task.teacher.path) == f"runs/in1k_{kind}s16_224"
+        assert load_config(f"in1k_{kind}m16_448").task.kind == "classification"

@@ -83,48 +83,62 @@ def test_no_frames_at_all_is_an_error(kind) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "total", "num", "stride", "clips", "expected"),
+    ("kind", "total", "num", "clips", "expected"),
     [
-        # tsn: seg = (V - 1) / T; round(seg * i), halves to even, + int(seg / (K + 1) * (k + 1))
-        ("tsn", 17, 4, 1, 2, [[1, 5, 9, 13], [2, 6, 10, 14]]),
-        ("tsn", 17, 4, 1, 1, [[2, 6, 10, 14]]),
-        ("tsn", 8, 8, 1, 1, [[0, 1, 2, 3, 4, 4, 5, 6]]),  # V = T: seg = 7 / 8
-        ("tsn", 5, 8, 1, 1, [[0, 0, 1, 2, 2, 2, 3, 4]]),  # V < T: seg = 1 / 2
-        ("tsn", 5, 8, 1, 3, [[0, 0, 1, 2, 2, 2, 3, 4]] * 3),  # each part has but one frame
-        ("tsn", 2, 4, 1, 1, [[0, 0, 0, 1]]),
-        ("dense", 10, 4, 2, 1, [[1, 3, 5, 7]]),  # starts 0 to 3; a single clip is in the middle
-        ("dense", 10, 4, 2, 2, [[0, 2, 4, 6], [3, 5, 7, 9]]),
-        ("dense", 10, 4, 2, 3, [[0, 2, 4, 6], [1, 3, 5, 7], [3, 5, 7, 9]]),
-        ("dense", 7, 4, 2, 3, [[0, 2, 4, 6]] * 3),  # the window fills the video
-        ("dense", 3, 4, 2, 2, [[0, 2, 2, 2]] * 2),  # and here it is longer
-        ("dense", 4, 4, 1, 1, [[0, 1, 2, 3]]),
-        ("segment", 16, 4, 1, 2, [[1, 5, 9, 13], [3, 7, 11, 15]]),
-        ("segment", 16, 4, 1, 1, [[2, 6, 10, 14]]),
-        ("segment", 8, 8, 1, 1, [list(range(8))]),
-        ("segment", 4, 8, 1, 1, [[0, 0, 1, 1, 2, 2, 3, 3]]),
-        ("segment", 3, 2, 1, 3, [[0, 1], [0, 2], [1, 2]]),
-        ("segment", 1, 1, 1, 1, [[0]]),
+        # tsn, seg = (V - 1) / T: starts round(seg * i), then int(seg / (K + 1) * (k + 1)) further.
+        ("tsn", 3, 8, 1, [[0, 0, 0, 1, 1, 1, 2, 2]]),  # V < T: 0, .25, .5, .75, 1, 1.25, 1.5, 1.75
+        ("tsn", 8, 8, 2, [[0, 1, 2, 3, 4, 4, 5, 6]] * 2),  # V = T: 7/8 i, and int(.29), int(.58)
+        ("tsn", 17, 4, 3, [[1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]]),  # seg 4
+        # segment: centres of K * T equal parts of V frames, dealt to the clips in turn.
+        ("segment", 3, 4, 1, [[0, 1, 1, 2]]),  # V < T: .375, 1.125, 1.875, 2.625
+        ("segment", 4, 4, 1, [[0, 1, 2, 3]]),  # V = T
+        ("segment", 4, 4, 2, [[0, 1, 2, 3], [0, 1, 2, 3]]),  # .25, .75, 1.25, ...
+        ("segment", 12, 2, 3, [[1, 7], [3, 9], [5, 11]]),  # 1, 3, 5, 7, 9, 11
+        # dense, stride 2: a window of 7 frames; the last start is V - 7.
+        ("dense", 3, 4, 1, [[0, 2, 2, 2]]),  # V < T: the last frame is held
+        ("dense", 4, 4, 3, [[0, 2, 3, 3]] * 3),  # V = T: one start, for every clip
+        ("dense", 7, 4, 2, [[0, 2, 4, 6]] * 2),  # V = the window
+        ("dense", 12, 4, 3, [[0, 2, 4, 6], [2, 4, 6, 8], [5, 7, 9, 11]]),  # 0, 5 * 1 // 2, 5
+        ("dense", 12, 4, 1, [[2, 4, 6, 8]]),  # the central one: 5 // 2
     ],
 )
-def test_evaluation_frames_by_hand(kind, total, num, stride, clips, expected) -> None:
-    assert eval_frames(kind, total, num, stride, clips).tolist() == expected
+def test_evaluation_frames_by_hand(kind, total, num, clips, expected) -> None:
+    assert eval_frames(kind, total, num, 2, clips).tolist() == expected
+
+
+class Extreme:
+    """Draws that are all the lowest, or all about the highest, that a generator may give."""
+
+    def __init__(self, highest: bool) -> None:
+        self.highest = highest
+
+    def integers(self, low, high=None, endpoint=False):
+        low, high = (np.zeros_like(low), low) if high is None else (low, high)
+        return np.asarray(high) - (0 if endpoint else 1) if self.highest else np.asarray(low)
+
+    def random(self, size):
+        return np.full(size, 1 - 1e-9 if self.highest else 0.0)
 
 
 @pytest.mark.parametrize(
-    ("kind", "total", "num", "stride", "lowest", "highest"),
+    ("kind", "total", "num", "lowest", "highest"),
     [
-        ("tsn", 17, 4, 1, [0, 4, 8, 12], [4, 8, 12, 16]),  # inclusive bounds, shared
-        ("tsn", 8, 8, 1, [0, 1, 2, 3, 4, 4, 5, 6], [1, 2, 3, 4, 4, 5, 6, 7]),
-        ("tsn", 5, 8, 1, [0, 0, 1, 2, 2, 2, 3, 4], [0, 1, 2, 2, 2, 3, 4, 4]),
-        ("dense", 10, 4, 2, [0, 2, 4, 6], [3, 5, 7, 9]),
-        ("dense", 3, 4, 2, [0, 2, 2, 2], [0, 2, 2, 2]),
-        ("segment", 16, 4, 1, [0, 4, 8, 12], [3, 7, 11, 15]),
-        ("segment", 8, 8, 1, list(range(8)), list(range(8))),
-        ("segment", 4, 8, 1, [0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 1, 1, 2, 2, 3, 3]),
+        # tsn: frame i lies between round(seg * i) and round(seg * (i + 1)), both included.
+        ("tsn", 17, 4, [0, 4, 8, 12], [4, 8, 12, 16]),
+        ("tsn", 5, 4, [0, 1, 2, 3], [1, 2, 3, 4]),  # V = T + 1: seg 1
+        ("tsn", 4, 4, [0, 1, 2, 2], [1, 2, 2, 3]),  # V = T: 0, .75, 1.5 -> 2, 2.25 -> 2, 3
+        ("tsn", 2, 4, [0, 0, 0, 1], [0, 0, 1, 1]),  # V < T: 0, .25, .5 -> 0, .75 -> 1, 1
+        # segment: frame i lies in [i, i + 1) * V / T.
+        ("segment", 16, 4, [0, 4, 8, 12], [3, 7, 11, 15]),
+        ("segment", 4, 4, [0, 1, 2, 3], [0, 1, 2, 3]),
+        ("segment", 2, 4, [0, 0, 1, 1], [0, 0, 1, 1]),
+        # dense, stride 2: the start lies between 0 and V - 7.
+        ("dense", 12, 4, [0, 2, 4, 6], [5, 7, 9, 11]),
+        ("dense", 4, 4, [0, 2, 3, 3], [0, 2, 3, 3]),
+        ("dense", 2, 4, [0, 1, 1, 1], [0, 1, 1, 1]),
     ],
 )
-def test_training_frames_reach_their_bounds(kind, total, num, stride, lowest, highest) -> None:
-    rng = np.random.default_rng(0)
-    drawn = np.stack([train_frames(kind, total, num, stride, rng) for _ in range(200)])
-    assert drawn.min(0).tolist() == lowest
-    assert drawn.max(0).tolist() == highest
+def test_the_bounds_of_training_frames_by_hand(kind, total, num, lowest, highest) -> None:
+    for is_highest, expected in ((False, lowest), (True, highest)):
+        rng = Extreme(is_highest)
+        assert train_frames(kind, total, num, 2, rng).tolist() == expected  # type: ignore[arg-type]

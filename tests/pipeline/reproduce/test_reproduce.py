@@ -168,9 +168,10 @@ def test_the_cost_says_what_is_measured(tmp_path: Path) -> None:
     stages = chain_of(["k400_videomamba_m16_f8"], [f"runs_dir={tmp_path}"])
     held = ShardCounts("s", {"train": 1000, "val": 9}, 400, 0)
     lines = list(report.costs(stages, view_of(tmp_path, k400=held), load_tables()))
-    assert lines[0].startswith("in1k_videomamba_m16_224: ")
+    assert lines[0].startswith("in1k_videomamba_s16_224: ")
     assert lines[0].endswith("(stated)")
-    assert lines[1].startswith("k400_videomamba_m16_f8: 0.0 node-hours (measured, step times of ")
+    assert lines[1].endswith("(stated, without the teacher)")
+    assert lines[2].startswith("k400_videomamba_m16_f8: 0.0 node-hours (measured, step times of ")
 
 
 def test_released_weights_stand_for_a_stage(tmp_path: Path) -> None:

@@ -135,17 +135,15 @@ def test_an_input_has_the_shape_that_its_taker_can_fit() -> None:
         source = origin.inputs.get("init_from")
         if source is None:
             continue
-        taker, given = load_config(recipe).model, load_config(source).model
+        taker, given = (load_config(name).model for name in (recipe, source))
         assert (taker.embed_dim, taker.depth) == (given.embed_dim, given.depth)
         assert taker.layout == given.layout
-        assert given.num_frames in (1, taker.num_frames) or recipe.startswith(
-            ("ucf", "hmdb", "breakfast", "coin")
-        )
 
 
 def test_the_chain_of_a_row_puts_inputs_first() -> None:
     chain = chain_of(["ucf101_m16_f16", "ucf101_m16_f16_fold2"])
     assert [stage.recipe for stage in chain] == [
-        *("in1k_m16_224", "k400_m16_f16", "ucf101_m16_f16", "ucf101_m16_f16_fold2"),
+        *("in1k_s16_224", "in1k_m16_224"),
+        *("k400_m16_f16", "ucf101_m16_f16", "ucf101_m16_f16_fold2"),
     ]
-    assert str(chain[2].config.init_from) == str(chain[3].config.init_from) == "runs/k400_m16_f16"
+    assert str(chain[3].config.init_from) == str(chain[4].config.init_from) == "runs/k400_m16_f16"

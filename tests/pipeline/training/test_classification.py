@@ -75,3 +75,21 @@ def test_dropped_paths_depend_on_key_and_view_not_on_the_place_in_the_batch() ->
     assert torch.equal(kept[0][2:], kept[1][:2])
     assert not torch.equal(kept[0][0], kept[0][1])
     assert 0.35 < float(kept[0].float().mean()) < 0.75  # 0.55 is expected
+
+
+@pytest.mark.parametrize(("steps", "counted"), [(1, [0]), (2, [1]), (3, [1, 2]), (4, [2, 3])])
+def test_of_a_forward_model_the_later_half_of_the_steps_counts(
+    steps: int, counted: list[int]
+) -> None:
+    answers = torch.randn(4, steps, CLASSES, generator=torch.Generator().manual_seed(0))
+    answers[:, -1] = LOGITS
+
+    def each_step(clips: Tensor, drop_path_keep: Tensor | None, every_step: bool) -> Tensor:
+        assert every_step
+        return answers
+
+    loss, report = task(0.0, "model.direction=forward")(each_step, batch([1, 1]))
+    label = torch.tensor([0, 0, 1, 1])
+    expected = [float(F.cross_entropy(answers[:, step], label)) for step in counted]
+    assert float(loss) == pytest.approx(sum(expected) / len(counted))
+    assert float(report.sums["top1"]) == 2.0  # of the last step

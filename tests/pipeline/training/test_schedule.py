@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import pytest
 
+from pipeline.config import load_config
 from pipeline.training.config import ScheduleConfig
 from pipeline.training.schedule import Schedule
 
@@ -29,6 +30,26 @@ def test_max_steps_ends_the_schedule_and_shortens_the_warm_up_with_it() -> None:
 def test_no_warm_up() -> None:
     schedule = Schedule(ScheduleConfig(epochs=1, warmup_epochs=0), peak_lr=2.0, steps_per_epoch=4)
     assert schedule.lr(0) == 2.0
+
+
+def test_the_warm_up_of_a_published_recipe_by_hand() -> None:
+    """K400, M f16: 240,436 videos in steps of 256 are 939 steps; 5 of 50 epochs warm up."""
+    config = load_config("k400_m16_f16")
+    schedule = Schedule(config.schedule, config.optim.lr, 240_436 // 256)
+    assert (schedule.total_steps, schedule.warmup_steps) == (46_950, 4_695)
+    assert schedule.lr(0) == pytest.approx(2e-6 + (2e-4 - 2e-6) / 4_695)
+    assert schedule.lr(4_694) == pytest.approx(2e-4)
+    assert schedule.lr(4_695 + 42_255 // 3) == pytest.approx(2e-6 + 0.75 * (2e-4 - 2e-6), rel=1e-4)
+    assert schedule.lr(46_950) == pytest.approx(2e-6)
+
+
+def test_a_rate_that_ends_where_it_begins_stays_there() -> None:
+    """ImageNet-1K at 448 px: lr = min_lr = 5e-6 after a warm-up from 1e-6."""
+    config = load_config("in1k_s16_448")
+    schedule = Schedule(config.schedule, config.optim.lr, 600)
+    assert schedule.warmup_steps == 1000
+    assert schedule.lr(499) == pytest.approx(3e-6)
+    assert {schedule.lr(step) for step in (1000, 3000, 5999)} == {5e-6}
 
 
 @pytest.mark.parametrize(
