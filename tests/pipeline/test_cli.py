@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from data_prep.options import ShardConfig
 from model import create_model, load_model, save_model
 from pipeline import cli, exits
+from pipeline.commands import planning, weights
+from pipeline.commands.arguments import complete_recipe
 from pipeline.config import load_config
 from pipeline.predict import Predictor
 from tests.data_prep.torture_files import CASES
@@ -110,7 +112,7 @@ def test_what_a_model_of_options_refuses_is_one_line() -> None:
 def test_convert_applies_its_options_without_a_preset(vmp: Vmp, tmp_path: Path) -> None:
     save_model(tmp_path / "a.safetensors", create_model("videomambapro-tiny-test"))
     files = (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
-    cli.convert(*files, num_classes=9, num_frames=8)
+    weights.convert(*files, num_classes=9, num_frames=8)
     config = load_model(files[1]).config
     assert (config.num_classes, config.num_frames) == (9, 8)
 
@@ -126,12 +128,12 @@ def test_convert_refuses_hostile_weights_in_one_line(vmp: Vmp, tmp_path: Path) -
 
 def test_plan_counts_steps_and_node_hours(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["schedule.epochs=10", "data.train=nowhere"]
-    cli.plan("demo", options, world=32, gpus_per_node=8, samples=6000, step_s=3.6)
+    planning.plan("demo", options, world=32, gpus_per_node=8, samples=6000, step_s=3.6)
     out = capsys.readouterr().out
     assert "steps per epoch      187 (6,000 clips)" in out
     assert "steps                1,870 (10 epochs)" in out
     assert "node-hours           7.5 (1.9 h on 4 nodes;" in out
-    cli.plan("demo", options, world=32, gpus_per_node=8, samples=None, step_s=None)
+    planning.plan("demo", options, world=32, gpus_per_node=8, samples=None, step_s=None)
     assert "unknown, give --samples: nowhere: no manifest.json" in capsys.readouterr().out
 
 
@@ -177,6 +179,6 @@ def test_the_shell_completes_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hockey.yaml").touch()
     (tmp_path / "notes.txt").touch()
-    assert {"hmdb51_m16_f16", "hockey.yaml"} <= set(cli.complete_recipe("h"))
-    assert cli.complete_recipe("hock") == ["hockey.yaml"]
-    assert cli.complete_recipe("no") == []
+    assert {"hmdb51_m16_f16", "hockey.yaml"} <= set(complete_recipe("h"))
+    assert complete_recipe("hock") == ["hockey.yaml"]
+    assert complete_recipe("no") == []

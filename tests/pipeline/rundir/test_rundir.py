@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli, prepare, rundir
+from pipeline import prepare, rundir
+from pipeline.commands import runs
 from pipeline.config import load_config, read_config
 from pipeline.errors import ConfigError
 from pipeline.health.failure import record_failure
@@ -31,7 +32,7 @@ def test_a_second_start_leaves_a_live_run_untouched(
 
         assert run(run_dir) == 2
         with pytest.raises(RunInUseError, match="in use by another training process"):
-            cli.train("demo", ["name=run", f"runs_dir={run_dir.parent}", "log_every_steps=7"])
+            runs.train("demo", ["name=run", f"runs_dir={run_dir.parent}", "log_every_steps=7"])
 
         assert _content(run_dir) == before
     assert "in use by another training process" in capsys.readouterr().err
