@@ -11,7 +11,7 @@ demo: venv
 	$(BIN)/vmp demo
 
 # Two test processes fill two cores: a third of a test's time goes by in waiting.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 test: lint
 	$(PYTEST)

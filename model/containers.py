@@ -63,6 +63,8 @@ def read_container(path: Path, *, ema: bool = False) -> Container:
     """
     if (path / FOLDER_WEIGHTS).is_file():
         path = path / FOLDER_WEIGHTS
+    if path.is_dir():
+        raise WeightsError(f"{path}: a directory, not a file of weights")
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
@@ -103,7 +105,9 @@ def _read_torch(path: Path) -> Any:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            # A tensor lies at any address of the file's memory, and products of arrays that are not
+            # aligned can differ in the last bit. Copies are aligned.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - not a dict
             return tensors, dict(file.metadata() or {})
     except Exception as error:  # a dtype of its own, no permission, a damaged header
         raise WeightsError(f"{path}: damaged safetensors file ({brief(error)})") from error

@@ -21,6 +21,7 @@ from model.config import ModelConfig
 from model.scan import conv, op
 from model.scan.cuda.plan import MAX_STATES
 from model.scan.dispatch import choose
+from model.scan.eager import as_given
 from model.scan.fused import fused_backend
 from model.scan.problem import Scan
 
@@ -92,7 +93,7 @@ class _Inner(torch.autograd.Function):
     ) -> Tensor:
         ctx.options, ctx.dtypes = options, [tensor.dtype for tensor in tensors]
         ways, activations = _ways(tensors), list[Tensor]()
-        with op.as_given(xz):
+        with as_given(xz):
             for index, way in enumerate(ways):
                 activations += _scan_inputs(options, xz, way, reverse=index == 1)
             scan = _scan(options, xz, A, A_b, ways, activations)
@@ -116,7 +117,7 @@ class _Inner(torch.autograd.Function):
         into = {"z": dz}
         for suffix, buffer in zip(_SUFFIXES, dprojected, strict=False):
             _, into["B" + suffix], into["C" + suffix] = _columns(buffer, ways[0])
-        with op.as_given(xz):
+        with as_given(xz):
             scan = _scan(options, xz, A, A_b, ways, activations)
             kernels = op.kernels(options.scan_backend)
             grads = kernels.backward(scan, dout.transpose(1, 2), None, pre_gate, states, into)

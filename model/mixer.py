@@ -114,6 +114,31 @@ class Mixer(nn.Module):
         )
         return y.transpose(1, 2)
 
+    @torch.no_grad()
+    def magnitudes(self, hidden: Tensor) -> Tensor:
+        """hidden (B, L, d) -> (4,) float32: root mean squares of what the forward direction scans.
+
+        They are those of the step size Delta, of B, of C and of the state after the last token.
+        """
+        x = self.in_proj(hidden).chunk(2, dim=-1)[0].transpose(1, 2)
+        given = self._scan_inputs(x, self.conv1d, self.x_proj, self.dt_proj)
+        _, state = selective_scan(
+            given.u,
+            given.delta,
+            _decay(self.A_log),
+            given.B,
+            given.C,
+            delta_bias=self.dt_proj.bias,
+            delta_softplus=True,
+            initial_state=self.config.initial_state,
+            backend=self.config.scan_backend,
+            return_last_state=True,
+        )
+        step = F.softplus(given.delta.float() + self.dt_proj.bias.float()[:, None])
+        return torch.stack(
+            [seen.float().square().mean().sqrt() for seen in (step, given.B, given.C, state)]
+        )
+
     def _mix_forward(self, xz: Tensor, state: MixerState | None) -> tuple[Tensor, MixerState]:
         """xz (B, L, 2 D) of the next tokens -> (B, L, D), and the state behind them."""
         x, z = xz.chunk(2, dim=-1)

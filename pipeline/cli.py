@@ -61,6 +61,10 @@ Overrides = Annotated[
 Raw = Annotated[
     bool, typer.Option("--raw", help="Use the last weights, not their moving average (ema).")
 ]
+Weights = Annotated[
+    Path,
+    typer.Argument(help="A run (RUN@best or RUN@last), a checkpoint, or a file of weights."),
+]
 Cluster = Literal["local", "slurm"]
 _LONGEST = 2000  # an error may quote a long line of a file, so this many characters are shown
 
@@ -225,23 +229,39 @@ def submit(
 
 @app.command("eval")
 def eval_command(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A run directory, a checkpoint, or an exported file.")
-    ],
+    checkpoint: Weights,
     data: Annotated[Path, typer.Argument(help="Shard directory.")],
     overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory for JSON, a table of predictions and pictures.")
+    ] = None,
 ) -> None:
-    """Evaluate a checkpoint: every sample once.
+    """Evaluate weights: every sample once, with intervals, calibration and accuracy by class.
 
-    Example: vmp eval runs/demo demo/shards eval.shuffle_frames=true
+    Example: vmp eval runs/demo@best demo/shards --out demo/best eval.clips=2
     """
-    from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
+    from pipeline.commands.evaluate import run_eval
 
-    result = evaluate_checkpoint(checkpoint, data, overrides or [])
-    say(
-        f"top1 {result.top1:.4f}  top5 {result.top5:.4f}  loss {result.loss:.4f}  "
-        f"samples {result.num_samples}"
-    )
+    run_eval(checkpoint, data, overrides or [], out)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A directory of vmp eval --out, or weights.")],
+    second: Annotated[Path, typer.Argument(help="The other one, of the same videos and views.")],
+    overrides: Overrides = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Shard directory on which to evaluate weights first.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write the comparison to.")] = None,
+) -> None:
+    """Test whether two sets of weights differ by more than chance on the same videos (McNemar).
+
+    Example: vmp compare demo/best demo/last
+    """
+    from pipeline.commands.compare import run_compare
+
+    run_compare(first, second, data, overrides or [], out)
 
 
 @app.command()
@@ -299,7 +319,7 @@ def convert(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A run directory, or a checkpoint.")],
+    run: Weights,
     out: Annotated[
         Path, typer.Argument(help="The .safetensors, .pth, .pt2 or .onnx file, or a folder.")
     ],
@@ -310,7 +330,7 @@ def export(
     The suffix decides: .safetensors or .pth for weights, .pt2 for a program of torch.export, .onnx
     for ONNX, none for a folder in the form of the Hugging Face Hub.
 
-    Example: vmp export runs/demo demo.onnx
+    Example: vmp export runs/demo@best demo.onnx
     """
     from pipeline.inference.export import export_weights
 

@@ -19,8 +19,21 @@ class SaveError(RuntimeError):
     """A checkpoint could not be written; earlier checkpoints are intact."""
 
 
-class NonFiniteError(RuntimeError):
+class UnstableError(RuntimeError):
+    """The numbers of a training run have gone bad: see the subclasses."""
+
+    def __init__(self, message: str, steps: tuple[int, ...] = ()) -> None:
+        """`steps` are the optimizer steps in which that showed, in order."""
+        super().__init__(message)
+        self.steps = steps
+
+
+class NonFiniteError(UnstableError):
     """Loss or gradients were NaN or infinite in more steps in a row than `guard` allows."""
+
+
+class SpikeError(UnstableError):
+    """The loss stood far above its recent values, as `stability` defines it."""
 
 
 class NodeFaultError(RuntimeError):

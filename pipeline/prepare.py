@@ -98,11 +98,11 @@ def _is_same_run(run_dir: Path, config: RunConfig) -> bool:
 
 
 def _begin_anew(run_dir: Path) -> None:
-    """Delete the MLflow id, the provenance and the starts of a run that has no checkpoint.
+    """Delete the MLflow id, provenance, starts and rollbacks of a run that has no checkpoint.
 
     The new run needs a new MLflow run, because MLflow cannot change the parameters of one. Metrics
     and sample logs are cut by the training itself.
     """
-    of_that_run = (rundir.PROVENANCE_FILE, rundir.STARTS_FILE)
+    of_that_run = (rundir.PROVENANCE_FILE, rundir.STARTS_FILE, rundir.ROLLBACKS_FILE)
     for name in (TRACKING_ID_FILE, TRACKING_PENDING_FILE, *of_that_run):
         (run_dir / name).unlink(missing_ok=True)

@@ -18,6 +18,8 @@ ADVICE = {
     StopClass.CONFIGURATION: "the same input would fail again: correct it and submit again",
     StopClass.NON_FINITE: "the same numbers would come again: lower optim.lr, or allow "
     "guard.max_skipped_in_a_row, and submit again",
+    StopClass.DIVERGED: "the same steps would spike again: start another run with a lower "
+    "optim.lr or optim.clip_grad, or allow more stability.max_rollbacks and submit again",
     StopClass.OUT_OF_MEMORY: "it would run out of memory again: lower batch.max_micro, raise "
     "engine.zero_stage or ask for more memory, and submit again",
     StopClass.DISK_FULL: "free space, or move the run; older checkpoints are intact; submit again",

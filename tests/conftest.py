@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from data_prep.options import ShardConfig
 from data_prep.shard import shard
@@ -19,8 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 ROOT = Path(__file__).parents[1]
-SLURM = "slurm"
-"""The fixture of tests/slurm that starts the cluster, and the name of its users' group."""
+SLURM = "tests/slurm/"
+"""The tests on the cluster, which one process at a time may start."""
 
 
 def missing_components() -> list[str]:
@@ -39,25 +41,28 @@ def pytest_sessionstart() -> None:
         pytest.exit(f"VMP_CI=1, but missing here: {', '.join(missing)}", returncode=1)
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Give each test process whole files, and one of them all files that need the cluster."""
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = _group  # type: ignore[method-assign]
+    return scheduler
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let one test process run a whole file, and one all tests on the SLURM cluster.
-
-    Files with slow tests go first, so that both processes end at about the same time.
-    """
-    if not config.pluginmanager.hasplugin("xdist"):
+    """Put files with slow tests first, so that test processes end at about the same time."""
+    if not hasattr(config, "workerinput"):  # the only process
         return
-    groups = {item: _group(item) for item in items}
-    slow = {groups[item] for item in items if item.get_closest_marker("slow")}
-    slow |= {groups[item] for item in items if item.get_closest_marker("dist")}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    if getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
-        items.sort(key=lambda item: (groups[item] != SLURM, groups[item] not in slow))
+    is_slow = {_group(item.nodeid) for item in items if _takes_long(item)}
+    items.sort(key=lambda item: (_group(item.nodeid) != SLURM, _group(item.nodeid) not in is_slow))
 
 
-def _group(item: pytest.Item) -> str:
-    return SLURM if SLURM in getattr(item, "fixturenames", ()) else str(item.path)
+def _group(nodeid: str) -> str:
+    path = nodeid.partition("::")[0]
+    return SLURM if path.startswith(SLURM) else path
+
+
+def _takes_long(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("slow", "dist"))
 
 
 def require(present: bool, what: str) -> None:

@@ -1,15 +1,20 @@
 """Depthwise causal convolution + bias + SiLU, the local mixing in front of the scan."""
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.scan import conv_cpu
+from model.scan.eager import is_watched
 from model.scan.fused import check_backend, fused_backend
 from model.scan.problem import ScanError, token_major
+
+Backward = Callable[..., tuple[Tensor, Tensor]]
 
 
 def causal_conv1d_silu(
@@ -39,7 +44,8 @@ def causal_conv1d_silu(
     taps = weight.reshape(channels, -1)
     if backend == "torch":
         return conv_reference(x, taps.to(x.dtype), bias, reverse)
-    out: Tensor = conv_op(x, taps, bias, reverse, backend)
+    run = conv_op if is_watched() else _Run.apply
+    out: Tensor = run(x, taps, bias, reverse, backend)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -64,11 +70,13 @@ def kernels(backend: str) -> ModuleType:
     return conv_cpu
 
 
-@torch.library.custom_op("videomambapro::conv_silu", mutates_args=())
-def conv_op(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, backend: str) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, backend: str) -> Tensor:
     with torch.cuda.device_of(x):  # kernels are launched on the current device
         out: Tensor = kernels(backend).forward(x, weight, bias, reverse)
     return out
+
+
+conv_op = torch.library.custom_op("videomambapro::conv_silu", _forward, mutates_args=())
 
 
 @conv_op.register_fake
@@ -79,8 +87,7 @@ def _conv_fake(
     return token_major(batch, channels, length, x, x.dtype)
 
 
-@torch.library.custom_op("videomambapro::conv_silu_backward_v2", mutates_args=())
-def _conv_backward_op(
+def _backward(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
     """The gradient of x and, in one float32 row, those of weight (D * K) and bias (D)."""
@@ -89,7 +96,12 @@ def _conv_backward_op(
     return dx, dparameters
 
 
-@_conv_backward_op.register_fake
+_backward_op = torch.library.custom_op(
+    "videomambapro::conv_silu_backward_v2", _backward, mutates_args=()
+)
+
+
+@_backward_op.register_fake
 def _conv_backward_fake(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -103,10 +115,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, weight, bias)
 
 
-def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, backward: Backward, dout: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
-    dx, dparameters = _conv_backward_op(dout, x, weight, bias, ctx.reverse, ctx.backend)
-    dweight, dbias = dparameters.split([weight.numel(), weight.shape[0]])
+    dx, dparameters = backward(dout, x, weight, bias, ctx.reverse, ctx.backend)
+    dweight, dbias = dparameters[: weight.numel()], dparameters[weight.numel() :]
     return (
         dx,
         dweight.view(weight.shape).to(weight.dtype),
@@ -116,4 +128,19 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-conv_op.register_autograd(_backward, setup_context=_setup_context)
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _forward(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, _backward, dout)
+
+
+conv_op.register_autograd(
+    lambda ctx, dout: _gradients(ctx, _backward_op, dout), setup_context=_setup_context
+)

@@ -1,15 +1,20 @@
 """Residual add + RMSNorm with a float32 residual stream."""
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.scan import norm_cpu
+from model.scan.eager import is_watched
 from model.scan.fused import check_backend, fused_backend
 from model.scan.problem import ScanError
+
+Backward = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
 def rms_norm_residual(
@@ -42,7 +47,8 @@ def rms_norm_residual(
     check_backend("norm", backend, *tensors)
     if backend == "torch":
         return norm_reference(x, residual, weight, eps)
-    normed, total = norm_op(x, residual, weight, eps, backend)
+    run = norm_op if is_watched() else _Run.apply
+    normed, total = run(x, residual, weight, eps, backend)  # type: ignore[no-untyped-call]
     return normed, total
 
 
@@ -63,13 +69,15 @@ def _kernels(backend: str) -> ModuleType:
     return norm_cpu
 
 
-@torch.library.custom_op("videomambapro::norm_residual", mutates_args=())
-def norm_op(
+def _forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, backend: str
 ) -> tuple[Tensor, Tensor]:
     with torch.cuda.device_of(x):  # kernels are launched on the current device
         normed, total = _kernels(backend).forward(x, residual, weight, eps)
     return normed.to(x.dtype), total
+
+
+norm_op = torch.library.custom_op("videomambapro::norm_residual", _forward, mutates_args=())
 
 
 @norm_op.register_fake
@@ -79,8 +87,7 @@ def _norm_fake(
     return x.new_empty(x.shape), x.new_empty(x.shape, dtype=torch.float32)
 
 
-@torch.library.custom_op("videomambapro::norm_residual_backward_v2", mutates_args=())
-def _norm_backward_op(
+def _backward(
     dnormed: Tensor,
     dtotal: Tensor | None,
     total: Tensor,
@@ -94,7 +101,12 @@ def _norm_backward_op(
     return dresidual, dx, dweight
 
 
-@_norm_backward_op.register_fake
+_backward_op = torch.library.custom_op(
+    "videomambapro::norm_residual_backward_v2", _backward, mutates_args=()
+)
+
+
+@_backward_op.register_fake
 def _norm_backward_fake(
     dnormed: Tensor,
     dtotal: Tensor | None,
@@ -115,16 +127,35 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(output[1], weight)
 
 
-def _backward(ctx: Any, dnormed: Tensor | None, dtotal: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(
+    ctx: Any, backward: Backward, dnormed: Tensor | None, dtotal: Tensor | None
+) -> tuple[Tensor | None, ...]:
     total, weight = ctx.saved_tensors
     x_dtype, residual_dtype = ctx.dtypes
     if dnormed is None:  # only the residual stream is used
         dnormed = torch.zeros_like(total, dtype=x_dtype)
-    dresidual, dx, dweight = _norm_backward_op(dnormed, dtotal, total, weight, ctx.eps, ctx.backend)
+    dresidual, dx, dweight = backward(dnormed, dtotal, total, weight, ctx.eps, ctx.backend)
     if x_dtype == torch.float32:
         dx = dresidual
-    dresidual = None if residual_dtype is None else dresidual.to(residual_dtype)
-    return dx, dresidual, dweight.to(weight.dtype), None, None
+    into_stream = None if residual_dtype is None else dresidual.to(residual_dtype)
+    return dx, into_stream, dweight.to(weight.dtype), None, None
 
 
-norm_op.register_autograd(_backward, setup_context=_setup_context)
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _forward(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, dnormed: Tensor | None, dtotal: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, _backward, dnormed, dtotal)
+
+
+norm_op.register_autograd(
+    lambda ctx, *grads: _gradients(ctx, _backward_op, *grads), setup_context=_setup_context
+)

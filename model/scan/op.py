@@ -1,21 +1,19 @@
 """The scan for autograd, and as registered PyTorch operators for whatever traces it.
 
-Plain eager code goes through an ``autograd.Function``: passing 23 arguments through the dispatcher
-takes as long as all else that a call does on the host. torch.compile, torch.func and dispatch modes
-see the operators. One forward and one backward operator serve every fused backend; ``backend``
-selects the kernels.
+Plain eager code goes through an ``autograd.Function`` (see ``eager.py``): with 23 arguments, the
+dispatcher takes as long as all else that a call does on the host. One forward and one backward
+operator serve every fused backend; ``backend`` selects the kernels.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from model.scan import chunked, cpu
+from model.scan.eager import as_given, is_watched
 from model.scan.problem import NAMES, OPTIONS, TENSORS, Forward, Scan, token_major
 
 BACKENDS = ("cuda", "cpu", "chunked")
@@ -60,30 +58,11 @@ def kernels(backend: str) -> ScanKernels:
     return modules[backend]
 
 
-@contextmanager
-def as_given(like: Tensor) -> Iterator[None]:
-    """Switch autocast off and make the device of ``like`` current.
-
-    Tensors keep the dtype they arrive in, because A, D, the bias and the state must stay float32
-    whatever the inputs are. Kernels are launched on the current device.
-    """
-    device = like.device.type
-    is_on = torch.is_autocast_enabled(device)
-    if is_on:  # torch.autocast does the same, and takes longer than a kernel
-        torch.set_autocast_enabled(device, False)
-    try:
-        with torch.cuda.device_of(like):
-            yield
-    finally:
-        if is_on:
-            torch.set_autocast_enabled(device, True)
-
-
 def run(scan: Scan, backend: str) -> tuple[Tensor, Tensor]:
     """Run ``scan`` on the kernels of ``backend``: out and last state, differentiable once."""
     tensors = [getattr(scan, name) for name in TENSORS]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if _is_watched():
+    if is_watched():
         options = [getattr(scan, name) for name in OPTIONS]
         done = forward_op(*tensors, *options, backend, keep)
         return done[0], done[3]
@@ -93,15 +72,6 @@ def run(scan: Scan, backend: str) -> tuple[Tensor, Tensor]:
     with as_given(scan.u):
         direct = kernels(backend).forward(scan, keep=False)
     return direct.out, direct.last_state
-
-
-def _is_watched() -> bool:
-    """Whether something looks at operators: a tracer, a dispatch mode or a transform."""
-    return (
-        torch.compiler.is_compiling()
-        or is_in_torch_dispatch_mode()
-        or torch._C._are_functorch_transforms_active()
-    )
 
 
 class _Run(torch.autograd.Function):

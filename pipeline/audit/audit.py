@@ -40,6 +40,7 @@ def audit(run_dir: Path, places: Sequence[str] = (), *, quick: bool = False) -> 
         data=str(config.data.train),
         data_digest=state.data_digest,
         skipped_steps=state.skipped_steps,
+        left_out_steps=sum(step < state.step for step in evidence.left_out),
         uncommitted=uncommitted,
         stretches=attempts,
         checks=(

@@ -14,16 +14,18 @@ def check_checkpoints(evidence: Evidence, stretches: Sequence[Stretch]) -> Check
     """Compare every committed checkpoint with its marker, its name and its counters."""
     faults = list(evidence.damaged)
     for checkpoint in evidence.checkpoints:
-        faults += _counters(checkpoint, evidence.config.batch.global_size, stretches)
+        faults += _counters(checkpoint, evidence, stretches)
     names = ", ".join(checkpoint.path.name for checkpoint in evidence.checkpoints)
     detail = f"files and counters of {names}"
     return Check(name="checkpoint files", detail=detail, faults=tuple(faults))
 
 
 def _counters(
-    checkpoint: Checkpoint, global_batch: int, stretches: Sequence[Stretch]
+    checkpoint: Checkpoint, evidence: Evidence, stretches: Sequence[Stretch]
 ) -> Iterator[str]:
     state, where = checkpoint.state, f"checkpoint {checkpoint.path}"
+    global_batch = evidence.config.batch.global_size
+    left_out = sum(step < state.step for step in evidence.left_out)
     if state.step != layout.step_of(checkpoint.path):
         yield f"{where}: its state says step {state.step}"
     if state.position != state.step * global_batch:
@@ -31,10 +33,11 @@ def _counters(
             f"{where}: its position is {state.position}, but {state.step} steps of {global_batch} "
             f"samples end at {state.step * global_batch}"
         )
-    if state.adam_steps + state.skipped_steps != state.step:
+    if state.adam_steps + state.skipped_steps + left_out != state.step:
+        others = f" and {left_out} left-out" if left_out else ""
         yield (
-            f"{where}: {state.adam_steps} updates of the weights and {state.skipped_steps} skipped "
-            f"steps do not make {state.step} steps"
+            f"{where}: {state.adam_steps} updates of the weights and {state.skipped_steps} skipped"
+            f"{others} steps do not make {state.step} steps"
         )
     for stretch in stretches:
         if not stretch.first_step < state.step <= stretch.end_step:

@@ -42,6 +42,8 @@ class Evidence:
     """What is wrong with the other ones that have a marker."""
     starts: list[Start]
     attempts: list[Attempt]
+    left_out: frozenset[int]
+    """Steps whose batches rollbacks have left out, see rollbacks.jsonl."""
     train: Shards | None
     val: Shards | None
     missing_data: str
@@ -94,6 +96,7 @@ def gather(run_dir: Path, places: Sequence[str] = ()) -> Evidence:
         damaged=damaged,
         starts=rundir.read_starts(run_dir),
         attempts=rundir.read_attempts(run_dir),
+        left_out=rundir.left_out(rundir.read_rollbacks(run_dir)),
         train=train,
         val=val,
         missing_data=missing_data,

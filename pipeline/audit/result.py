@@ -81,6 +81,8 @@ class Audit(_Frozen):
     """Digest of the training and validation samples, as the newest checkpoint records it."""
     skipped_steps: int
     """Steps whose batch was read and whose gradient was thrown away."""
+    left_out_steps: int = 0
+    """Steps whose batch is not trained on after a rollback, as rollbacks.jsonl lists them."""
     uncommitted: dict[int, int]
     """Step -> samples in the log for it beyond the newest checkpoint."""
     stretches: tuple[Stretch, ...]
@@ -103,7 +105,9 @@ class Audit(_Frozen):
             for check in self.checks:
                 for text in getattr(check, found):
                     return str(text)
+        steps = f"{self.steps - self.left_out_steps:,}"
+        but = f"; {self.left_out_steps:,} steps are left out" if self.left_out_steps else ""
         return (
-            f"each of {self.steps:,} committed steps saw exactly the {self.global_batch:,} samples "
-            "of its global batch"
+            f"each of {steps} committed steps saw exactly the {self.global_batch:,} samples "
+            f"of its global batch{but}"
         )

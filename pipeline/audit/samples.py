@@ -93,7 +93,7 @@ class _Comparison:
         try:
             for step, wanted in zip(steps, self._expected(stretch), strict=False):
                 found = self._take(step)
-                if stretch.world_size is None and not found:
+                if stretch.world_size is None and not found and any(wanted):
                     unlogged.append(step)
                 elif len(self._faults) < _ENOUGH_FAULTS:
                     self._compare(step, wanted, found, whole=stretch.world_size is None)
@@ -118,11 +118,15 @@ class _Comparison:
                 rank=rank,
                 world=world,
                 start=stretch.first_step * size,
+                left_out=self._evidence.left_out,
             )
             for rank in range(world)
         ]
         endless = [iter(batch) for batch in batches]
-        while True:
+        for step in stretch.steps:
+            if step in self._evidence.left_out:
+                yield [[] for _ in batches]
+                continue
             yield [
                 self._shards.keys(
                     [slot.row for _ in range(batch.accumulation) for slot in next(slots)]
@@ -144,11 +148,11 @@ class _Comparison:
         self, step: int, wanted: list[list[str]], found: Mapping[int, list[str]], *, whole: bool
     ) -> None:
         if whole:
-            self._as_sets += 1
+            self._as_sets += any(wanted)
             together = [key for keys in found.values() for key in keys]
             self._note(f"step {step}", sorted(wanted[0]), sorted(together))
             return
-        self._by_rank += 1
+        self._by_rank += any(wanted)  # nothing is wanted of a step that is left out
         for rank in sorted({*range(len(wanted)), *found}):
             own = wanted[rank] if rank < len(wanted) else []
             self._note(f"step {step}, rank {rank}", own, found.get(rank, []))

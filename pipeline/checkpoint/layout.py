@@ -34,6 +34,17 @@ class LossScaleState(Record):
 
     value: float
     good_steps: int
+    overflows: int = 0
+    """Steps skipped so far because the scale was too high."""
+
+
+class LossHistory(Record):
+    """What the spike guard has seen, see `pipeline.training.spikes`."""
+
+    losses: tuple[Number, ...] = ()
+    """The newest losses that were no spikes, oldest first."""
+    spikes: tuple[int, ...] = ()
+    """The steps of the row of spikes that has not ended."""
 
 
 class RunState(Record):
@@ -61,6 +72,13 @@ class RunState(Record):
     teacher_digest: str = ""
     """Digest of the frozen teacher; empty for a task without one."""
     skipped_steps: int = 0
+    not_finite: tuple[int, ...] = ()
+    """Steps of the row of discarded steps that has not ended."""
+    loss_history: LossHistory = LossHistory()
+    rollbacks: int = 0
+    """Rollbacks that the run had made; rollbacks.jsonl lists them."""
+    rollback_targets: tuple[int, ...] = ()
+    """Steps of the checkpoints that the next rollback may need, which are kept."""
     loss_scale: LossScaleState | None = None
     """Loss scale; None unless the precision is fp16."""
     metrics: dict[str, Number] = Field(default_factory=dict)

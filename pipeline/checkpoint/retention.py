@@ -33,6 +33,7 @@ def superseded(present: list[Path], config: CheckpointConfig, newest: RunState) 
     # A checkpoint later than `newest` is corrupt, since the run would have resumed from it.
     sound = [path for path in present if steps[path] <= newest.step]
     kept = set(sound[-config.keep_last :])
+    kept |= {path for path in sound if steps[path] in newest.rollback_targets}
     if config.keep_every_steps:
         kept |= {path for path in sound if steps[path] % config.keep_every_steps == 0}
     if config.keep_best:

@@ -36,6 +36,8 @@ def _print(found: Audit) -> None:
     say(f"steps    {found.steps:,} committed, of {found.global_batch:,} samples{passes}")
     if found.skipped_steps:
         say(f"skipped  {found.skipped_steps:,} steps were read and left the weights alone")
+    if found.left_out_steps:
+        say(f"left out {found.left_out_steps:,} steps after rollbacks, see rollbacks.jsonl")
     if found.uncommitted:
         logged = sum(found.uncommitted.values())
         say(

@@ -41,6 +41,22 @@ def jobs_list(runs: RunsDir = Path("runs"), as_json: AsJson = False) -> None:
     print_table(header, [list(row.cells().values()) for row in rows])
 
 
+@app.command("show")
+def jobs_show(name: Name, runs: RunsDir = Path("runs"), as_json: AsJson = False) -> None:
+    """Show one run: its row of the list, how its attempts ended, and the batches it left out.
+
+    Example: vmp jobs show demo
+    """
+    from pipeline.commands.show import show
+
+    page = show(runs / name)
+    if as_json:
+        say_json(page.as_json())
+        return
+    for line in page.lines():
+        say(line)
+
+
 @app.command("logs")
 def jobs_logs(
     name: Name,

@@ -29,6 +29,7 @@ from pipeline.training.config import (
     LossConfig,
     OptimConfig,
     ScheduleConfig,
+    StabilityConfig,
 )
 from pipeline.training.tasks.config import ClassificationConfig, MaskedConfig, TaskConfig
 
@@ -57,6 +58,9 @@ class RunConfig(BaseModel):
     except that the files are never writable by everyone."""
     log_every_steps: Annotated[int, OPERATIONAL] = Field(default=10, gt=0)
     """Optimizer steps between two rows of metrics."""
+    log_layers_every_steps: Annotated[int | None, OPERATIONAL] = Field(default=None, gt=0)
+    """Optimizer steps between two rows of statistics per layer, a multiple of `log_every_steps`:
+    norms of gradients, weights and updates, and magnitudes inside the mixers; null = none."""
     log_samples: Annotated[bool, OPERATIONAL] = False
     """Write the key of every training sample to logs/, one file per rank, as proof that no sample
     is lost or repeated."""
@@ -71,6 +75,7 @@ class RunConfig(BaseModel):
     engine: EngineConfig = EngineConfig()
     ema: EmaConfig = EmaConfig()
     guard: GuardConfig = GuardConfig()
+    stability: StabilityConfig = StabilityConfig()
     checkpoint: Annotated[CheckpointConfig, OPERATIONAL] = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     tracking: Annotated[TrackingConfig, OPERATIONAL] = TrackingConfig()
@@ -91,6 +96,16 @@ class RunConfig(BaseModel):
             for number in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(number, float) and not math.isfinite(number):
                     raise ValueError(f"{key}: must be a finite number (got {number})")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_are_logged_with_the_rest(self) -> RunConfig:
+        every = self.log_layers_every_steps
+        if every is not None and every % self.log_every_steps:
+            raise ValueError(
+                f"log_layers_every_steps: {every} must be a multiple of "
+                f"log_every_steps={self.log_every_steps}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -36,11 +36,13 @@ def build_train_loader(
     rank: int = 0,
     world: int = 1,
     start: int = 0,
+    left_out: frozenset[int] = frozenset(),
     labelled: bool = True,
 ) -> TrainLoader:
     """Build the loader of one rank's endless micro-batches.
 
     `start` is the position at which it begins: the samples consumed so far by the whole run.
+    `left_out` are the numbers of global batches that it passes over, see `ElasticBatches`.
     Raises DataError when the batch sizes do not fit one another, the data or `start`, or when the
     samples must be `labelled` and are not.
     """
@@ -52,6 +54,7 @@ def build_train_loader(
         rank=rank,
         world=world,
         start=start,
+        left_out=left_out,
     )
     if config.mix.is_on and micro_batch % 2:
         raise DataError(
@@ -147,6 +150,10 @@ class TrainLoader(_Loader):
 
     def __next__(self) -> Batch:
         return self._receive(self.source)
+
+    def keys_of(self, batch: int) -> list[str]:
+        """Return the keys of the samples of a global batch, over all ranks."""
+        return self.shards.keys(self.batches.rows_of(batch))
 
     @property
     def processes(self) -> Iterable[BaseProcess]:

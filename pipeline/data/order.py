@@ -48,6 +48,8 @@ class ElasticBatches:
     rank: int = 0
     world: int = 1
     start: int = 0
+    left_out: frozenset[int] = frozenset()
+    """Numbers of the global batches, from the start of the run, that are passed over."""
 
     def __post_init__(self) -> None:
         share = self.micro_batch * self.world
@@ -79,11 +81,19 @@ class ElasticBatches:
         """Number of micro-batches of one rank per optimizer step."""
         return self.global_batch // (self.micro_batch * self.world)
 
+    def rows_of(self, batch: int) -> list[int]:
+        """Return the sample numbers of a global batch, counted from the start of the run."""
+        epoch, number = divmod(batch, self.batches_per_epoch)
+        begin = number * self.global_batch
+        return [int(row) for row in self.order(epoch)[begin : begin + self.global_batch]]
+
     def __iter__(self) -> Iterator[list[Slot]]:
         epoch, batch = divmod(self.start // self.global_batch, self.batches_per_epoch)
         while True:
             order = self.order(epoch)
             for number in range(batch, self.batches_per_epoch):
+                if epoch * self.batches_per_epoch + number in self.left_out:
+                    continue
                 yield from self._micro_batches(epoch, number, order)
             epoch, batch = epoch + 1, 0
 

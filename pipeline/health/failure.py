@@ -10,7 +10,14 @@ import torch
 import torch.distributed as dist
 
 from pipeline import exits
-from pipeline.errors import HangError, NodeFaultError, NonFiniteError, SaveError
+from pipeline.errors import (
+    HangError,
+    NodeFaultError,
+    NonFiniteError,
+    SaveError,
+    SpikeError,
+    UnstableError,
+)
 from pipeline.rundir import Failure, StopClass
 
 _PEER_LOST = re.compile(
@@ -33,6 +40,8 @@ def classify(error: BaseException) -> StopClass:
     for e in chain:
         if isinstance(e, NonFiniteError):
             return StopClass.NON_FINITE
+        if isinstance(e, SpikeError):
+            return StopClass.DIVERGED
         if isinstance(e, HangError):
             return StopClass.HANG
         if isinstance(e, NodeFaultError) or _is_peer_loss(e):
@@ -72,7 +81,7 @@ def _is_peer_loss(error: BaseException) -> bool:
     if isinstance(error, dist.DistNetworkError | dist.DistStoreError | dist.DistBackendError):
         return True
     # The text of this project's own errors must not be matched: their type is precise.
-    if isinstance(error, NonFiniteError | HangError | NodeFaultError | SaveError):
+    if isinstance(error, UnstableError | HangError | NodeFaultError | SaveError):
         return False
     return isinstance(error, RuntimeError) and bool(_PEER_LOST.search(str(error)))
 

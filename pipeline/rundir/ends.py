@@ -18,6 +18,8 @@ class StopClass(StrEnum):
     HANG = "hang"
     """No step for `health.hang_timeout_s`."""
     NON_FINITE = "non_finite"
+    DIVERGED = "diverged"
+    """The loss spiked once more than `stability.max_rollbacks` allows."""
     CONFIGURATION = "configuration"
     """Bad input, such as a recipe, data and a checkpoint that do not fit together."""
     OUT_OF_MEMORY = "out_of_memory"

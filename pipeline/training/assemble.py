@@ -14,12 +14,12 @@ from model import VideoMamba, create_model
 from model.convert import fit_model
 from pipeline import rundir
 from pipeline.checkpoint.layout import RunState
-from pipeline.checkpoint.load import newest_valid, read_full_state
+from pipeline.checkpoint.load import read_full_state
 from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.checkpoint.source import locate, read_tensors
 from pipeline.checkpoint.trained import checkpoint_config
 from pipeline.config import RunConfig, config_difference, refusal
-from pipeline.data.loader import build_train_loader
+from pipeline.data.loader import TrainLoader, build_train_loader
 from pipeline.data.shards import Shards
 from pipeline.errors import CheckpointError
 from pipeline.health.pulse import Pulse
@@ -33,12 +33,15 @@ from pipeline.training.engine import Engine
 from pipeline.training.guard import NonFiniteGuard
 from pipeline.training.optim import build_adamw, parameter_groups
 from pipeline.training.precision import allow_tf32
+from pipeline.training.progress import Progress, restore
 from pipeline.training.recorder import Recorder
+from pipeline.training.rollback import Rollbacks, newest_on_course
 from pipeline.training.schedule import Schedule
+from pipeline.training.spikes import SpikeWatch
 from pipeline.training.startup import do_without_compiler, step_without_compiler
 from pipeline.training.tasks.build import build_task
 from pipeline.training.tasks.task import Task
-from pipeline.training.trainer import Progress, Trainer
+from pipeline.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -61,32 +64,39 @@ def assemble(
     )
     train_shards, val_shards = open_data(config)
     micro_batch, accumulation = config.batch_split(world.size)
-    checkpoint = distributed.on_main(lambda: newest_valid(run_dir / rundir.CHECKPOINTS))
+    checkpoint = distributed.on_main(lambda: newest_on_course(run_dir))
     # A resumed run must not need `init_from`: those weights may be gone by now.
     model = initial_model(config) if checkpoint is None else create_model(config.model)
     task = build_task(config, world.device)
     model = task.student(model)
     engine = build_engine(config, model, world, micro_batch, accumulation)
     saver = CheckpointSaver(run_dir / rundir.CHECKPOINTS, config.checkpoint, world)
-    guard = NonFiniteGuard(config.guard)
+    guard, spikes = NonFiniteGuard(config.guard), SpikeWatch(config.stability)
     progress = Progress()
     if checkpoint is not None:
         digest = data_digest(train_shards, val_shards)
-        progress = resume(config, engine, task, guard, checkpoint, digest)
-    train_loader = build_train_loader(
-        train_shards,
-        config.data,
-        img_size=config.model.img_size,
-        num_frames=config.model.num_frames,
-        seed=config.seed,
-        global_batch=config.batch.global_size,
-        micro_batch=micro_batch,
-        rank=world.rank,
-        world=world.size,
-        start=progress.position,
-        labelled=config.task.needs_labels,
-    )
-    stack.callback(train_loader.close)
+        progress = resume(config, engine, task, guard, spikes, checkpoint, digest)
+
+    def open_loader(position: int, left_out: frozenset[int]) -> TrainLoader:
+        loader = build_train_loader(
+            train_shards,
+            config.data,
+            img_size=config.model.img_size,
+            num_frames=config.model.num_frames,
+            seed=config.seed,
+            global_batch=config.batch.global_size,
+            micro_batch=micro_batch,
+            rank=world.rank,
+            world=world.size,
+            start=position,
+            left_out=left_out,
+            labelled=config.task.needs_labels,
+        )
+        stack.callback(loader.close)
+        return loader
+
+    rollbacks = Rollbacks(config.stability, run_dir)
+    train_loader = open_loader(progress.position, rollbacks.left_out)
     steps_per_epoch = train_loader.batches.batches_per_epoch
     datasets = [("training", train_shards), ("validation", val_shards)]
     recorder = Recorder(
@@ -103,9 +113,12 @@ def assemble(
         engine=engine,
         task=task,
         train_loader=train_loader,
+        open_loader=open_loader,
         eval_loader=evaluation_loader(val_shards, config, world.rank, world.size),
         schedule=Schedule(config.schedule, config.optim.lr, steps_per_epoch),
         guard=guard,
+        spikes=spikes,
+        rollbacks=rollbacks,
         saver=saver,
         stopper=stopper,
         pulse=pulse,
@@ -179,6 +192,7 @@ def resume(
     engine: Engine,
     task: Task,
     guard: NonFiniteGuard,
+    spikes: SpikeWatch,
     path: Path,
     digest: str,
 ) -> Progress:
@@ -197,22 +211,8 @@ def resume(
             f"{state.teacher_digest[:12]}, now {task.teacher_digest[:12]}): give task.teacher.path "
             "the same weights, or choose another name=..."
         )
-    if state.shapes != engine.state.shapes:
-        raise CheckpointError(f"checkpoint {path}: its parameters are not those of this model")
-    engine.state.load(tensors, state.adam_steps)
-    engine.loss_scale.restore(state.loss_scale)
-    guard.skipped = state.skipped_steps
     logger.warning("resuming from %s", path)
-    return Progress(
-        step=state.step,
-        position=state.position,
-        elapsed_s=state.elapsed_s,
-        metrics=state.metrics,
-        evaluated_step=state.evaluated_step,
-        best_score=state.best_top1,
-        best_step=state.best_step,
-        saved_step=state.step,
-    )
+    return restore(engine, guard, spikes, path, state, tensors)
 
 
 def check_same_run(state: RunState, config: RunConfig, path: Path, digest: str) -> None:

@@ -159,6 +159,46 @@ class GuardConfig(_Section):
     """How many steps in a row with NaN or infinity are skipped before the run fails."""
 
 
+class StabilityConfig(_Section):
+    """Rollback of a run whose loss spikes to a checkpoint before the batches at fault.
+
+    A spike is a loss above the median of the last `window_steps` losses by more than
+    `threshold` robust standard deviations (1.4826 times the median absolute deviation) and by more
+    than `min_rise`, in `spikes_in_a_row` steps in a row. Too many steps that are not finite, see
+    `guard`, are treated alike.
+    """
+
+    rollback: bool = False
+    """Roll back after a spike. It is off by default: no published recipe has it, and it leaves
+    batches out and costs checkpoints of its own."""
+    window_steps: int = Field(default=100, ge=10)
+    """Recent losses to compare with; nothing is a spike before there are as many."""
+    threshold: float = Field(default=8.0, gt=0)
+    """Robust standard deviations above the median from which a loss is a spike."""
+    min_rise: float = Field(default=0.5, ge=0)
+    """Rise above the median, in nats, that a spike exceeds however even the other losses are."""
+    spikes_in_a_row: int = Field(default=3, gt=0)
+    """Steps in a row that make a rollback; fewer are taken for hard batches and trained on."""
+    skip_before: int = Field(default=1, ge=0)
+    """Trained steps before the first spike whose batches are left out too: a spike shows what the
+    update before it has done."""
+    checkpoint_every_steps: int = Field(default=500, gt=0)
+    """Steps between the checkpoints to which a rollback returns. They are saved besides those of
+    `checkpoint`, from step 0, and the newest two are kept."""
+    max_rollbacks: Annotated[int, OPERATIONAL] = Field(default=5, ge=0)
+    """Rollbacks of the whole run; the next spike ends the run."""
+
+    @model_validator(mode="after")
+    def _an_earlier_checkpoint_is_kept(self) -> StabilityConfig:
+        if self.checkpoint_every_steps < self.spikes_in_a_row + self.skip_before:
+            raise ValueError(
+                f"checkpoint_every_steps={self.checkpoint_every_steps} must be at least "
+                f"spikes_in_a_row + skip_before = {self.spikes_in_a_row + self.skip_before}: of "
+                "the two checkpoints kept, one must be older than the batches at fault"
+            )
+        return self
+
+
 class LossConfig(_Section):
     """Cross-entropy with label smoothing."""
 

@@ -7,11 +7,12 @@ from pipeline.training.config import GuardConfig
 
 
 class NonFiniteGuard:
-    """Counter of skipped steps, which fails the run when too many follow one another."""
+    """Counter of skipped steps, which raises when too many follow one another."""
 
     def __init__(self, config: GuardConfig) -> None:
         self.config = config
-        self.skipped_in_a_row = 0
+        self.in_a_row: tuple[int, ...] = ()
+        """Faulty steps since the last one that was applied."""
         self.skipped = 0
 
     def rejects(self, step: int, finite: bool, *, overflow: bool = False) -> bool:
@@ -26,16 +27,21 @@ class NonFiniteGuard:
         Raises NonFiniteError when more than `max_skipped_in_a_row` faulty steps follow one another.
         """
         if finite:
-            self.skipped_in_a_row = 0
+            self.in_a_row = ()
             return False
         self.skipped += 1
         if overflow:
             return True
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row > self.config.max_skipped_in_a_row:
+        self.in_a_row += (step,)
+        if len(self.in_a_row) > self.config.max_skipped_in_a_row:
             raise NonFiniteError(
-                f"loss or gradients are not finite at step {step}, {self.skipped_in_a_row} in a "
+                f"loss or gradients are not finite at step {step}, {len(self.in_a_row)} in a "
                 f"row (allowed: guard.max_skipped_in_a_row={self.config.max_skipped_in_a_row}); "
-                "no weight was changed; lower optim.lr or look at the batch in the sample log"
+                "no weight was changed; lower optim.lr or look at the batch in the sample log",
+                steps=self.in_a_row,
             )
         return True
+
+    def restore(self, skipped: int, in_a_row: tuple[int, ...]) -> None:
+        """Continue from the counts that a checkpoint holds."""
+        self.skipped, self.in_a_row = skipped, in_a_row

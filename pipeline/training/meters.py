@@ -71,6 +71,7 @@ class Meters:
 
         Clips per second and the metrics of the task cover all ranks; times and memory are those of
         this rank.
+        Those of the task are absent if no clip counted.
         """
         weight, *sums = sum_over_ranks(self._sums.cpu()).tolist()
         elapsed = time.perf_counter() - self._started
@@ -78,9 +79,9 @@ class Meters:
             self._span_s[name] += begin.elapsed_time(end) / 1000
         steps = max(self._steps, 1)
         self.own_time = OwnTime(self._span_s["data"] / steps, self._span_s["forward"] / steps)
-        seen = max(weight, 1.0)
+        means = [total / weight for total in sums] if weight else []
         values = {
-            **{name: total / seen for name, total in zip(self._names, sums, strict=True)},
+            **dict(zip(self._names, means, strict=False)),
             "clips_per_s": weight / elapsed,
             "step_s": elapsed / steps,
             "data_wait_share": self._span_s["data"] / elapsed,

@@ -45,6 +45,8 @@ class LossScale:
         self.is_on = precision == "fp16"
         self.value = _FIRST_SCALE if self.is_on else 1.0
         self._good_steps = 0
+        self.skipped = 0
+        """Steps so far that were skipped because the scale was too high."""
 
     def overflows(self, finite: bool) -> bool:
         """Return whether a scale that can still be lowered explains a non-finite step."""
@@ -54,6 +56,7 @@ class LossScale:
         """Update the scale for the next step from the verdict of this one."""
         if not self.is_on:
             return
+        self.skipped += self.overflows(finite)
         self._good_steps = self._good_steps + 1 if finite else 0
         if not finite:
             self.value = max(1.0, self.value / 2)
@@ -66,8 +69,9 @@ class LossScale:
         """State for a checkpoint; None when the precision is not fp16."""
         if not self.is_on:
             return None
-        return LossScaleState(value=self.value, good_steps=self._good_steps)
+        return LossScaleState(value=self.value, good_steps=self._good_steps, overflows=self.skipped)
 
     def restore(self, state: LossScaleState | None) -> None:
         if self.is_on and state is not None:
             self.value, self._good_steps = state.value, state.good_steps
+            self.skipped = state.overflows

@@ -19,13 +19,14 @@ from pipeline.rundir.metrics import MetricsLog, read_metrics
 from pipeline.rundir.samples import SampleLog, drop_samples_from, logged_from
 from pipeline.rundir.summary import read_summary
 from pipeline.tracking import DatasetUse, Tracker
-from pipeline.training.distributed import World, from_main
+from pipeline.training.distributed import World, barrier, from_main
 
 logger = logging.getLogger(__name__)
 
 
 # These values go to metrics.jsonl and MLflow only, so that a log line stays short enough to read.
 _UNSHOWN = ("step_s", "step_s_p50", "step_s_p95", "save_s", "save_blocked_s", "memory_peak_gib")
+_UNSHOWN_KINDS = ("layers",)
 
 
 class Pace(NamedTuple):
@@ -54,12 +55,12 @@ class Recorder:
     ) -> None:
         """Open the logs and drop what a dead attempt logged after `resume_step`. Collective."""
         self._run_dir = run_dir
+        self._world = world
+        self._config = config
         self._rows: MetricsLog | None = None
         self._samples: SampleLog | None = None
+        self._open_logs(resume_step)
         if world.is_main:
-            _note_start(config, run_dir, world, resume_step)
-            drop_samples_from(run_dir, resume_step)
-            self._rows = MetricsLog(run_dir, resume_step)
             self._tracker = Tracker(
                 config.tracking,
                 run_dir,
@@ -71,11 +72,31 @@ class Recorder:
             # MLflow already has.
             self._tracker.log_rows(read_metrics(run_dir))
             self._tracker.log_artifact(run_dir / rundir.CONFIG_FILE)
-            if (run_dir / rundir.ATTEMPTS_FILE).exists():
-                self._tracker.log_artifact(run_dir / rundir.ATTEMPTS_FILE)
+            for name in (rundir.ATTEMPTS_FILE, rundir.ROLLBACKS_FILE):
+                if (run_dir / name).exists():
+                    self._tracker.log_artifact(run_dir / name)
+
+    def _open_logs(self, resume_step: int) -> None:
+        if self._world.is_main:
+            _note_start(self._config, self._run_dir, self._world, resume_step)
+            drop_samples_from(self._run_dir, resume_step)
+            self._rows = MetricsLog(self._run_dir, resume_step)
         from_main(None)  # no rank may append before rank 0 has cut the sample logs
-        if config.log_samples:
-            self._samples = SampleLog(run_dir, world.rank)
+        if self._config.log_samples:
+            self._samples = SampleLog(self._run_dir, self._world.rank)
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged after `step`, to which the run was rolled back. Collective.
+
+        MLflow keeps the rows that it has, so its curves show the spike.
+        """
+        for log in (self._rows, self._samples):
+            if log is not None:
+                log.close()
+        barrier()  # rank 0 replaces the files that the others have just closed
+        self._open_logs(step)
+        if self._rows is not None:
+            self._tracker.log_artifact(self._run_dir / rundir.ROLLBACKS_FILE)
 
     def record(
         self, step: int, kind: str, values: dict[str, float], *, pace: Pace | None = None
@@ -84,6 +105,8 @@ class Recorder:
         if self._rows is None:
             return
         self._tracker.log_rows([self._rows.write(step, kind, values)])
+        if kind in _UNSHOWN_KINDS:
+            return
         keys = [key for key in values if key not in _UNSHOWN]
         shown = "  ".join(f"{key} {values[key]:.4g}" for key in keys)
         logger.info("step %d%s %s  %s", step, pace or "", kind, shown)

@@ -20,6 +20,8 @@ class Verdict(NamedTuple):
     """Global L2 norm of the gradients, with the scale of `squared_norm`; it may not be finite."""
     stop: bool
     """Whether any rank asks to stop."""
+    loss: float
+    """Sum of the losses of all ranks; not finite if that of any micro-batch is not."""
 
 
 def reach_verdict(loss: Tensor, squared_norm: Tensor, *, stop: bool, world: World) -> Verdict:
@@ -34,10 +36,12 @@ def reach_verdict(loss: Tensor, squared_norm: Tensor, *, stop: bool, world: Worl
     double = {"dtype": torch.float64, "device": world.device}
     # A fill on the device does not wait, unlike a copy of a host tensor.
     flag = torch.full((), float(stop), **double)  # type: ignore[call-overload]
-    sums = torch.stack([squared_norm.double(), loss.detach().isfinite().logical_not(), flag])
-    squares, bad_losses, stops = sum_over_ranks(sums).tolist()
+    loss = loss.detach().double()
+    sums = torch.stack([squared_norm.double(), loss.isfinite().logical_not(), flag, loss])
+    squares, bad_losses, stops, total = sum_over_ranks(sums).tolist()
     return Verdict(
         finite=math.isfinite(squares) and not bad_losses,
         grad_norm=math.sqrt(squares) if squares >= 0 else math.nan,
         stop=bool(stops),
+        loss=total,
     )

@@ -79,6 +79,8 @@ class ZeroState:
         """
         if self._stage == 0 and not self._world.is_main:
             return
+        if not self._adam().state:  # before the first step
+            self._create_adam_state(0)
         if self._stage in (1, 2):
             self._link_moments()
         for name, parameter in self._trainable():
@@ -89,6 +91,33 @@ class ZeroState:
             if self._ema is not None:
                 tensors[EMA_KEY] = self._ema.averages[name]
             yield Fragment(name, start, tensors)
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name, flat fp32 view) of this rank's share of the weights. Not collective.
+
+        The shares of all ranks make each parameter up once, except that at stage 0 every rank has
+        the whole.
+        """
+        for name, parameter in self._trainable():
+            yield name, self._share(parameter)[1]
+
+    def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name, tensor) of this rank's share of the reduced gradients. Not collective.
+
+        The shares are those of `weights`, padded with zeros at stage 3. They exist between the last
+        `backward` and the step, and include the loss scale.
+        """
+        if self._stage == 0:
+            yield from ((n, p.grad) for n, p in self._trainable() if p.grad is not None)
+            return
+        names = {id(parameter): name for name, parameter in self._trainable()}
+        zero = self._optimizer
+        parameters = zero.fp16_groups if self._stage == 3 else zero.params_in_partition
+        for group, gradients in zero.averaged_gradients.items():
+            held = [g for g in gradients or () if not getattr(g, "_zero_padding", False)]
+            # A rank without any parameter of a group holds one tensor of zeros for it.
+            for parameter, gradient in zip(parameters[group], held, strict=False):
+                yield names[id(parameter)], gradient
 
     def load(self, full: Mapping[str, Mapping[str, torch.Tensor]], steps: int) -> None:
         """Load a state that was saved from any number of ranks at any stage. Collective.

@@ -46,3 +46,4 @@ def test_state_moves_between_stages_and_discarded_steps_leave_no_trace(
     assert result["averaged_forward"] < 1e-6
     assert result["restored"]
     assert result["half_goes_on"] == 0.0  # an evaluation in between leaves no trace
+    assert result["rewound"] == 0.0  # nor do steps before a rollback

@@ -108,7 +108,7 @@ def seen() -> list[dict[str, Any]]:
 
 def test_one_reduction_tells_all_ranks_what_one_rank_knows(seen: list[dict[str, Any]]) -> None:
     for rank in seen:
-        assert rank["fine"] == (True, pytest.approx(6**0.5), False)
+        assert rank["fine"] == (True, pytest.approx(6**0.5), False, 6.0)
         assert (rank["stop"].finite, rank["stop"].stop) == (True, True)
         assert (rank["loss"].finite, rank["loss"].stop) == (False, False)
         assert not rank["gradient"].finite

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model import WeightsError, create_model, from_pretrained, load_model
 from model.containers import read_container
-from model.convert import convert
+from model.convert import convert, open_whole
 from model.origin import restore
 
 TINY = "videomambapro-tiny-test"
@@ -248,3 +248,16 @@ def test_weights_that_zero_3_left_elsewhere(tmp_path: Path) -> None:
     torch.save({"module": state}, tmp_path / "mp_rank_00_model_states.pt")
     with pytest.raises(WeightsError, match=r"is empty, of shape \(0,\): ZeRO stage 3 .*zero_to_fp"):
         from_pretrained(tmp_path / "mp_rank_00_model_states.pt")
+
+
+def test_an_exported_file_without_its_head_is_no_model_with_a_fresh_one(tmp_path: Path) -> None:
+    net = create_model(TINY)
+    state = {key: value for key, value in net.state_dict().items() if not key.startswith("head.")}
+    config = net.config.model_dump_json()
+    torch.save({"model": state, "model_config": config}, tmp_path / "w.pth")
+    save_file(state, tmp_path / "w.safetensors", {"model_config": config})
+    torch.save({"model": masked()}, tmp_path / "released.pth")
+    for name in ("w.pth", "w.safetensors", "released.pth"):
+        with pytest.raises(WeightsError, match=r"head\.|no classification head") as refused:
+            open_whole(tmp_path / name)
+        assert "\n" not in str(refused.value)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.scan import ScanError, causal_conv1d_silu, rms_norm_residual
 from model.scan.conv import conv_op
@@ -111,3 +112,19 @@ def test_bad_arguments() -> None:
         rms_norm_residual(x, None, torch.randn(8))
     with pytest.raises(ScanError, match="no backend 'gpu'"):
         rms_norm_residual(x, None, torch.randn(9), backend="gpu")
+
+
+@needs_compiler
+def test_the_operators_give_what_eager_code_gets() -> None:
+    x, stream = torch.randn(2, 9, 33).bfloat16(), torch.randn(2, 9, 33)
+    parameters = [torch.randn(33, 4), torch.randn(33), torch.randn(33)]
+    leaves = [tensor.requires_grad_() for tensor in (x, stream, *parameters)]
+
+    def results() -> list[Tensor]:
+        mixed = causal_conv1d_silu(leaves[0].transpose(1, 2), leaves[2], leaves[3])
+        outs = rms_norm_residual(mixed.transpose(1, 2), leaves[1], leaves[4])
+        return [*outs, *torch.autograd.grad(outs, leaves, [torch.ones_like(out) for out in outs])]
+
+    with FlopCounterMode(display=False):  # a dispatch mode, which sees operators
+        watched = results()
+    assert all(torch.equal(a, b) for a, b in zip(watched, results(), strict=True))

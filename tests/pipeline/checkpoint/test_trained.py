@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from model import VideoMamba, WeightsError, create_model, from_pretrained, save_model
 from pipeline.checkpoint import layout
-from pipeline.checkpoint.config import CheckpointConfig
-from pipeline.checkpoint.layout import RunState
-from pipeline.checkpoint.save import CheckpointSaver
 from pipeline.checkpoint.source import locate
 from pipeline.checkpoint.trained import checkpoint_config
-from pipeline.config import RunConfig, load_config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.inference.evaluate_checkpoint import evaluate_checkpoint
 from pipeline.inference.export import export_weights
@@ -25,47 +20,8 @@ from pipeline.inference.exported import Card, write_exported
 from pipeline.inference.trained import open_trained
 from pipeline.predict import Predictor
 from pipeline.training.assemble import initial_model
-from pipeline.training.distributed import World
-from pipeline.training.zero_state import Fragment
+from tests.pipeline.checkpoint.conftest import CLASSES, config
 from tests.pipeline.data.conftest import write_shards
-
-CLASSES = ("class0", "class1", "class2")
-
-
-def weights_of(model: VideoMamba) -> Iterator[Fragment]:
-    """The parameters, whole."""
-    for name, tensor in model.state_dict().items():
-        yield Fragment(name, 0, {"param": tensor.flatten()})
-
-
-def config(num_classes: int = 3, **fields: object) -> RunConfig:
-    overrides = ["model.preset=videomambapro-tiny-test", f"model.num_classes={num_classes}"]
-    return load_config("demo", overrides + [f"{key}={value}" for key, value in fields.items()])
-
-
-@pytest.fixture
-def model() -> VideoMamba:
-    return create_model(config().model)
-
-
-@pytest.fixture
-def run(tmp_path: Path, model: VideoMamba) -> Path:
-    """A run directory with one checkpoint, of `model`."""
-    alone = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-    saver = CheckpointSaver(tmp_path / "run" / "checkpoints", CheckpointConfig(), alone)
-    state = RunState(
-        step=7,
-        position=7,
-        adam_steps=7,
-        world_size=1,
-        zero_stage=1,
-        shapes={name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
-        classes=CLASSES,
-        data_digest="d",
-    )
-    saver.save(weights_of(model), state, config().to_yaml())
-    saver.finish()
-    return tmp_path / "run"
 
 
 @pytest.mark.parametrize("num_classes", [3, 5])

@@ -11,7 +11,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.config import DataConfig, MixConfig
 from pipeline.data.errors import DataError
 from pipeline.data.loader import build_train_loader
-from pipeline.data.mix import draw_mix, mix_clips, mix_targets
+from pipeline.data.mix import Mix, draw_mix, mix_clips, mix_targets
 from pipeline.data.shards import Shards
 
 BOTH = MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0)
@@ -120,3 +120,31 @@ def test_loader_positions_pair_the_same_samples_for_every_world(train_shards: Sh
         return found
 
     assert mixed(1, 8) == mixed(2, 2) == mixed(4, 2)
+
+
+def test_targets_by_hand() -> None:
+    """Two views; the first is mixed 0.7 to 0.3 with the partner, the second is not."""
+    mix = Mix(torch.tensor([0.7, 1.0, 0.7, 1.0]), torch.zeros(4, 4, dtype=torch.int64))
+    label = torch.tensor([0, 2])
+    expected = [[0.7, 0, 0.3], [1, 0, 0], [0.3, 0, 0.7], [0, 0, 1]]
+    torch.testing.assert_close(mix_targets(label, mix, 2, 3), torch.tensor(expected))
+    # Smoothing 0.3 over three classes: 0.7 + 0.1 for the own class, 0.1 for each other.
+    smoothed = [[0.59, 0.1, 0.31], [0.8, 0.1, 0.1], [0.31, 0.1, 0.59], [0.1, 0.1, 0.8]]
+    found = mix_targets(label, mix, 2, 3, smoothing=0.3)
+    torch.testing.assert_close(found, torch.tensor(smoothed))
+
+
+def test_targets_of_one_label_stay_that_label() -> None:
+    mix = Mix(torch.tensor([0.25, 0.25]), torch.zeros(2, 4, dtype=torch.int64))
+    assert mix_targets(torch.tensor([1, 1]), mix, 1, 2).tolist() == [[0, 1], [0, 1]]
+
+
+def test_a_box_at_the_border_counts_the_pixels_that_it_has() -> None:
+    """A box of 4 x 4 in 16 x 20 pixels: 16 of 320 are the partner's, in every frame."""
+    box = torch.tensor([[0, 4, 16, 20]] * 2)
+    mix = Mix(torch.full((2,), 1 - 16 / 320), box)
+    clips = torch.stack([torch.zeros(3, 2, 16, 20), torch.ones(3, 2, 16, 20)])
+    mixed = mix_clips(clips, mix, views=1)
+    assert mixed[0].sum() == 16 * 3 * 2
+    assert (mixed[0, :, :, :4, 16:] == 1).all()
+    torch.testing.assert_close(mixed[0].mean(), 1 - mix.share[0])

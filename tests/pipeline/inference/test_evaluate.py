@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_prep.schema import Manifest
 from pipeline.config import load_config
 from pipeline.data.batch import Batch
-from pipeline.inference.evaluate import EvalResult, evaluate
+from pipeline.inference.evaluate import EvalResult, evaluate, predictions
+from pipeline.inference.selection import is_test_split
+from pipeline.training.progress import Progress
 
 
 def batch(label: list[int], weight: list[float], views: int) -> Batch:
@@ -58,3 +61,61 @@ def test_top5_counts_the_five_most_probable() -> None:
 
 def test_an_empty_split_is_no_division_by_zero() -> None:
     assert run([]) == EvalResult(0.0, 0.0, 0.0, 0)
+
+
+def test_no_figure_depends_on_how_samples_are_dealt_out() -> None:
+    """Losses of very different size, whose float sum depends on its order."""
+    scale = 10.0 ** torch.arange(-4, 5)[:, None]
+    logits = torch.randn(9, 3, generator=torch.Generator().manual_seed(0)) * scale
+    label = [0, 1, 2] * 3
+    whole = run([logits], batch(label, [1] * 9, views=1))
+    order = [8, 0, 7, 1, 6, 2, 5, 3, 4]
+    one = batch([label[i] for i in order], [1] * 9, views=1)._replace(position=torch.tensor(order))
+    assert run([logits[order]], one) == whole
+
+
+def test_a_video_that_could_not_be_read_is_not_predicted() -> None:
+    given = batch([0, 1, 2], [1, 0, 1], views=2)
+    config = load_config("demo").data
+    (found,) = predictions(lambda clips: torch.zeros(6, 4), [given], config, torch.device("cpu"))
+    assert found.position.tolist() == [0, 2]
+    assert found.label.tolist() == [0, 2]
+    torch.testing.assert_close(found.logits, torch.full((2, 4), math.log(0.25)))
+
+
+def test_a_hopeless_answer_has_a_finite_loss() -> None:
+    """A probability below the smallest float32 does not become zero on the way."""
+    result = run([torch.tensor([[0.0, 200.0]])], batch([0], [1], views=1))
+    assert result.loss == pytest.approx(200.0)
+
+
+@pytest.mark.parametrize(
+    ("format", "split", "test"),
+    [
+        ("csv", "val", False),
+        ("csv", "test", True),
+        ("folder", "Test_set", True),
+        ("csv", "my_test", True),
+        ("csv", "testlist01", True),
+        ("csv", "contest", False),
+        ("csv", "latest", False),
+        ("ucf101", "val", True),  # the official test list, which sharding calls val
+        ("hmdb51", "val", True),
+        ("kinetics", "val", False),
+    ],
+)
+def test_a_test_split_is_known(format: str, split: str, test: bool) -> None:
+    manifest = Manifest(
+        dataset="x", classes=("a",), splits={}, settings={"format": format}, shards=(),
+        index_sha256="0" * 64,
+    )  # fmt: skip
+    assert is_test_split(manifest, split) is test
+
+
+def test_a_test_split_never_chooses_the_best_weights() -> None:
+    progress = Progress(step=10)
+    progress.note_evaluation({"top1": 0.9}, "top1", chooses=False)
+    assert (progress.best_step, progress.best_score, progress.evaluated_step) == (-1, -1.0, 10)
+    progress.step = 20
+    progress.note_evaluation({"top1": 0.2}, "top1", chooses=True)
+    assert (progress.best_step, progress.best_score) == (20, 0.2)

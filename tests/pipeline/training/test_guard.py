@@ -30,7 +30,7 @@ def test_an_overflow_of_fp16_is_skipped_and_no_fault() -> None:
     guard = NonFiniteGuard(GuardConfig())
     for step in range(5):
         assert guard.rejects(step, False, overflow=True)
-    assert (guard.skipped, guard.skipped_in_a_row) == (5, 0)
+    assert (guard.skipped, guard.in_a_row) == (5, ())
     with pytest.raises(NonFiniteError):
         guard.rejects(5, False)
 
@@ -51,6 +51,32 @@ def test_the_loss_scale_falls_at_once_and_rises_after_2000_good_steps() -> None:
         assert each.value == first / 2
         each.note(True)
         assert each.value == first
+
+
+def test_every_step_of_the_loss_scale_by_hand() -> None:
+    """Two overflows, 2000 good steps, an overflow, 1999 good ones, an overflow, and so on."""
+    scale = LossScale("fp16")
+    path = [(False, 2.0**15, 1), (False, 2.0**14, 2)]
+    path += [(True, 2.0**14, 2)] * 1999 + [(True, 2.0**15, 2), (False, 2.0**14, 3)]
+    path += [(True, 2.0**14, 3)] * 1999 + [(False, 2.0**13, 4)]
+    path += [(True, 2.0**13, 4)] * 1999 + [(True, 2.0**14, 4)]
+    for number, (finite, value, skipped) in enumerate(path):
+        if number % 700 == 0:  # a resume in between changes nothing
+            state = scale.state
+            scale = LossScale("fp16")
+            scale.restore(state)
+        scale.note(finite)
+        assert (scale.value, scale.skipped) == (value, skipped), number
+
+
+def test_the_loss_scale_stays_between_its_bounds() -> None:
+    scale = LossScale("fp16")
+    for _ in range(2000 * 20):
+        scale.note(True)
+    assert scale.value == 2.0**24
+    for _ in range(40):
+        scale.note(False)
+    assert (scale.value, scale.skipped) == (1.0, 24)  # at 1 the scale explains nothing
 
 
 def test_a_loss_scale_of_one_explains_no_overflow() -> None:

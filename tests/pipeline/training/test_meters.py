@@ -44,8 +44,8 @@ def test_a_flush_begins_anew() -> None:
     meters.count_step()
     assert meters.flush()["data_wait_s"] > 0
     values = meters.flush()
-    assert (values["loss"], values["data_wait_s"]) == (0.0, 0.0)
-    assert "grad_norm" not in values
+    assert values["data_wait_s"] == 0.0
+    assert not {"loss", "top1", "grad_norm"} & values.keys()  # of no clip at all
 
 
 def test_own_time_is_per_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import pytest
@@ -49,3 +50,35 @@ def test_a_rate_that_ends_where_it_begins_stays_there() -> None:
     assert schedule.warmup_steps == 1000
     assert schedule.lr(499) == pytest.approx(3e-6)
     assert {schedule.lr(step) for step in (1000, 3000, 5999)} == {5e-6}
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps_per_epoch", "expected"),
+    [
+        ({"epochs": 1, "warmup_epochs": 0}, 1, [2.0, 0.0]),
+        ({"epochs": 1, "warmup_epochs": 0}, 2, [2.0, 1.0, 0.0]),
+        ({"epochs": 2, "warmup_epochs": 1}, 1, [2.0, 2.0, 0.0]),  # one step up, one step at the top
+        ({"epochs": 2, "warmup_epochs": 1, "warmup_lr": 1.0}, 2, [1.5, 2.0, 2.0, 1.0, 0.0]),
+        ({"epochs": 1, "warmup_epochs": 0.1}, 4, None),  # 0.4 of a step is none
+        ({"epochs": 0.5, "warmup_epochs": 0.25}, 4, [2.0, 2.0, 0.0]),
+        ({"epochs": 10, "warmup_epochs": 0, "max_steps": 1}, 9, [2.0, 0.0]),
+        ({"epochs": 1, "warmup_epochs": 0, "max_steps": 99}, 2, [2.0, 1.0, 0.0]),
+        ({"epochs": 1, "warmup_epochs": 0, "min_lr": 2.0}, 3, [2.0, 2.0, 2.0, 2.0]),
+        ({"epochs": 0.01, "warmup_epochs": 0}, 3, [2.0, 0.0]),  # at least one step
+    ],
+)
+def test_short_schedules_by_hand(
+    fields: dict[str, float], steps_per_epoch: int, expected: list[float] | None
+) -> None:
+    config = ScheduleConfig.model_validate({"warmup_lr": 0.0, "min_lr": 0.0} | fields)
+    schedule = Schedule(config, peak_lr=2.0, steps_per_epoch=steps_per_epoch)
+    if expected is None:
+        expected = [1 + math.cos(math.pi * step / 4) for step in range(5)]
+    assert schedule.total_steps == len(expected) - 1
+    assert [schedule.lr(step) for step in range(len(expected))] == pytest.approx(expected)
+    assert schedule.lr(10**6) == schedule.lr(schedule.total_steps)
+
+
+def test_a_warm_up_as_long_as_the_training_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"warmup_epochs=2\.0 must be smaller than epochs=2"):
+        ScheduleConfig(epochs=2, warmup_epochs=2)
