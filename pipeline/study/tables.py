@@ -8,6 +8,7 @@ from statistics import median
 from pipeline.study.design import Arm
 from pipeline.study.statistics import Estimate, wilson
 from pipeline.study.summary import Summary, left_plateau
+from pipeline.study.train import Result
 
 _NONE = "-"
 
@@ -61,7 +62,7 @@ def _arms(summary: Summary, arms: Sequence[Arm], *, with_bases: bool = False) ->
         with_bases: put each candidate behind the published model from which it departs, and show
             its difference from it, paired by seed.
     """
-    header = ["data", "model", "parameters", "lr, warm-up", "top-1, %", "runs"]
+    header = ["data", "model", "parameters", "lr, warm-up", "top-1, %", "runs, %"]
     header += ["less the published model, points"] if with_bases else []
     header += ["left the plateau at step", "first gradient at the patches"]
     rows = []
@@ -73,7 +74,7 @@ def _arms(summary: Summary, arms: Sequence[Arm], *, with_bases: bool = False) ->
             settings, gradient = runs[0].settings, summary.first_gradient(data, arm)
             row = [data, arm.name, f"{runs[0].parameters:,}"]
             row += [f"{settings.lr:g}, {settings.warmup:.0%}"]
-            row += [_percent(summary.accuracy(data, arm)), str(len(runs))]
+            row += [_percent(summary.accuracy(data, arm)), _each(runs)]
             if with_bases:
                 base = summary.difference(data, arm, arm.with_options())
                 row += [_points(base) if arm.options else _NONE]
@@ -148,6 +149,11 @@ def _nuisances(summary: Summary) -> str:
             ]
         )
     return _table(header, rows)
+
+
+def _each(runs: Sequence[Result]) -> str:
+    """Accuracy of every run in the order of the seeds."""
+    return ", ".join(f"{100 * (run.test_top1 or 0.0):.1f}" for run in runs)
 
 
 def _percent(value: Estimate | None) -> str:

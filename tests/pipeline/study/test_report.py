@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.errors import ConfigError
+from pipeline.study.design import Arm
 from pipeline.study.report import RESULTS_NAME, filled, load_results, write_report
 from pipeline.study.store import Store
 from pipeline.study.summary import Results, Summary, left_plateau
@@ -27,6 +28,10 @@ def _with_accuracies(results: list[Result], top1: dict[tuple[str, int], float]) 
         for result in results
         if result.unit.role == "seed" and not result.unit.arm.options
     ]
+
+
+def _is_seed_of(result: Result, arm: Arm) -> bool:
+    return (result.unit.role, result.unit.arm) == ("seed", arm)
 
 
 def test_effects_by_hand(finished: Store) -> None:
@@ -81,7 +86,10 @@ def test_tables_show_every_arm_with_its_interval(finished: Store) -> None:
         (line,) = (row for row in found["combinations"].splitlines() if f" {arm.name} " in row)
         accuracy = Summary(results.design, results.results).accuracy("motion", arm)
         assert accuracy is not None
-        assert f"| {accuracy.percent()} | 2 |" in line
+        runs = [run.test_top1 or 0.0 for run in finished.results() if _is_seed_of(run, arm)]
+        each = ", ".join(f"{100 * top1:.1f}" for top1 in runs)
+        assert f"| {accuracy.percent()} | {each} |" in line
+        assert len(runs) == 2
     assert found["candidates"].splitlines()[2].startswith("| motion | shared-zero-plain |")
     assert "+class_token=last" in found["candidates"]
     assert found["nuisances"].count("shared-first-mask") == 2
