@@ -21,6 +21,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 ROOT = Path(__file__).parents[1]
+PASSED = os.environ.get("VMP_TEST_PASSED")
+"""A file of the tests that have passed already on the machine without optional components."""
+_passed: set[str] = set()
 SLURM = "tests/slurm/"
 """The tests on the cluster, which one process at a time may start."""
 
@@ -49,11 +52,31 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put files with slow tests first, so that test processes end at about the same time."""
+    """Leave out what has passed, and put files with slow tests first.
+
+    Test processes then end at about the same time.
+    """
+    if before := _passed_before():
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in before])
+        items[:] = [item for item in items if item.nodeid not in before]
     if not hasattr(config, "workerinput"):  # the only process
         return
     is_slow = {_group(item.nodeid) for item in items if _takes_long(item)}
     items.sort(key=lambda item: (_group(item.nodeid) != SLURM, _group(item.nodeid) not in is_slow))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if PASSED and not hasattr(session.config, "workerinput"):
+        Path(PASSED).write_text("\n".join(sorted(_passed_before() | _passed)))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed:
+        _passed.add(report.nodeid)
+
+
+def _passed_before() -> set[str]:
+    return set(Path(PASSED).read_text().splitlines()) if PASSED and Path(PASSED).exists() else set()
 
 
 def _group(nodeid: str) -> str:

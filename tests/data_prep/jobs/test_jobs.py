@@ -26,6 +26,7 @@ from data_prep.sealed.seal import seal
 from data_prep.sealed.verify import verify
 from data_prep.shard import prepare, sealed, shard
 from data_prep.workdir import Workdir
+from tests.kills import kills
 
 RUN = """
 import sys
@@ -184,13 +185,13 @@ def test_a_suspended_job_wakes_after_its_claim_was_taken(csv_config: ShardConfig
 
 
 @pytest.mark.slow
-def test_twenty_sigkills_then_the_same_manifest(csv_config: ShardConfig, tmp_path: Path) -> None:
+def test_sigkills_then_the_same_manifest(csv_config: ShardConfig, tmp_path: Path) -> None:
     undisturbed = shard(csv_config, show_progress=False)
     updates = {"out": str(tmp_path / "killed"), "clips_per_shard": 10, "jobs": 2, "decoders": 1}
     config = csv_config.model_copy(update=updates)
     moments = random.Random(4)
     killed = 0
-    while killed < 20:
+    while killed < kills(short=6):
         process = subprocess.Popen(
             [sys.executable, "-c", RUN, config.model_dump_json()], start_new_session=True
         )
