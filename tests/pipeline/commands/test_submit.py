@@ -66,7 +66,8 @@ def test_a_login_node_without_gpus_is_no_reason_to_train_without_them(
 def test_the_weights_to_start_from_may_be_made_by_an_earlier_job(
     tmp_path: Path, glyph_shards: Path
 ) -> None:
-    overrides = [f"data.train={glyph_shards}", f"init_from={tmp_path / 'run'}"]
+    start = f"init_from={tmp_path / 'run'}"
+    overrides = [f"data.train={glyph_shards}", f"runs_dir={tmp_path}", start]
     order = Order(cluster="slurm", gpus_per_node=0, after="7")
     (config,), _, _ = check_runs("demo", overrides, order)
     assert config.init_from == tmp_path / "run"
