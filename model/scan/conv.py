@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.scan import conv_cpu
-from model.scan.eager import is_watched
+from model.scan.eager import eager_entrance, is_watched
 from model.scan.fused import check_backend, fused_backend
 from model.scan.problem import ScanError, token_major
 
@@ -44,8 +43,8 @@ def causal_conv1d_silu(
     taps = weight.reshape(channels, -1)
     if backend == "torch":
         return conv_reference(x, taps.to(x.dtype), bias, reverse)
-    run = conv_op if is_watched() else _Run.apply
-    out: Tensor = run(x, taps, bias, reverse, backend)  # type: ignore[no-untyped-call]
+    run = conv_op if is_watched() else _run
+    out: Tensor = run(x, taps, bias, reverse, backend)
     return out
 
 
@@ -128,19 +127,7 @@ def _gradients(ctx: Any, backward: Backward, dout: Tensor) -> tuple[Tensor | Non
     )
 
 
-class _Run(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _forward(*inputs)
-        _setup_context(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, _backward, dout)
-
-
+_run = eager_entrance(_forward, _setup_context, lambda ctx, dout: _gradients(ctx, _backward, dout))
 conv_op.register_autograd(
     lambda ctx, dout: _gradients(ctx, _backward_op, dout), setup_context=_setup_context
 )

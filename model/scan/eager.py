@@ -4,11 +4,13 @@ An operator of ours has two entrances: a registered operator for whatever traces
 operators, and an ``autograd.Function`` for plain eager code. Both run the same functions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
@@ -19,6 +21,32 @@ def is_watched() -> bool:
         or is_in_torch_dispatch_mode()
         or torch._C._are_functorch_transforms_active()
     )
+
+
+def eager_entrance(
+    forward: Callable[..., Any],
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None],
+    gradients: Callable[..., tuple[Tensor | None, ...]],
+) -> Callable[..., Any]:
+    """The entrance for eager code to an operator that is registered with the same functions.
+
+    ``gradients`` takes the context and the gradients of the outputs.
+    """
+
+    class Entrance(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = forward(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+            return gradients(ctx, *grads)
+
+    apply: Callable[..., Any] = Entrance.apply
+    return apply
 
 
 @contextmanager

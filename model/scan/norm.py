@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.scan import norm_cpu
-from model.scan.eager import is_watched
+from model.scan.eager import eager_entrance, is_watched
 from model.scan.fused import check_backend, fused_backend
 from model.scan.problem import ScanError
 
@@ -47,8 +46,8 @@ def rms_norm_residual(
     check_backend("norm", backend, *tensors)
     if backend == "torch":
         return norm_reference(x, residual, weight, eps)
-    run = norm_op if is_watched() else _Run.apply
-    normed, total = run(x, residual, weight, eps, backend)  # type: ignore[no-untyped-call]
+    run = norm_op if is_watched() else _run
+    normed, total = run(x, residual, weight, eps, backend)
     return normed, total
 
 
@@ -141,21 +140,9 @@ def _gradients(
     return dx, into_stream, dweight.to(weight.dtype), None, None
 
 
-class _Run(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = _forward(*inputs)
-        _setup_context(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, dnormed: Tensor | None, dtotal: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, _backward, dnormed, dtotal)
-
-
+_run = eager_entrance(
+    _forward, _setup_context, lambda ctx, *grads: _gradients(ctx, _backward, *grads)
+)
 norm_op.register_autograd(
     lambda ctx, *grads: _gradients(ctx, _backward_op, *grads), setup_context=_setup_context
 )

@@ -10,18 +10,14 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from model.scan.problem import Direction, Scan
+from model.scan.reference import continuous_inputs, joined
 
 
 def scan_portable(scan: Scan) -> tuple[Tensor, Tensor]:
     """Run ``scan``: out (B, D, L) in the dtype of u, and the last state (B, D, N)."""
-    passes = [_read_out(scan, direction) for direction in scan.directions()]
-    total = passes[0][0] if len(passes) == 1 else passes[0][0] + passes[1][0]
-    if scan.z is not None:
-        total = total * F.silu(scan.z.to(total.dtype))
-    return total.to(scan.u.dtype), passes[-1][1]
+    return joined(scan, [_read_out(scan, direction) for direction in scan.directions()])
 
 
 def _read_out(scan: Scan, direction: Direction) -> tuple[Tensor, Tensor]:
@@ -29,11 +25,7 @@ def _read_out(scan: Scan, direction: Direction) -> tuple[Tensor, Tensor]:
     from torch._higher_order_ops.scan import scan as torch_scan
 
     dtype = scan.state_dtype
-    u, delta, A = direction.u.to(dtype), direction.delta.to(dtype), direction.A.to(dtype)
-    if direction.delta_bias is not None:
-        delta = delta + direction.delta_bias.to(dtype)[:, None]
-    if scan.delta_softplus:
-        delta = F.softplus(delta)
+    u, delta, A = continuous_inputs(scan, direction)
     mixing = [_per_token(tensor.to(dtype), scan) for tensor in (direction.B, direction.C)]
     tokens = [tensor.movedim(-1, 0) for tensor in (u, delta, *mixing)]
     if direction.reverse:

@@ -18,20 +18,29 @@ def scan_reference(scan: Scan) -> tuple[Tensor, Tensor]:
 
     Autograd gives every gradient. Of two directions the last state is that of the backward one.
     """
-    passes = [_read_out(scan, direction) for direction in scan.directions()]
+    return joined(scan, [_read_out(scan, direction) for direction in scan.directions()])
+
+
+def joined(scan: Scan, passes: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The result of ``scan`` from the read-out (B, D, L) and last state of each direction."""
     total = torch.stack([y for y, _ in passes]).sum(0)
     if scan.z is not None:
         total = total * F.silu(scan.z.to(total.dtype))
     return total.to(scan.u.dtype), passes[-1][1]
 
 
-def _read_out(scan: Scan, direction: Direction) -> tuple[Tensor, Tensor]:
+def continuous_inputs(scan: Scan, direction: Direction) -> tuple[Tensor, Tensor, Tensor]:
+    """u (B, D, L), the step sizes (B, D, L) and A (D, N) in the dtype of the state."""
     dtype = scan.state_dtype
     u, delta, A = direction.u.to(dtype), direction.delta.to(dtype), direction.A.to(dtype)
     if direction.delta_bias is not None:
         delta = delta + direction.delta_bias.to(dtype)[:, None]
-    if scan.delta_softplus:
-        delta = F.softplus(delta)
+    return u, F.softplus(delta) if scan.delta_softplus else delta, A
+
+
+def _read_out(scan: Scan, direction: Direction) -> tuple[Tensor, Tensor]:
+    dtype = scan.state_dtype
+    u, delta, A = continuous_inputs(scan, direction)
     B, C = (_per_token(tensor.to(dtype), scan) for tensor in (direction.B, direction.C))
 
     # Indexing inside the loop would make the backward pass quadratic in L, so tokens are unbound.
