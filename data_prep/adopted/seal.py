@@ -18,9 +18,9 @@ from data_prep.errors import DataError
 from data_prep.jobs.record import (
     ShardResult,
     index_table,
-    record_name,
     rejected_lines,
     shard_record,
+    stored_names,
 )
 from data_prep.schema import (
     ADOPTED_FORMAT,
@@ -99,9 +99,7 @@ def seal_split(
         shards=tuple(records),
         index_sha256=hashlib.sha256(content.getvalue()).hexdigest(),
     ).sealed()
-    shards = {result.name for result in results}
-    about = {QUARANTINE_NAME, INDEX_NAME, MANIFEST_NAME}
-    store.sweep(shards | set(map(record_name, shards)) | about)
+    store.sweep(stored_names([result.name for result in results]))
     store.remove(MANIFEST_NAME)  # so that an old seal never describes a new index
     _write_lines(store, quarantine)
     store.write(INDEX_NAME, content.getvalue())

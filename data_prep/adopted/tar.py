@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
-
-import av
 
 from data_prep.adopted.labels import class_number
 from data_prep.adopted.links import Place
@@ -132,11 +129,7 @@ class AdoptedTar:
             sha256=digest if rows else "",
             rows=tuple(rows),
             rejected=tuple(self._rejected),
-            timings=Timings(
-                wall_s=round(time.monotonic() - began, 3),
-                host=socket.gethostname(),
-                pyav=av.__version__,
-            ),
+            timings=Timings.since(began),
         )
 
     def _pairs(self) -> Iterator[tuple[_Video, int]]:
@@ -150,30 +143,14 @@ class AdoptedTar:
         return found.st_size, found.st_mtime_ns
 
     def _row(self, member: Member, label: int, probed: PreparedClip) -> SampleRow:
-        original = probed.original
-        return SampleRow(
+        return SampleRow.of(
+            probed,
             key=self._key(member.name),
             offset=member.offset,
             size=member.size,
-            sha256=probed.sha256,
             label=label,
-            frames=probed.frames,
-            fps=probed.fps,
-            width=probed.width,
-            height=probed.height,
-            duration_s=round(probed.duration_s, 6),
-            keyframes=probed.keyframes,
             source=self._source(member.name),
-            copied=True,
-            container=original.container,
-            codec=original.codec,
-            pixel_format=original.pixel_format,
-            source_width=original.width,
-            source_height=original.height,
             source_bytes=member.size,
-            rotation=original.rotation,
-            sample_aspect=round(original.sample_aspect, 6),
-            hdr=original.hdr,
         )
 
     def _reject(self, name: str, code: str, detail: str) -> None:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Collection, Iterator
 
+import av
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from data_prep.schema import INDEX_SCHEMA, ShardName, ShardRecord, SplitName
+from data_prep.schema import (
+    INDEX_NAME,
+    INDEX_SCHEMA,
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    ShardName,
+    ShardRecord,
+    SplitName,
+)
 from data_prep.storage import Store
+from data_prep.video.clip import PreparedClip
 
 SUFFIX = ".record.json"
 
@@ -43,6 +55,45 @@ class SampleRow(_Frozen):
     sample_aspect: float
     hdr: bool
 
+    @classmethod
+    def of(
+        cls,
+        clip: PreparedClip,
+        *,
+        key: str,
+        offset: int,
+        size: int,
+        label: int,
+        source: str,
+        source_bytes: int,
+    ) -> SampleRow:
+        """The row of a clip that lies at `offset` of its tar."""
+        original = clip.original
+        return cls(
+            key=key,
+            offset=offset,
+            size=size,
+            sha256=clip.sha256,
+            label=label,
+            frames=clip.frames,
+            fps=clip.fps,
+            width=clip.width,
+            height=clip.height,
+            duration_s=round(clip.duration_s, 6),
+            keyframes=clip.keyframes,
+            source=source,
+            copied=clip.copied,
+            container=original.container,
+            codec=original.codec,
+            pixel_format=original.pixel_format,
+            source_width=original.width,
+            source_height=original.height,
+            source_bytes=source_bytes,
+            rotation=original.rotation,
+            sample_aspect=round(original.sample_aspect, 6),
+            hdr=original.hdr,
+        )
+
 
 class RejectedRow(_Frozen):
     key: str
@@ -58,6 +109,12 @@ class Timings(_Frozen):
     wall_s: float
     host: str
     pyav: str
+
+    @classmethod
+    def since(cls, began: float) -> Timings:
+        """The cost of what began at `time.monotonic() == began` and has just ended."""
+        wall_s = round(time.monotonic() - began, 3)
+        return cls(wall_s=wall_s, host=socket.gethostname(), pyav=av.__version__)
 
 
 class ShardResult(_Frozen):
@@ -76,6 +133,12 @@ class ShardResult(_Frozen):
 
 def record_name(shard: str) -> str:
     return shard.removesuffix(".tar") + SUFFIX
+
+
+def stored_names(shards: Collection[str]) -> set[str]:
+    """Every name that a sealed directory of these shards may hold."""
+    about = {QUARANTINE_NAME, INDEX_NAME, MANIFEST_NAME}
+    return {*shards, *map(record_name, shards), *about}
 
 
 def read_result(store: Store, shard: str, plan: str) -> ShardResult | None:

@@ -10,12 +10,9 @@ import hashlib
 import io
 import json
 import os
-import socket
 import tarfile
 import time
 from pathlib import Path
-
-import av
 
 from data_prep.jobs.record import RejectedRow, SampleRow, ShardResult, Timings, record_name
 from data_prep.plan import PlannedClip, PlannedShard
@@ -55,7 +52,15 @@ class ShardWriter:
                 )
             )
             return
-        row = _row(clip, prepared, source, offset=self._tar.offset + _BLOCK)
+        row = SampleRow.of(
+            prepared,
+            key=clip.key,
+            offset=self._tar.offset + _BLOCK,
+            size=len(prepared.video),
+            label=clip.label,
+            source=source,
+            source_bytes=prepared.original.bytes,
+        )
         self._rows.append(row)
         self._add_member(f"{clip.key}.mp4", prepared.video)
         self._add_member(f"{clip.key}.json", self._description(clip, row))
@@ -97,11 +102,7 @@ class ShardWriter:
             sha256=digest if self._rows else "",
             rows=tuple(self._rows),
             rejected=tuple(sorted(self._rejected, key=lambda row: row.key)),
-            timings=Timings(
-                wall_s=round(time.monotonic() - self._started, 3),
-                host=socket.gethostname(),
-                pyav=av.__version__,
-            ),
+            timings=Timings.since(self._started),
         )
         store.write(record_name(self._shard.name), result.model_dump_json().encode())
         return result
@@ -114,31 +115,3 @@ class ShardWriter:
 def printable(path: str) -> str:
     """A file name as text; bytes that are not UTF-8 become `\\xNN`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _row(clip: PlannedClip, prepared: PreparedClip, source: str, offset: int) -> SampleRow:
-    original = prepared.original
-    return SampleRow(
-        key=clip.key,
-        offset=offset,
-        size=len(prepared.video),
-        sha256=prepared.sha256,
-        label=clip.label,
-        frames=prepared.frames,
-        fps=prepared.fps,
-        width=prepared.width,
-        height=prepared.height,
-        duration_s=round(prepared.duration_s, 6),
-        keyframes=prepared.keyframes,
-        source=source,
-        copied=prepared.copied,
-        container=original.container,
-        codec=original.codec,
-        pixel_format=original.pixel_format,
-        source_width=original.width,
-        source_height=original.height,
-        source_bytes=original.bytes,
-        rotation=original.rotation,
-        sample_aspect=round(original.sample_aspect, 6),
-        hdr=original.hdr,
-    )

@@ -19,9 +19,9 @@ from data_prep.jobs.record import (
     ShardResult,
     index_table,
     read_result,
-    record_name,
     rejected_lines,
     shard_record,
+    stored_names,
 )
 from data_prep.jobs.write import printable
 from data_prep.schema import (
@@ -50,7 +50,7 @@ def seal(work: Path, *, only_as: Collection[str] | None = None) -> Manifest:
         raise DataError(f"{work}: no plan; run `vmp data shard` to make one")
     store = open_store(plans[0].out, workdir.scratch)
     _refuse_gaps(store, plans)
-    store.sweep(_stored_names(plans))
+    store.sweep(stored_names([name for plan in plans for name in plan.shard_names()]))
 
     quarantine = io.BytesIO()
     table = io.BytesIO()
@@ -154,12 +154,6 @@ def shaping(plan: SplitPlan) -> dict[str, Any]:
         # Manifests of version 1 lack the field, and keep their digest without it.
         **({"picture_version": plan.picture_version} if plan.picture_version > 1 else {}),
     }
-
-
-def _stored_names(plans: list[SplitPlan]) -> set[str]:
-    """Every name that a sealed directory may hold."""
-    shards = {name for plan in plans for name in plan.shard_names()}
-    return shards | set(map(record_name, shards)) | {QUARANTINE_NAME, INDEX_NAME, MANIFEST_NAME}
 
 
 def _refuse_gaps(store: Store, plans: list[SplitPlan]) -> None:
