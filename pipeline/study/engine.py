@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from model import VideoMamba
+from pipeline.config import RunConfig
+from pipeline.training.assemble import build_optimizer
 from pipeline.training.engine import clip_factor
 from pipeline.training.precision import AUTOCAST
+from pipeline.training.startup import do_without_compiler, step_without_compiler
 
 
 class StepEngine(Protocol):
@@ -25,6 +28,19 @@ class StepEngine(Protocol):
     def backward(self, loss: Tensor) -> None: ...
     def squared_grad_norm(self) -> Tensor: ...
     def step(self, lr: float, grad_norm: float) -> None: ...
+
+
+def plain_engine(config: RunConfig, model: VideoMamba) -> PlainEngine:
+    """The engine of a run on one CPU core, with the optimizer of `vmp train`."""
+    do_without_compiler()
+    optimizer = build_optimizer(config, model, torch.device("cpu"))
+    step_without_compiler(optimizer)
+    return PlainEngine(
+        model,
+        optimizer,
+        precision=config.engine.precision,
+        clip_grad=config.optim.clip_grad,
+    )
 
 
 class PlainEngine:

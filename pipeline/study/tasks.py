@@ -28,11 +28,10 @@ from model import VideoMamba, create_model, save_model
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import ConfigError
 from pipeline.study.clips import Clips
-from pipeline.study.engine import PlainEngine
+from pipeline.study.engine import plain_engine
 from pipeline.study.statistics import estimate
-from pipeline.training.assemble import build_optimizer, initial_model
+from pipeline.training.assemble import initial_model
 from pipeline.training.schedule import Schedule
-from pipeline.training.startup import do_without_compiler, step_without_compiler
 from pipeline.training.tasks.build import build_task
 
 _CPU = torch.device("cpu")
@@ -224,14 +223,11 @@ def _shown(result: Result) -> str:
 def _train(stage: Stage, seed: int, folder: Path, size: Size) -> Result:
     config = _config(stage, seed, folder, size)
     train, test = _clips(stage.data, size)
-    do_without_compiler()
     torch.manual_seed(seed)
     model = initial_model(config)
     task = build_task(config, _CPU)
     student = task.student(model).train()
-    optimizer = build_optimizer(config, student, _CPU)
-    step_without_compiler(optimizer)
-    engine = PlainEngine(student, optimizer, precision="fp32", clip_grad=config.optim.clip_grad)
+    engine = plain_engine(config, student)
     schedule = Schedule(config.schedule, config.optim.lr, stage.steps)
     losses = torch.zeros(stage.steps)
     began = time.process_time()
@@ -264,6 +260,7 @@ def _config(stage: Stage, seed: int, folder: Path, size: Size) -> RunConfig:
         own.append(f"init_from={folder / f'{stage.begins_from}-{seed}.safetensors'}")
     # One epoch of the schedule stands for all steps, since it counts the warm-up in epochs.
     own += ["schedule.epochs=1", "schedule.warmup_epochs=0.1", f"batch.global_size={_BATCH}"]
+    own.append("engine.precision=fp32")
     return load_config("demo", own)
 
 

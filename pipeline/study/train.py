@@ -17,12 +17,12 @@ from pipeline.config import RunConfig, load_config
 from pipeline.inference.evaluate import evaluate
 from pipeline.study.clips import Clips, load_clips
 from pipeline.study.design import Design, Settings, Unit
-from pipeline.study.engine import PlainEngine, StepEngine
+from pipeline.study.engine import StepEngine, plain_engine
 from pipeline.study.signal import probe
 from pipeline.training import distributed
-from pipeline.training.assemble import build_engine, build_optimizer
+from pipeline.training.assemble import build_engine
 from pipeline.training.schedule import Schedule
-from pipeline.training.startup import do_without_compiler, step_without_compiler
+from pipeline.training.startup import do_without_compiler
 from pipeline.training.tasks.build import build_task
 
 CURVE_POINTS = 24
@@ -144,20 +144,13 @@ def run_config(unit: Unit, settings: Settings, design: Design, classes: int) -> 
 
 
 def _engine(unit: Unit, config: RunConfig, model: VideoMamba) -> StepEngine:
+    if unit.nuisance.zero_stage is None:
+        return plain_engine(config, model)
     do_without_compiler()
-    if unit.nuisance.zero_stage is not None:
-        if not dist.is_initialized():
-            distributed.join(timeout_s=600)
-        world = distributed.World(0, 1, 0, _CPU)
-        return build_engine(config, model, world, config.batch.global_size, 1)
-    optimizer = build_optimizer(config, model, _CPU)
-    step_without_compiler(optimizer)
-    return PlainEngine(
-        model,
-        optimizer,
-        precision=config.engine.precision,
-        clip_grad=config.optim.clip_grad,
-    )
+    if not dist.is_initialized():
+        distributed.join(timeout_s=600)
+    world = distributed.World(0, 1, 0, _CPU)
+    return build_engine(config, model, world, config.batch.global_size, 1)
 
 
 def _train(
