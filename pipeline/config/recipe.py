@@ -6,6 +6,7 @@ The result has no `base`, so configurations that runs store are whole.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,6 +112,7 @@ class _File:
     path: Traversable
 
 
+@functools.cache
 def _shipped() -> dict[str, _File]:
     root = resources.files("pipeline") / "recipes"
     found: dict[str, _File] = {}

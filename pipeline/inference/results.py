@@ -60,8 +60,8 @@ class Confusion(_Frozen):
     videos: int
 
 
-class Evaluation(_Frozen):
-    """What evaluation.json holds."""
+class Setting(_Frozen):
+    """What an evaluation is of."""
 
     version: Literal[1] = 1
     weights: str
@@ -75,6 +75,11 @@ class Evaluation(_Frozen):
     views: Views
     precision: str
     classes: tuple[str, ...]
+
+
+class Evaluation(Setting):
+    """What evaluation.json holds."""
+
     num_videos: int
     unreadable: tuple[str, ...] = ()
     """Keys of the videos that could not be read, which no figure counts."""
@@ -93,19 +98,6 @@ class Evaluation(_Frozen):
     confusions: tuple[Confusion, ...]
     """Errors by frequency: label, wrong prediction and number of videos."""
     table_sha256: str = Field(pattern=r"^([0-9a-f]{64})?$", default="")
-
-
-class Setting(NamedTuple):
-    """What an evaluation is of; fields as in `Evaluation`."""
-
-    weights: str
-    data: str
-    split: str
-    is_test: bool
-    data_digest: str
-    views: Views
-    precision: str
-    classes: tuple[str, ...]
 
 
 class Results(NamedTuple):
@@ -146,7 +138,7 @@ def results_of(
     confidence = predictions.logits.double().exp().amax(1).numpy()
     bins = statistics.reliability(confidence, found.top1)
     evaluation = Evaluation(
-        **setting._asdict(),
+        **dict(setting),
         num_videos=result.num_samples,
         unreadable=unreadable,
         top1=result.top1,

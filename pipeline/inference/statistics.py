@@ -70,6 +70,11 @@ def wilson_interval(correct: int, total: int, confidence: float = CONFIDENCE) ->
     return Interval(float(interval.low), float(interval.high))
 
 
+def wilson_of_share(share: float, total: int) -> Interval:
+    """Return `wilson_interval` for a share of `total` videos, of which a figure is known."""
+    return wilson_interval(round(share * total), total)
+
+
 def bootstrap_accuracy(
     correct: Flags, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
 ) -> Interval:

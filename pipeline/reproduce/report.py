@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import RunConfig
+from pipeline.inference.statistics import wilson_of_share
 from pipeline.reproduce import cost, results, shards, weights
 from pipeline.reproduce.chain import Stage
 from pipeline.reproduce.cost import Speed
@@ -193,8 +194,8 @@ def _result_line(result: Result) -> str:
 def _beside(claim: Claim, tables: Tables, ours: Estimate) -> str:
     least, most = (bound / 100 for bound in claim_bounds(claim, tables))
     # A published figure is an estimate too, from as many videos as ours.
-    low = results.wilson(least, ours.num_samples)[0]
-    high = results.wilson(most, ours.num_samples)[1]
+    low = wilson_of_share(least, ours.num_samples)[0]
+    high = wilson_of_share(most, ours.num_samples)[1]
     verdict = "overlap" if ours.low <= high and low <= ours.high else "are apart"
     figure = f"{least:.1%}" if least == most else f"{least:.1%} to {most:.1%}"
     gap = ours.top1 - min(max(ours.top1, least), most)

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline import rundir
 from pipeline.config import RunConfig, read_config
 from pipeline.errors import ConfigError
-from pipeline.inference.statistics import Interval, wilson_interval
+from pipeline.inference.statistics import Interval, wilson_of_share
 from pipeline.reproduce.shards import dataset_of
 from pipeline.rundir import State
 from pipeline.rundir.summary import read_summary
@@ -34,7 +34,7 @@ class Result:
 
     @property
     def interval(self) -> Interval:
-        return wilson(self.top1, self.num_samples)
+        return wilson_of_share(self.top1, self.num_samples)
 
 
 def results_of(runs_dir: Path, recipe: str, config: RunConfig) -> list[Result]:
@@ -66,11 +66,6 @@ def results_of(runs_dir: Path, recipe: str, config: RunConfig) -> list[Result]:
     return found
 
 
-def wilson(share: float, total: int) -> Interval:
-    """Return Wilson's interval for a share of `total` videos, of which a figure is known."""
-    return wilson_interval(round(share * total), total)
-
-
 @dataclass(frozen=True)
 class Estimate:
     """An accuracy with its interval of 95 %."""
@@ -87,7 +82,7 @@ def over_seeds(results: Sequence[Result]) -> Estimate:
     They are evaluated on the same videos, so that the interval is that of one run.
     """
     mean = math.fsum(r.top1 for r in results) / len(results)
-    return Estimate(mean, *wilson(mean, results[0].num_samples), results[0].num_samples)
+    return Estimate(mean, *wilson_of_share(mean, results[0].num_samples), results[0].num_samples)
 
 
 def over_folds(folds: Sequence[Estimate]) -> Estimate:

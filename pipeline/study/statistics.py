@@ -41,12 +41,3 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     variance = sum((value - mean) ** 2 for value in values) / (count - 1)
     quantile = _T[min(count - 1, len(_T)) - 1]
     return Estimate(mean, quantile * math.sqrt(variance / count), count)
-
-
-def wilson(right: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share of `count` independent clips (Wilson 1927)."""
-    z = 1.96
-    centre = (right + z * z / (2 * count)) / (1 + z * z / count)
-    spread = math.sqrt(right * (1 - right) / count + z * z / (4 * count * count))
-    half = z * spread / (1 + z * z / count)
-    return centre - half, centre + half

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+from pipeline.inference.statistics import wilson_of_share
 from pipeline.study.design import Arm
-from pipeline.study.statistics import Estimate, wilson
+from pipeline.study.statistics import Estimate
 from pipeline.study.summary import Summary, left_plateau
 from pipeline.study.train import Result
 
@@ -137,7 +138,7 @@ def _nuisances(summary: Summary) -> str:
     rows = []
     for result in summary.nuisances():
         assert result.test_top1 is not None
-        low, high = wilson(result.test_top1, result.test_clips)
+        low, high = wilson_of_share(result.test_top1, result.test_clips)
         left = left_plateau(result)
         rows.append(
             [

@@ -11,6 +11,7 @@ from model.flops import training_flops
 from pipeline import rundir
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import ConfigError
+from pipeline.inference.statistics import wilson_of_share
 from pipeline.reproduce import cost, report, results
 from pipeline.reproduce.chain import chain_of
 from pipeline.reproduce.cost import Speed
@@ -90,15 +91,17 @@ def test_a_run_counts_by_its_settings_and_not_by_its_name(tmp_path: Path) -> Non
 
 def test_an_interval_of_wilson() -> None:
     """80 of 100: (0.7112, 0.8666), from the formula by hand."""
-    low, high = results.wilson(0.8, 100)
+    low, high = wilson_of_share(0.8, 100)
     assert (low, high) == (pytest.approx(0.71117, abs=1e-5), pytest.approx(0.86663, abs=1e-5))
-    assert results.wilson(0.0, 0) == (0.0, 1.0)
+    assert wilson_of_share(0.0, 0) == (0.0, 1.0)
 
 
 def test_seeds_share_their_videos_and_folds_do_not() -> None:
     runs = [Result(Path("a"), 0.7, 100, ()), Result(Path("b"), 0.9, 100, ())]
     seeds = results.over_seeds(runs)
-    assert seeds == Estimate(pytest.approx(0.8), *map(pytest.approx, results.wilson(0.8, 100)), 100)
+    assert seeds == Estimate(
+        pytest.approx(0.8), *map(pytest.approx, wilson_of_share(0.8, 100)), 100
+    )
     folds = [Estimate(0.8, 0, 1, 100), Estimate(0.6, 0, 1, 400)]
     mean = results.over_folds(folds)
     # sqrt(.8 * .2 / 100 + .6 * .4 / 400) / 2 = 0.0234521

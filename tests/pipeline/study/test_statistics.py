@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.study.statistics import Estimate, estimate, wilson
+from pipeline.inference.statistics import wilson_of_share
+from pipeline.study.statistics import Estimate, estimate
 
 
 def test_a_t_interval_by_hand() -> None:
@@ -29,5 +30,5 @@ def test_shown_in_percent_and_in_points() -> None:
 
 def test_wilson_by_hand() -> None:
     # Half of 100: (0.5 + 0.019208) / 1.038416 -+ 0.0962
-    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert wilson(1.0, 100)[1] == pytest.approx(1.0)
+    assert wilson_of_share(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert wilson_of_share(1.0, 100)[1] == pytest.approx(1.0)
