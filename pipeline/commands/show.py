@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import rundir
-from pipeline.commands.watch import JobRow, list_jobs
-from pipeline.errors import ConfigError
+from pipeline.commands.watch import JobRow, job_row
 from pipeline.rundir import Attempt, Rollback
 
 
@@ -42,10 +41,7 @@ class JobPage:
 
 def show(run_dir: Path) -> JobPage:
     """Read the page of a run. Raises ConfigError when there is no such run."""
-    found = [row for row in list_jobs(run_dir.parent) if row.name == run_dir.name]
-    if not found:
-        raise ConfigError(f"run {run_dir}: not found; `vmp jobs list` shows the runs")
-    return JobPage(found[0], rundir.read_attempts(run_dir), rundir.read_rollbacks(run_dir))
+    return JobPage(job_row(run_dir), rundir.read_attempts(run_dir), rundir.read_rollbacks(run_dir))
 
 
 def _when(moment: float) -> str:

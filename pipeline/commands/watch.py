@@ -68,7 +68,18 @@ class JobRow:
 def list_jobs(runs_dir: Path) -> list[JobRow]:
     """Return every run under `runs_dir`, by name. Raises ConfigError without such a directory."""
     _check_is_there(runs_dir)
-    found = sorted(path.parent for path in runs_dir.glob(f"*/{rundir.CONFIG_FILE}"))
+    return _rows(sorted(path.parent for path in runs_dir.glob(f"*/{rundir.CONFIG_FILE}")))
+
+
+def job_row(run_dir: Path) -> JobRow:
+    """Return one run. Raises ConfigError when there is no such run, as for `list_jobs`."""
+    _check_is_there(run_dir.parent)
+    if not (run_dir / rundir.CONFIG_FILE).is_file():
+        raise ConfigError(f"run {run_dir}: not found; `vmp jobs list` shows the runs")
+    return _rows([run_dir])[0]
+
+
+def _rows(found: list[Path]) -> list[JobRow]:
     submissions = [_last_submission(run_dir) for run_dir in found]
     known = [s for s in submissions if isinstance(s, launch.Submission)]
     views = queue.views([s.job_id for s in known if s.cluster == "slurm"])
