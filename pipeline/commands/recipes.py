@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from pipeline.commands.table import print_table
 from pipeline.config import build_config, shipped_recipes
 from pipeline.config.auto import AUTO, DataFacts, settle
 from pipeline.config.load import read_merged
-from pipeline.config.recipe import description, groups
+from pipeline.config.recipe import description, groups, value_at
 from pipeline.reproduce.chain import Origin, origins
 
 _OWN = "This project"
@@ -45,7 +42,7 @@ def _cells(recipe: str) -> list[str]:
     model, schedule, evaluation = config.model, config.schedule, config.eval
 
     def shown(key: str, text: str) -> str:
-        return AUTO if _at(raw, key) == AUTO else text
+        return AUTO if value_at(raw, key) == AUTO else text
 
     warmup = shown("schedule.warmup_epochs", f"{schedule.warmup_epochs:.3g}")
     inputs = origins().get(recipe, Origin()).inputs
@@ -59,11 +56,6 @@ def _cells(recipe: str) -> list[str]:
         f"{evaluation.clips} x {evaluation.crops}",
         ", ".join(source for source in inputs.values()),
     ]
-
-
-def _at(raw: Mapping[str, Any], key: str) -> Any:
-    section, field = key.split(".")
-    return raw.get(section, {}).get(field)
 
 
 def _scientific(value: float) -> str:

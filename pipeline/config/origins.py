@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config.auto import AUTO
 from pipeline.config.load import PRESET
 from pipeline.config.overrides import apply_overrides
-from pipeline.config.recipe import Layer, merge, origin, read_layers
+from pipeline.config.recipe import Layer, merge, origin, read_layers, value_at
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
@@ -30,14 +30,7 @@ def value_origins(recipe: str | Path, overrides: Sequence[str] = ()) -> Callable
     def of(key: str) -> str:
         stated = origin(layers, key)
         if stated is not None:
-            return f"{stated}, {AUTO}" if _value(tree, key) == AUTO else stated
+            return f"{stated}, {AUTO}" if value_at(tree, key) == AUTO else stated
         return f"preset {preset}" if preset and key.startswith("model.") else DEFAULT
 
     return of
-
-
-def _value(tree: Mapping[str, Any], key: str) -> Any:
-    node: Any = tree
-    for part in key.split("."):
-        node = node[part]
-    return node

@@ -23,6 +23,8 @@ from pipeline.errors import ConfigError
 BASE = "base"
 """Key of a recipe that names the recipe from which it inherits; only recipes contain it."""
 
+ABSENT = object()
+"""What `value_at` returns where a tree has nothing; null is a value."""
 _SUFFIX = ".yaml"
 _BASES = "bases"
 """Folder of the recipes that only others inherit from, since they name no run."""
@@ -82,7 +84,7 @@ def merge(layers: Sequence[Layer]) -> dict[str, Any]:
 def origin(layers: Sequence[Layer], key: str) -> str | None:
     """Return the source of the value at a dotted key of the merged tree; None if none states it."""
     for layer in reversed(layers):
-        if _states(layer.own, key.split(".")):
+        if value_at(layer.own, key) is not ABSENT:
             return layer.source
     return None
 
@@ -180,10 +182,11 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return tree
 
 
-def _states(tree: Mapping[str, Any], path: Sequence[str]) -> bool:
+def value_at(tree: Mapping[str, Any], key: str) -> Any:
+    """Return the value at a dotted key, or ABSENT."""
     node: Any = tree
-    for part in path:
+    for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
-            return False
+            return ABSENT
         node = node[part]
-    return True
+    return node
