@@ -23,9 +23,9 @@ from pipeline import exits
 from pipeline.data.errors import DataError
 from pipeline.errors import ConfigError
 from pipeline.inference.features import FeatureFile
-from pipeline.inference.plot import check_plot, clock, draw_timeline
 from pipeline.inference.sources import as_local_file, find_videos
 from pipeline.inference.timeline import Curves, Moment
+from pipeline.inference.timeline_plot import check_plot, clock, draw_timeline
 from pipeline.predict import Predictor, ranked
 from pipeline.terminal import one_line, say
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,24 +18,8 @@ from pipeline.commands import planning, weights
 from pipeline.commands.arguments import complete_recipe
 from pipeline.config import load_config
 from pipeline.predict import Predictor
+from tests.command_line import Vmp
 from tests.data_prep.torture_files import CASES
-
-Vmp = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def vmp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Vmp:
-    """Status, stdout and stderr of a command."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vmp", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        status = end.value.code
-        assert isinstance(status, int)
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize(

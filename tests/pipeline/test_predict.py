@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from rich.progress import TextColumn
 
 from data_prep.video.read import read_pictures, read_timed_pictures, stated_seconds
 from model import ModelError, Stream, create_model
-from pipeline import cli, predict
+from pipeline import predict
 from pipeline.commands.predictions import Progress
 from pipeline.config import load_config
 from pipeline.data.augment import square_crops
@@ -29,22 +28,9 @@ from pipeline.data.batch import normalize
 from pipeline.errors import ConfigError
 from pipeline.inference.exported import Card, write_exported
 from pipeline.predict import Predictor
+from tests.command_line import Vmp
 
 CLASSES = tuple(f"class{number}" for number in range(5))
-Vmp = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def vmp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Vmp:
-    """Status, stdout and stderr of a command."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vmp", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return run
 
 
 def _exported(path: Path, *overrides: str) -> Path:

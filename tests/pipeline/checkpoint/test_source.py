@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 
 from model import VideoMamba, create_model, save_model
 from model.convert import convert
-from pipeline import cli
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.source import locate, read_tensors, split_choice
 from pipeline.errors import CheckpointError
@@ -23,6 +21,7 @@ from pipeline.inference.export import export_weights
 from pipeline.inference.trained import open_trained
 from pipeline.predict import Predictor
 from pipeline.training.assemble import initial_model
+from tests.command_line import Vmp
 from tests.pipeline.checkpoint.conftest import CLASSES, config, save
 from tests.pipeline.data.conftest import write_shards
 
@@ -227,30 +226,19 @@ def _recipe(weights: Path, shards: Path, out: Path) -> list[str]:
     return ["demo", f"init_from={weights}", f"data.train={shards}", f"runs_dir={out}/runs", *own]
 
 
-def _say(
-    arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["vmp", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert isinstance(end.value.code, int)
-    return end.value.code, *capsys.readouterr()
-
-
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_weights_are_one_line_in_every_command(
     kind: str,
     tmp_path: Path,
     shards: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    vmp: Vmp,
 ) -> None:
     make, message, of_convert = BAD[kind]
     weights = make(tmp_path)
     (tmp_path / "out").mkdir()
     for command, arguments in COMMANDS.items():
         wanted = of_convert if command == "convert" and of_convert else message
-        status, out, err = _say(arguments(weights, shards, tmp_path / "out"), monkeypatch, capsys)
+        status, out, err = vmp(*arguments(weights, shards, tmp_path / "out"))
         lines = [line for line in err.splitlines() if line.startswith("error: ")]
         assert (status, out, len(lines)) == (2, "", 1), (command, out, err)
         # A checkpoint that is passed over is reported before the error.
@@ -277,12 +265,11 @@ def test_weights_of_another_model_or_data_are_one_line(
     message: str,
     tmp_path: Path,
     shards: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    vmp: Vmp,
 ) -> None:
     weights = _torch("w.pth", lambda _: _state(**changed))(tmp_path)
     arguments = COMMANDS[command](weights, shards, tmp_path / "out")
-    status, out, err = _say(arguments, monkeypatch, capsys)
+    status, out, err = vmp(*arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert re.search(message, err), err
     assert not (tmp_path / "out").exists()

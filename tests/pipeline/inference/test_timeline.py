@@ -10,8 +10,8 @@ import pytest
 
 from data_prep.video.read import TimedPicture
 from pipeline.errors import ConfigError
-from pipeline.inference.plot import check_plot, clock, draw_timeline
 from pipeline.inference.timeline import Curves, Moment, Window, cut_windows
+from pipeline.inference.timeline_plot import check_plot, clock, draw_timeline
 
 
 def _video(times: list[float], shown_s: float = 0.25) -> list[TimedPicture]:
