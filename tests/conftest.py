@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,19 @@ def _own_environment() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _own_determinism() -> Iterator[None]:
+    """Undo what a test that trains in this process leaves in torch's settings."""
+    mode, fills = 0, True  # as torch begins
+    if (torch := sys.modules.get("torch")) is not None:
+        mode = torch.get_deterministic_debug_mode()
+        fills = torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_deterministic_debug_mode(mode)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from model.mixer import Mixer
 from model.scan import available_backends
 from model.scan.cuda import launch
 from tests.model.scan.cuda_host import host_kernels
+from tests.poison import poisoned
 
 VARIANTS: list[dict[str, Any]] = [
     {"layout": layout, "value": value}
@@ -28,9 +29,8 @@ BACKENDS = [("cuda", "cuda")] + ([("cpu", "cpu")] if "cpu" in available_backends
 def kernels_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The CUDA kernels run lane by lane, and fresh memory is NaN."""
     monkeypatch.setattr(launch, "load", host_kernels.load)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+    with poisoned():
+        yield
 
 
 def _mixer(**fields: Any) -> Mixer:

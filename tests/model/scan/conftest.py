@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.scan.cuda import scan
+from tests.poison import poisoned
 
 Tensors = dict[str, Tensor]
 
@@ -15,10 +16,10 @@ Tensors = dict[str, Tensor]
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """Fill fresh tensors with NaN, so that an element that is never written shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(False)
+    with poisoned():
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        assert torch.empty(1).isnan()
+        yield
 
 
 @pytest.fixture
